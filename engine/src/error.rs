@@ -1,0 +1,104 @@
+//! One error enum per operation, each branching on whether the program can have run.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use sandbox_schemas::execute::InvalidInput;
+use sandbox_schemas::outcome::ErrorCode;
+
+/// Why an engine cannot start on this machine. Each says what to do.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StartError {
+    /// No QEMU in PATH nor in the usual places.
+    #[error(
+        "QEMU is not installed: no `{name}` in PATH or in {searched}. Install it (Debian: apt-get install \
+         qemu-system-x86) or name it with --qemu"
+    )]
+    QemuMissing {
+        /// Name of the binary.
+        name: &'static str,
+        /// Directories that were searched besides PATH.
+        searched: String,
+    },
+    /// A QEMU that cannot be run, or does not say its version.
+    #[error("{path}: cannot be used as QEMU: {reason}")]
+    QemuUnusable {
+        /// The binary.
+        path: PathBuf,
+        /// What happened.
+        reason: String,
+    },
+    /// Older than what templates and the sandbox flags need.
+    #[error("{path} is QEMU {found}; {needed} or later is needed. Upgrade it, or name another one with --qemu")]
+    QemuTooOld {
+        /// The binary.
+        path: PathBuf,
+        /// Its version.
+        found: String,
+        /// The oldest that works.
+        needed: String,
+    },
+    /// KVM was asked for, and does not work here.
+    #[error("KVM cannot be used: {reason}. Use --accel auto or tcg to run without it (slower)")]
+    KvmUnusable {
+        /// What is missing.
+        reason: String,
+    },
+}
+
+/// Why a program has no result.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecuteError {
+    /// An argument is wrong; nothing ran.
+    #[error(transparent)]
+    Invalid(#[from] InvalidInput),
+    /// No VM could be had in time; nothing ran.
+    #[error("no free VM: {reason}. Try again later")]
+    Capacity {
+        /// What was full.
+        reason: String,
+    },
+    /// The VM failed before the program started.
+    #[error("the VM failed before the program ran: {reason}. It is safe to try again")]
+    FailedBeforeRun {
+        /// What happened, QEMU's own words among it.
+        reason: String,
+    },
+    /// The VM failed after the program was handed over.
+    #[error("the VM failed while the program ran: {reason}. It may have run in part or in full")]
+    OutcomeUnknown {
+        /// What happened.
+        reason: String,
+    },
+    /// The caller gave up.
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl ExecuteError {
+    /// The stable code that clients branch on; a cancelled call has no answer, and so none.
+    pub fn code(&self) -> Option<ErrorCode> {
+        match self {
+            ExecuteError::Invalid(_) => Some(ErrorCode::InvalidInput),
+            ExecuteError::Capacity { .. } => Some(ErrorCode::Capacity),
+            ExecuteError::FailedBeforeRun { .. } => Some(ErrorCode::FailedBeforeRun),
+            ExecuteError::OutcomeUnknown { .. } => Some(ErrorCode::OutcomeUnknown),
+            ExecuteError::Cancelled => None,
+        }
+    }
+}
+
+/// Why a VM is of no more use. Whether the program can have run depends on the phase, which the caller knows.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VmError {
+    #[error("cannot start QEMU: {0}")]
+    Spawn(String),
+    #[error("the guest was not ready within {0:?}")]
+    Deadline(Duration),
+    #[error("the VM ended unexpectedly{0}")]
+    Ended(String),
+    #[error("the guest broke the protocol: {0}")]
+    Protocol(String),
+    #[error("{0}")]
+    Guest(String),
+}

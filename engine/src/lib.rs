@@ -1,0 +1,30 @@
+//! Runs programs in microVMs, for an ideal caller: `engine.execute(request, sink, cancel)`. Knows no JSON-RPC and no MCP.
+//!
+//! ```text
+//! execute -> admission -> Booting -> Ready -> Running -> spent (destroyed)
+//!                            |         |         |
+//!                            '---------'---------'--> destroyed on any error, cancel or drop
+//! ```
+//!
+//! Invariants: nothing outside `qemu/` starts a process or knows QEMU; a VM that has run a program cannot run another,
+//! because no function leads back; dropping a VM in any phase destroys it.
+
+// In the order in which to read them.
+mod engine;
+
+mod admission;
+mod error;
+
+mod capture;
+mod run;
+mod vm;
+mod wire;
+
+mod qemu;
+
+pub use admission::Limits;
+pub use engine::{AcceleratorChoice, Engine, EngineConfig};
+pub use error::{ExecuteError, StartError};
+pub use run::OutputSink;
+pub use sandbox_schemas::wire::Stream;
+pub use tokio_util::sync::CancellationToken;

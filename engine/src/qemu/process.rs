@@ -1,0 +1,150 @@
+//! One QEMU process: started with little, ended for certain.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use command_fds::{CommandFdExt, FdMapping};
+use nix::libc;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::Signal;
+use nix::unistd::{Gid, Uid, getpid, getppid, setgid, setgroups, setuid};
+use tokio::io::AsyncReadExt;
+use tokio::process::{Child, ChildStderr, Command};
+use tokio::sync::oneshot;
+use tokio_util::task::TaskTracker;
+
+use crate::error::VmError;
+use crate::qemu::command::{self, INITRD_FD, KERNEL_FD, LaunchSpec, ROOT_FD, WIRE_FD};
+
+/// Debian's `nobody`: who QEMU is when the server is root. It owns nothing.
+const NOBODY: u32 = 65534;
+
+/// How long an ended QEMU's last words are waited for.
+const LAST_WORDS_DEADLINE: Duration = Duration::from_millis(500);
+
+/// Most of QEMU's words that are kept, in bytes.
+const LAST_WORDS_BYTES: u64 = 4096;
+
+/// A running QEMU. Its drop kills it; a task of its own reaps it.
+#[derive(Debug)]
+pub(crate) struct QemuProcess {
+    stderr: Option<ChildStderr>,
+    /// Dropped to have the process killed.
+    _kill: oneshot::Sender<()>,
+}
+
+/// Starts QEMU. Must be called from a thread that lives as long as the server (a runtime worker): the kernel ends the
+/// child with the thread that started it.
+pub(crate) fn spawn(
+    qemu: &Path,
+    spec: &LaunchSpec,
+    guest_end: UnixStream,
+    processes: TaskTracker,
+) -> Result<QemuProcess, VmError> {
+    let open = |path: &Path| -> Result<OwnedFd, VmError> {
+        let file = File::open(path).map_err(|error| VmError::Spawn(format!("{}: {error}", path.display())))?;
+        Ok(file.into())
+    };
+    let mappings = vec![
+        FdMapping { parent_fd: guest_end.into(), child_fd: WIRE_FD },
+        FdMapping { parent_fd: open(&spec.image.kernel)?, child_fd: KERNEL_FD },
+        FdMapping { parent_fd: open(&spec.image.initrd)?, child_fd: INITRD_FD },
+        FdMapping { parent_fd: open(&spec.image.root)?, child_fd: ROOT_FD },
+    ];
+
+    #[allow(clippy::disallowed_methods, reason = "this folder is the one that starts QEMU")]
+    let mut command = std::process::Command::new(qemu);
+    command
+        .args(command::arguments(spec))
+        // QEMU needs nothing of the user's environment, and could tell a guest's conqueror about it.
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    let server = getpid();
+    #[allow(unsafe_code, reason = "rights are given up between fork and exec")]
+    // SAFETY: the closure makes system calls only; it neither allocates nor takes a lock.
+    unsafe {
+        std::os::unix::process::CommandExt::pre_exec(&mut command, move || confine(server))
+    };
+    // After `confine`, which marks every descriptor close-on-exec: those named here are the only ones that stay open.
+    command.fd_mappings(mappings).map_err(|error| VmError::Spawn(error.to_string()))?;
+
+    let mut child = Command::from(command)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| VmError::Spawn(format!("{}: {error}", qemu.display())))?;
+    let stderr = child.stderr.take();
+    let (kill, killed) = oneshot::channel();
+    processes.spawn(reap(child, killed));
+    Ok(QemuProcess { stderr, _kill: kill })
+}
+
+impl QemuProcess {
+    /// What QEMU said before it ended, as the tail of a sentence; empty when it said nothing.
+    pub(crate) async fn last_words(&mut self) -> String {
+        let Some(stderr) = self.stderr.take() else { return String::new() };
+        let mut words = Vec::new();
+        // It also ends at the deadline when QEMU lives on: then there are no last words yet.
+        let _ = tokio::time::timeout(LAST_WORDS_DEADLINE, stderr.take(LAST_WORDS_BYTES).read_to_end(&mut words)).await;
+        match String::from_utf8_lossy(&words).trim() {
+            "" => String::new(),
+            words => format!(": {words}"),
+        }
+    }
+}
+
+/// Waits for the process's end, and brings it about when its owner has gone.
+async fn reap(mut child: Child, killed: oneshot::Receiver<()>) {
+    let ended = tokio::select! {
+        status = child.wait() => status,
+        _ = killed => match child.start_kill() {
+            Ok(()) => child.wait().await,
+            Err(error) => Err(error),
+        },
+    };
+    match ended {
+        Ok(status) => tracing::debug!(%status, "QEMU ended"),
+        Err(error) => tracing::error!(%error, "QEMU could not be reaped"),
+    }
+}
+
+/// Runs in the child, before QEMU.
+fn confine(server: nix::unistd::Pid) -> std::io::Result<()> {
+    close_descriptors_on_exec()?;
+    // A network of its own with nothing in it. Unprivileged users may not be allowed one: QEMU has no network device
+    // either way, this is the second lock.
+    if Uid::effective().is_root() {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        setgroups(&[])?;
+        setgid(Gid::from_raw(NOBODY))?;
+        setuid(Uid::from_raw(NOBODY))?;
+    } else {
+        let _ = unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET);
+    }
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    // QEMU writes no file at all.
+    setrlimit(Resource::RLIMIT_FSIZE, 0, 0)?;
+    setrlimit(Resource::RLIMIT_NOFILE, 64, 64)?;
+    // After the change of user, which clears it.
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    // The server may have ended before that.
+    if getppid() != server {
+        return Err(std::io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    Ok(())
+}
+
+/// Whoever started the server may have left descriptors open without close-on-exec.
+fn close_descriptors_on_exec() -> std::io::Result<()> {
+    #[allow(unsafe_code, reason = "nix has no wrapper of close_range")]
+    // SAFETY: it only sets a flag on descriptors of this process.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+}

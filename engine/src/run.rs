@@ -1,0 +1,157 @@
+//! One program on a VM that is ready: streams, deadlines, the outcome.
+
+use std::time::{Duration, Instant};
+
+use sandbox_schemas::accelerator::Accelerator;
+use sandbox_schemas::execute::ExecuteInput;
+use sandbox_schemas::limits::{STDERR_MAX_BYTES, STDOUT_MAX_BYTES};
+use sandbox_schemas::outcome::{ExecuteOutcome, Timing};
+use sandbox_schemas::wire::{Execute, Finished, GuestFrame, Stream};
+
+use crate::capture::Capture;
+use crate::error::VmError;
+use crate::vm::{Ready, Running, unexpected};
+
+/// From an interrupt to the kill, and from the kill to the VM's end: time for an exception to be printed, not more.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// How long a ready guest may take to start a program. Its interpreter is warm, unless the program's environment wants
+/// one of its own; Node.js took 3.5 s then under TCG.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+
+/// How long a frame of a few bytes may wait for the guest to read. A guest that does not is past persuading.
+const NUDGE_DEADLINE: Duration = Duration::from_millis(100);
+
+/// Takes a program's output while it runs. Called from the run's task, so it must not block.
+pub trait OutputSink: Send {
+    /// Text as it came, in order within a stream; up to the stream's cap in all.
+    fn output(&mut self, stream: Stream, text: &str);
+}
+
+/// Where the time went until the program was handed over.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Preparation {
+    pub(crate) accepted: Instant,
+    pub(crate) setup: Duration,
+    pub(crate) boot: Duration,
+    pub(crate) accelerator: Accelerator,
+}
+
+/// How far a program has been persuaded to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Persuasion {
+    None,
+    Interrupted,
+    Killed,
+}
+
+/// Hands the program over and stays with it to its end. The VM is spent then, whatever came of it.
+pub(crate) async fn run(
+    vm: Ready,
+    request: ExecuteInput,
+    preparation: Preparation,
+    sink: &mut dyn OutputSink,
+) -> Result<ExecuteOutcome, VmError> {
+    let timeout = Duration::from_secs(request.timeout_seconds);
+    let handed_over = Instant::now();
+    let mut vm = vm.start(program(request), START_DEADLINE).await?;
+    let connect = vm.started - handed_over;
+
+    let mut stdout = Capture::new(STDOUT_MAX_BYTES);
+    let mut stderr = Capture::new(STDERR_MAX_BYTES);
+    let mut persuasion = Persuasion::None;
+    let mut deadline = vm.started + timeout;
+    let finished = loop {
+        let frame = tokio::select! {
+            frame = vm.next() => frame?,
+            () = tokio::time::sleep_until(deadline.into()) => {
+                match persuade(&mut vm, persuasion).await {
+                    Some(next) => persuasion = next,
+                    // Neither an interrupt nor a kill was answered: the VM goes, and its output until then is kept.
+                    None => break None,
+                }
+                deadline = Instant::now() + GRACE;
+                continue;
+            }
+        };
+        match frame {
+            GuestFrame::Output { stream: stream @ Stream::Stdout, bytes } => sink.output(stream, stdout.push(&bytes)),
+            GuestFrame::Output { stream: stream @ Stream::Stderr, bytes } => sink.output(stream, stderr.push(&bytes)),
+            GuestFrame::Finished(finished) => break Some(finished),
+            other => return Err(unexpected("output", &other)),
+        }
+    };
+    let execute = vm.started.elapsed();
+    let timed_out = persuasion != Persuasion::None;
+    let timing = Timing {
+        setup_ms: milliseconds(preparation.setup),
+        boot_ms: milliseconds(preparation.boot),
+        connect_ms: milliseconds(connect),
+        execute_ms: milliseconds(execute),
+        total_ms: milliseconds(preparation.accepted.elapsed()),
+    };
+    Ok(outcome(finished, timed_out, stdout, stderr, timing, vm.spawn, preparation.accelerator))
+}
+
+/// The next step, or `None` when there is none left.
+async fn persuade(vm: &mut Running, persuasion: Persuasion) -> Option<Persuasion> {
+    let (frame, next) = match persuasion {
+        Persuasion::None => (tokio::time::timeout(NUDGE_DEADLINE, vm.interrupt()).await, Persuasion::Interrupted),
+        Persuasion::Interrupted => (tokio::time::timeout(NUDGE_DEADLINE, vm.kill()).await, Persuasion::Killed),
+        Persuasion::Killed => return None,
+    };
+    if !matches!(frame, Ok(Ok(()))) {
+        tracing::warn!("a guest does not read its wire");
+    }
+    Some(next)
+}
+
+fn program(request: ExecuteInput) -> Execute {
+    Execute {
+        language: request.language,
+        code: request.code,
+        stdin: request.stdin,
+        env: request.env.into_iter().collect(),
+        memory_bytes: request.memory_mb * 1024 * 1024,
+        stdout_max: STDOUT_MAX_BYTES as u64,
+        stderr_max: STDERR_MAX_BYTES as u64,
+    }
+}
+
+fn outcome(
+    finished: Option<Finished>,
+    timed_out: bool,
+    stdout: Capture,
+    stderr: Capture,
+    timing: Timing,
+    spawn: Duration,
+    accelerator: Accelerator,
+) -> ExecuteOutcome {
+    let stdout = stdout.finish(finished.map_or(0, |finished| finished.stdout_bytes));
+    let stderr = stderr.finish(finished.map_or(0, |finished| finished.stderr_bytes));
+    let exit_code = finished.filter(|_| !timed_out).map_or(-1, |finished| finished.exit.code());
+    ExecuteOutcome {
+        exit_code,
+        truncated: stdout.truncated || stderr.truncated,
+        invalid_utf8: stdout.invalid_utf8 || stderr.invalid_utf8,
+        stdout: stdout.text,
+        stderr: stderr.text,
+        stdout_bytes: stdout.total_bytes,
+        stderr_bytes: stderr.total_bytes,
+        timed_out,
+        out_of_memory: finished.is_some_and(|finished| finished.oom_kills > 0),
+        timing,
+        execution_time_ms: timing.execute_ms,
+        spawn_ms: milliseconds(spawn),
+        process_ms: finished.map_or(0.0, |finished| milliseconds(Duration::from_micros(finished.process_us))),
+        cpu_time_ms: finished.map_or(0.0, |finished| milliseconds(Duration::from_micros(finished.cpu_us))),
+        memory_peak_mb: finished.map_or(0.0, |finished| finished.memory_peak_bytes as f64 / (1024.0 * 1024.0)),
+        warm_pool_hit: false,
+        accelerator,
+    }
+}
+
+/// Milliseconds with microsecond digits: more would be noise in a document.
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1000.0
+}

@@ -1,0 +1,59 @@
+//! The host end of a VM's wire: whole frames, with what a guest may make us hold bounded.
+
+use std::os::unix::net::UnixStream as StdUnixStream;
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use sandbox_schemas::limits::GUEST_FRAME_MAX_BYTES;
+use sandbox_schemas::wire::{self, GuestFrame, HostFrame, PREFIX_BYTES};
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
+use tokio_util::bytes::BytesMut;
+use futures_util::StreamExt;
+
+use crate::error::VmError;
+
+/// The host end.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    frames: FramedRead<OwnedReadHalf, LengthDelimitedCodec>,
+    writer: OwnedWriteHalf,
+}
+
+impl Wire {
+    /// Both ends of a new wire: ours, and the one that QEMU gets.
+    pub(crate) fn pair() -> Result<(Wire, StdUnixStream), VmError> {
+        let spawn = |error: std::io::Error| VmError::Spawn(format!("creating the wire: {error}"));
+        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
+            .map_err(|errno| spawn(errno.into()))?;
+        let ours = StdUnixStream::from(ours);
+        ours.set_nonblocking(true).map_err(spawn)?;
+        let (reader, writer) = UnixStream::from_std(ours).map_err(spawn)?.into_split();
+        let codec = LengthDelimitedCodec::builder()
+            .little_endian()
+            .length_field_length(PREFIX_BYTES)
+            .max_frame_length(GUEST_FRAME_MAX_BYTES)
+            .new_codec();
+        Ok((Wire { frames: FramedRead::new(reader, codec), writer }, StdUnixStream::from(theirs)))
+    }
+
+    /// Sends a frame. Not cancel-safe: a caller that gives up in the middle gives up the VM.
+    pub(crate) async fn send(&mut self, frame: &HostFrame) -> Result<(), VmError> {
+        let bytes = wire::encode(frame).map_err(|error| VmError::Protocol(error.to_string()))?;
+        self.writer.write_all(&bytes).await.map_err(|error| VmError::Ended(format!(" (writing to it: {error})")))
+    }
+
+    /// The next frame; an error when the guest is gone or talks nonsense. Cancel-safe.
+    pub(crate) async fn receive(&mut self) -> Result<GuestFrame, VmError> {
+        let body: BytesMut = match self.frames.next().await {
+            Some(Ok(body)) => body,
+            Some(Err(error)) if error.kind() == std::io::ErrorKind::InvalidData => {
+                return Err(VmError::Protocol(error.to_string()));
+            }
+            Some(Err(error)) => return Err(VmError::Ended(format!(" (reading from it: {error})"))),
+            None => return Err(VmError::Ended(String::new())),
+        };
+        wire::decode(&body).map_err(|error| VmError::Protocol(error.to_string()))
+    }
+}

@@ -1,0 +1,247 @@
+//! The agent's one loop. What can wake it: the port, the end of a child, a warming runner, the streams of the run, and
+//! the end of a stream's rest.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, read};
+use sandbox_schemas::language::Language;
+use sandbox_schemas::wire::{Execute, Exit, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION};
+
+use crate::cgroup;
+use crate::error::{Context, Error, Result};
+use crate::identity;
+use crate::port::Port;
+use crate::run::Run;
+use crate::runner::{Runner, needs_own_start};
+
+/// The agent: its port, what it keeps warm, and the program that it runs.
+pub(crate) struct Agent {
+    port: Port,
+    children: SignalFd,
+    runners: Vec<Runner>,
+    /// Languages that [`Hello`] asked for and that are not warm yet.
+    warming: Vec<Language>,
+    /// A program whose runner is not warm yet.
+    waiting: Option<Execute>,
+    run: Option<Run>,
+}
+
+/// What woke the loop.
+struct Woken {
+    descriptors: Vec<RawFd>,
+}
+
+impl Woken {
+    fn by(&self, descriptor: impl AsFd) -> bool {
+        self.descriptors.contains(&descriptor.as_fd().as_raw_fd())
+    }
+}
+
+impl Agent {
+    pub(crate) fn new(port: Port) -> Result<Agent> {
+        let mut mask = SigSet::empty();
+        mask.add(Signal::SIGCHLD);
+        mask.thread_block().context("blocking SIGCHLD")?;
+        let children = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+            .context("watching for children's ends")?;
+        Ok(Agent { port, children, runners: Vec::new(), warming: Vec::new(), waiting: None, run: None })
+    }
+
+    /// Serves until the host is gone.
+    pub(crate) fn serve(&mut self) -> Result<()> {
+        loop {
+            let woken = self.wait()?;
+            if woken.by(&self.port) {
+                if !self.port.fill()? {
+                    return Ok(());
+                }
+                while let Some(frame) = self.port.next_frame()? {
+                    if let Err(error) = self.obey(frame) {
+                        self.port.send(&GuestFrame::Failed { reason: error.to_string() })?;
+                    }
+                }
+            }
+            self.hear_runners(&woken)?;
+            self.serve_run(&woken)?;
+            if woken.by(&self.children) {
+                self.reap()?;
+            }
+        }
+    }
+
+    /// Sleeps until something happens.
+    fn wait(&mut self) -> Result<Woken> {
+        let now = Instant::now();
+        let mut fds = vec![
+            PollFd::new(self.port.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.children.as_fd(), PollFlags::POLLIN),
+        ];
+        fds.extend(self.runners.iter().map(|runner| PollFd::new(runner.control.as_fd(), PollFlags::POLLIN)));
+        let mut until: Option<Instant> = None;
+        if let Some(run) = &self.run {
+            for output in [&run.stdout, &run.stderr] {
+                until = until.into_iter().chain(output.rest_end(now)).min();
+                fds.extend(output.interest(now).map(|pipe| PollFd::new(pipe, PollFlags::POLLIN)));
+            }
+            fds.extend(run.control().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
+            fds.extend(run.stdin().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLOUT)));
+        }
+        let timeout = until.map_or(PollTimeout::NONE, |until| {
+            // Rounded up: waking early would only mean to wait again.
+            let milliseconds = until.saturating_duration_since(now).as_millis() + 1;
+            PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(Error::new("waiting", error)),
+        }
+        let is_woken = |fd: &&PollFd| fd.revents().is_some_and(|events| !events.is_empty());
+        let descriptors = fds.iter().filter(is_woken).map(|fd| fd.as_fd().as_raw_fd()).collect();
+        Ok(Woken { descriptors })
+    }
+
+    fn obey(&mut self, frame: HostFrame) -> Result<()> {
+        match frame {
+            HostFrame::Hello(hello) => self.greet(&hello),
+            HostFrame::Execute(request) => self.execute(request),
+            HostFrame::Interrupt => {
+                if let Some(run) = &self.run {
+                    run.runner.signal(Signal::SIGINT);
+                }
+                Ok(())
+            }
+            HostFrame::Kill => cgroup::kill_all(),
+        }
+    }
+
+    fn greet(&mut self, hello: &Hello) -> Result<()> {
+        if hello.protocol != PROTOCOL_VERSION {
+            let message = format!("the host speaks version {}, this agent {PROTOCOL_VERSION}", hello.protocol);
+            return Err(Error::new("greeting", message));
+        }
+        identity::apply(hello)?;
+        for &language in &hello.warm {
+            self.runners.push(Runner::spawn(language, &[])?);
+            self.warming.push(language);
+        }
+        self.say_ready()
+    }
+
+    fn say_ready(&mut self) -> Result<()> {
+        if self.warming.is_empty() { self.port.send(&GuestFrame::Ready) } else { Ok(()) }
+    }
+
+    fn execute(&mut self, request: Execute) -> Result<()> {
+        if self.run.is_some() || self.waiting.is_some() {
+            return Err(Error::new("executing", "a program is running already"));
+        }
+        let has_runner = self.runners.iter().any(|runner| runner.language == request.language);
+        if needs_own_start(request.language, &request.env) {
+            // Not the warm one: it has read its environment.
+            self.runners.retain(|runner| runner.language != request.language);
+            self.runners.push(Runner::spawn(request.language, &request.env)?);
+        } else if !has_runner {
+            self.runners.push(Runner::spawn(request.language, &[])?);
+        }
+        self.waiting = Some(request);
+        self.start_when_warm()
+    }
+
+    fn start_when_warm(&mut self) -> Result<()> {
+        let Some(request) = &self.waiting else { return Ok(()) };
+        let is_fit = |runner: &Runner| runner.language == request.language && runner.spawn_us.is_some();
+        let Some(index) = self.runners.iter().position(is_fit) else { return Ok(()) };
+        let Some(request) = self.waiting.take() else { return Ok(()) };
+        let runner = self.runners.swap_remove(index);
+        self.run = Some(Run::start(runner, request, &mut self.port)?);
+        Ok(())
+    }
+
+    /// Takes in which runners have become warm.
+    fn hear_runners(&mut self, woken: &Woken) -> Result<()> {
+        let mut warmed = false;
+        for runner in &mut self.runners {
+            let mut byte = [0];
+            if woken.by(&runner.control) && read(runner.control.as_fd(), &mut byte) == Ok(1) && byte == *b"R" {
+                runner.is_warm_now();
+                let before = self.warming.len();
+                self.warming.retain(|&language| language != runner.language);
+                warmed |= self.warming.len() < before;
+            }
+        }
+        if warmed {
+            self.say_ready()?;
+        }
+        self.start_when_warm()
+    }
+
+    fn serve_run(&mut self, woken: &Woken) -> Result<()> {
+        let Some(run) = &mut self.run else { return Ok(()) };
+        let now = Instant::now();
+        for output in [&mut run.stdout, &mut run.stderr] {
+            let is_woken = output.interest(now).is_some_and(|pipe: BorrowedFd<'_>| woken.by(pipe));
+            if is_woken {
+                output.pump(&mut self.port)?;
+            }
+        }
+        if run.stdin().is_some_and(|pipe| woken.by(pipe)) {
+            run.feed_stdin();
+        }
+        if run.control().is_some_and(|pipe| woken.by(pipe))
+            && let Some(exit) = run.read_control()
+        {
+            return self.finish(exit);
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, exit: Exit) -> Result<()> {
+        match self.run.take() {
+            Some(mut run) => run.finish(exit, &mut self.port),
+            None => Ok(()),
+        }
+    }
+
+    /// Reaps every child that has ended: runners, and orphans that PID 1 inherits.
+    fn reap(&mut self) -> Result<()> {
+        // The signals only say that there is something to reap.
+        while let Ok(Some(_)) = self.children.read_signal() {}
+        loop {
+            let (pid, exit) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) => (pid, Exit::Code(code as u8)),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, Exit::Signal(signal as u8)),
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),
+                Ok(_) | Err(Errno::EINTR) => continue,
+                Err(error) => return Err(Error::new("reaping", error)),
+            };
+            self.note_end(pid, exit)?;
+        }
+    }
+
+    fn note_end(&mut self, pid: Pid, exit: Exit) -> Result<()> {
+        if let Some(run) = &mut self.run
+            && run.runner.pid == pid
+        {
+            // What the runner said before it ended counts more than how it ended.
+            let exit = run.read_control().unwrap_or(exit);
+            return self.finish(exit);
+        }
+        let Some(index) = self.runners.iter().position(|runner| runner.pid == pid) else { return Ok(()) };
+        let runner = self.runners.swap_remove(index);
+        let mut words = vec![0; 4096];
+        let length = read(runner.stderr.as_fd(), &mut words).unwrap_or(0);
+        let reason = format!(
+            "the {} interpreter ended before it was ready ({exit:?}): {}",
+            runner.language,
+            String::from_utf8_lossy(&words[..length]).trim()
+        );
+        self.waiting = None;
+        self.port.send(&GuestFrame::Failed { reason })
+    }
+}

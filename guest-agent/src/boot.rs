@@ -1,0 +1,155 @@
+//! From the kernel's hand-over to a guest that can run programs: mounts, devices, loopback.
+
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, chown, symlink};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::libc;
+use nix::mount::{MsFlags, mount};
+use nix::sys::reboot::{RebootMode, reboot};
+use sandbox_schemas::limits;
+
+use crate::cgroup;
+use crate::confine::{USER_GID, USER_UID};
+use crate::error::{Context, Error, Result};
+use crate::port::Port;
+
+/// Where a program and its environment lie while it runs. The user may write here: a runner gives the file the ending
+/// that its interpreter wants.
+pub(crate) const PROGRAM_DIR: &str = "/run/program";
+
+/// The working directory of a program.
+pub(crate) const WORKSPACE_DIR: &str = "/workspace";
+
+/// Where the runners' source lies.
+pub(crate) const RUNNER_DIR: &str = "/run/runners";
+
+/// What a program may write to, all on one tmpfs with one quota.
+const WRITABLE: [(&str, &str, u32); 4] = [
+    ("workspace", WORKSPACE_DIR, 0o755),
+    ("home", "/home/user", 0o755),
+    ("tmp", "/tmp", 0o1777),
+    ("var-tmp", "/var/tmp", 0o1777),
+];
+
+/// The port's driver finds it in a work queue of its own; on a busy host under TCG that took up to 50 ms.
+const PORT_WAIT: Duration = Duration::from_secs(10);
+
+/// Brings the guest up and opens the port.
+pub(crate) fn bring_up() -> Result<Port> {
+    enter_root()?;
+    mount_system()?;
+    mount_writable()?;
+    bring_up_loopback()?;
+    cgroup::set_up()?;
+    open_port()
+}
+
+/// Stops the VM: the kernel command line makes a reboot a triple fault, at which QEMU (`-no-reboot`) exits.
+pub(crate) fn stop_machine() {
+    let _ = reboot(RebootMode::RB_AUTOBOOT);
+    // Not reached as PID 1 of a VM. Anywhere else, PID 1's end would be the machine's.
+    std::process::exit(1);
+}
+
+/// Leaves the initramfs for the root image, read-only.
+fn enter_root() -> Result<()> {
+    attach("devtmpfs", "/dev", "devtmpfs", MsFlags::MS_NOSUID, "mode=0755")?;
+    attach("/dev/vda", "/newroot", "erofs", MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID, "")?;
+    mount(Some("/dev"), "/newroot/dev", None::<&str>, MsFlags::MS_MOVE, None::<&str>).context("moving /dev")?;
+    nix::unistd::chdir("/newroot").context("entering the root image")?;
+    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).context("moving the root image to /")?;
+    nix::unistd::chroot(".").context("changing the root")?;
+    nix::unistd::chdir("/").context("entering /")
+}
+
+fn mount_system() -> Result<()> {
+    let hardened = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    attach("proc", "/proc", "proc", hardened, "")?;
+    attach("sysfs", "/sys", "sysfs", hardened, "")?;
+    attach("cgroup2", "/sys/fs/cgroup", "cgroup2", hardened, "")?;
+    attach("tmpfs", "/run", "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=0755,size=16m")?;
+    make_directory("/dev/pts", 0o755)?;
+    attach("devpts", "/dev/pts", "devpts", MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, "mode=0620,gid=5,ptmxmode=0666")?;
+    make_directory("/dev/shm", 0o1777)?;
+    attach("tmpfs", "/dev/shm", "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=1777,size=256m")?;
+    for (name, target) in [
+        ("/dev/fd", "/proc/self/fd"),
+        ("/dev/stdin", "/proc/self/fd/0"),
+        ("/dev/stdout", "/proc/self/fd/1"),
+        ("/dev/stderr", "/proc/self/fd/2"),
+    ] {
+        symlink(target, name).context(format!("linking {name}"))?;
+    }
+    Ok(())
+}
+
+fn mount_writable() -> Result<()> {
+    make_directory("/run/writable", 0o755)?;
+    let quota =
+        format!("mode=0755,size={}m,nr_inodes={}", limits::WORKSPACE_MAX_MB, limits::WORKSPACE_MAX_INODES);
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    attach("tmpfs", "/run/writable", "tmpfs", flags, &quota)?;
+    for (name, target, mode) in WRITABLE {
+        let source = format!("/run/writable/{name}");
+        make_directory(&source, mode)?;
+        give_to_user(&source)?;
+        mount(Some(source.as_str()), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .context(format!("binding {target}"))?;
+    }
+    make_directory(PROGRAM_DIR, 0o755)?;
+    give_to_user(PROGRAM_DIR)?;
+    make_directory(RUNNER_DIR, 0o755)
+}
+
+/// 127.0.0.1 works; there is nothing else.
+fn bring_up_loopback() -> Result<()> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    use std::os::fd::AsRawFd;
+
+    nix::ioctl_write_ptr_bad!(set_interface_flags, libc::SIOCSIFFLAGS, libc::ifreq);
+
+    let socket = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
+        .context("a socket to configure loopback")?;
+    let mut name = [0; libc::IFNAMSIZ];
+    name[0] = b'l' as libc::c_char;
+    name[1] = b'o' as libc::c_char;
+    let request = libc::ifreq {
+        ifr_name: name,
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short },
+    };
+    #[allow(unsafe_code, reason = "the one way to set an interface's flags without netlink")]
+    // SAFETY: the socket is open and `request` is a whole ifreq that outlives the call.
+    unsafe { set_interface_flags(socket.as_raw_fd(), &request) }.context("bringing up loopback")?;
+    Ok(())
+}
+
+fn open_port() -> Result<Port> {
+    let deadline = Instant::now() + PORT_WAIT;
+    loop {
+        if let Some(path) = Port::find() {
+            return Port::open(&path);
+        }
+        if Instant::now() > deadline {
+            return Err(Error::new("finding the port", "no virtio-serial port has the agent's name"));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn attach(source: &str, target: &str, kind: &str, flags: MsFlags, data: &str) -> Result<()> {
+    mount(Some(source), target, Some(kind), flags, Some(data)).context(format!("mounting {kind} on {target}"))
+}
+
+fn make_directory(path: &str, mode: u32) -> Result<()> {
+    // PID 1 starts with a zero umask, so the mode is what it says.
+    if Path::new(path).is_dir() {
+        return Ok(());
+    }
+    fs::DirBuilder::new().mode(mode).create(path).context(format!("creating {path}"))
+}
+
+fn give_to_user(path: &str) -> Result<()> {
+    chown(path, Some(USER_UID), Some(USER_GID)).context(format!("giving {path} to the user"))
+}

@@ -1,0 +1,83 @@
+//! What a program may not do: an ordinary user's rights, and fewer system calls than that.
+
+use nix::libc;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::unistd::{Gid, Uid, setgid, setgroups, setsid, setuid};
+use sandbox_schemas::limits;
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+
+use crate::cgroup;
+use crate::error::{Context, Result};
+
+/// The user that programs run as.
+pub(crate) const USER_UID: u32 = 1000;
+/// Its group.
+pub(crate) const USER_GID: u32 = 1000;
+
+/// System calls that fail with EPERM. Most need a capability that the user lacks; that they do not even enter the kernel
+/// takes their code out of a hostile program's reach.
+const DENIED: &[libc::c_long] = &[
+    libc::SYS_acct,
+    libc::SYS_add_key,
+    libc::SYS_adjtimex,
+    libc::SYS_bpf,
+    libc::SYS_chroot,
+    libc::SYS_clock_adjtime,
+    libc::SYS_clock_settime,
+    libc::SYS_delete_module,
+    libc::SYS_finit_module,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fsopen,
+    libc::SYS_fspick,
+    libc::SYS_init_module,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_io_uring_setup,
+    libc::SYS_ioperm,
+    libc::SYS_iopl,
+    libc::SYS_kexec_file_load,
+    libc::SYS_kexec_load,
+    libc::SYS_keyctl,
+    libc::SYS_mount,
+    libc::SYS_mount_setattr,
+    libc::SYS_move_mount,
+    libc::SYS_name_to_handle_at,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_open_tree,
+    libc::SYS_perf_event_open,
+    libc::SYS_pivot_root,
+    libc::SYS_quotactl,
+    libc::SYS_reboot,
+    libc::SYS_request_key,
+    libc::SYS_setns,
+    libc::SYS_settimeofday,
+    libc::SYS_swapoff,
+    libc::SYS_swapon,
+    libc::SYS_syslog,
+    libc::SYS_umount2,
+    libc::SYS_unshare,
+    libc::SYS_userfaultfd,
+    libc::SYS_vhangup,
+];
+
+/// The filter, compiled once and applied in each child.
+pub(crate) fn filter() -> Result<BpfProgram> {
+    let rules = DENIED.iter().map(|&call| (call, Vec::new())).collect();
+    SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM as u32), TargetArch::x86_64)
+        .and_then(BpfProgram::try_from)
+        .context("building the system call filter")
+}
+
+/// Turns the calling process, a fresh child of the agent, into the user's: no way back.
+pub(crate) fn become_user(filter: &BpfProgram) -> std::io::Result<()> {
+    setsid()?;
+    std::fs::write(cgroup::JOIN_FILE, "0")?;
+    setrlimit(Resource::RLIMIT_NOFILE, limits::OPEN_FILES_MAX, limits::OPEN_FILES_MAX)?;
+    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+    setgroups(&[])?;
+    setgid(Gid::from_raw(USER_GID))?;
+    setuid(Uid::from_raw(USER_UID))?;
+    nix::sys::prctl::set_no_new_privs()?;
+    seccompiler::apply_filter(filter).map_err(std::io::Error::other)
+}

@@ -1,0 +1,38 @@
+//! PID 1 of the VM. It brings up the guest, keeps interpreters warm, and runs one program at a time as an ordinary user.
+//!
+//! ```text
+//! boot -> port: Hello -> identity, warm runners -> Ready -> Execute -> Started, Output... -> Finished -> (VM destroyed)
+//! ```
+//!
+//! One thread and one `poll` loop: what can wake the agent is listed in `agent.rs` and nowhere else. When the host end
+//! of the port goes away the VM stops, so that no orphan is left spinning.
+
+// In the order in which to read them.
+mod agent;
+
+mod boot;
+mod identity;
+mod port;
+
+mod cgroup;
+mod confine;
+mod runner;
+
+mod output;
+mod run;
+
+mod error;
+
+use std::io::Write;
+
+fn main() {
+    let error = match boot::bring_up().and_then(agent::Agent::new).and_then(|mut agent| agent.serve()) {
+        Ok(()) => None,
+        Err(error) => Some(error),
+    };
+    if let Some(error) = error {
+        // Nobody but a developer with a serial console reads this: the port is what failed.
+        let _ = writeln!(std::io::stderr(), "sandbox agent: {error}");
+    }
+    boot::stop_machine();
+}

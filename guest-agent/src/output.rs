@@ -1,0 +1,85 @@
+//! One stream of a program: read as it comes, sent up to a cap, counted to the end.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::unistd::read;
+use sandbox_schemas::limits::OUTPUT_CHUNK_MAX_BYTES;
+use sandbox_schemas::wire::{GuestFrame, Stream};
+
+use crate::error::Result;
+use crate::port::Port;
+use crate::runner::PIPE_BYTES;
+
+/// After a short read the stream rests for so long, so that a program that prints line by line is not interrupted at
+/// each. It delays nothing else: the end of a run is taken in at once.
+const REST: Duration = Duration::from_millis(10);
+
+/// The reading end of a program's stdout or stderr.
+pub(crate) struct Output {
+    stream: Stream,
+    pipe: Option<OwnedFd>,
+    cap: u64,
+    /// All bytes that the program wrote, sent or not.
+    pub(crate) bytes: u64,
+    resting_until: Option<Instant>,
+}
+
+impl Output {
+    pub(crate) fn new(stream: Stream, pipe: OwnedFd, cap: u64) -> Self {
+        Output { stream, pipe: Some(pipe), cap, bytes: 0, resting_until: None }
+    }
+
+    /// What to wait for: nothing once the stream has ended, or while it rests.
+    pub(crate) fn interest(&self, now: Instant) -> Option<BorrowedFd<'_>> {
+        if self.rest_end(now).is_some() { None } else { self.pipe.as_ref().map(|pipe| pipe.as_fd()) }
+    }
+
+    /// When its rest ends, if it rests.
+    pub(crate) fn rest_end(&self, now: Instant) -> Option<Instant> {
+        self.resting_until.filter(|&until| self.pipe.is_some() && until > now)
+    }
+
+    /// Takes in what is there, one chunk.
+    pub(crate) fn pump(&mut self, port: &mut Port) -> Result<()> {
+        if self.take_chunk(port)? < OUTPUT_CHUNK_MAX_BYTES {
+            self.resting_until = Some(Instant::now() + REST);
+        }
+        Ok(())
+    }
+
+    /// Takes in what the program had written when it ended. No more than a pipe holds: a child that lives on and writes
+    /// without end must not keep the run open.
+    pub(crate) fn drain(&mut self, port: &mut Port) -> Result<()> {
+        let end = self.bytes + PIPE_BYTES as u64;
+        while self.bytes < end && self.take_chunk(port)? > 0 {}
+        Ok(())
+    }
+
+    /// Bytes read; 0 when there are none, or no more.
+    fn take_chunk(&mut self, port: &mut Port) -> Result<usize> {
+        let Some(pipe) = &self.pipe else { return Ok(0) };
+        let mut chunk = vec![0; OUTPUT_CHUNK_MAX_BYTES];
+        match read(pipe, &mut chunk) {
+            Ok(0) => {
+                self.pipe = None;
+                Ok(0)
+            }
+            Ok(length) => {
+                let room = self.cap.saturating_sub(self.bytes);
+                self.bytes += length as u64;
+                chunk.truncate(length.min(usize::try_from(room).unwrap_or(usize::MAX)));
+                if !chunk.is_empty() {
+                    port.send(&GuestFrame::Output { stream: self.stream, bytes: chunk })?;
+                }
+                Ok(length)
+            }
+            Err(Errno::EAGAIN | Errno::EINTR) => Ok(0),
+            Err(_) => {
+                self.pipe = None;
+                Ok(0)
+            }
+        }
+    }
+}

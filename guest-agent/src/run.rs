@@ -1,0 +1,112 @@
+//! One program from its start to its end.
+
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::unistd::{read, write};
+use sandbox_schemas::wire::{Execute, Exit, Finished, GuestFrame, Stream};
+
+use crate::cgroup;
+use crate::error::{Context, Result};
+use crate::output::Output;
+use crate::port::Port;
+use crate::runner::Runner;
+
+/// A program that has been handed to its runner.
+pub(crate) struct Run {
+    pub(crate) runner: Runner,
+    pub(crate) stdout: Output,
+    pub(crate) stderr: Output,
+    stdin: Vec<u8>,
+    stdin_written: usize,
+    started: Instant,
+    cpu_before_us: u64,
+    /// Closed by some runners before the program starts, and by programs that close all they find.
+    control: Option<OwnedFd>,
+    said: Vec<u8>,
+}
+
+impl Run {
+    /// Tells the host, then lets the program go: what is reported as not started cannot have run.
+    pub(crate) fn start(mut runner: Runner, request: Execute, port: &mut Port) -> Result<Run> {
+        cgroup::limit_memory(request.memory_bytes)?;
+        let stdout = runner.stdout.try_clone().context("the stdout pipe")?;
+        let stderr = runner.stderr.try_clone().context("the stderr pipe")?;
+        let control = runner.control.try_clone().context("the control pipe")?;
+        port.send(&GuestFrame::Started { spawn_us: runner.spawn_us.unwrap_or(0) })?;
+        let cpu_before_us = cgroup::cpu_us();
+        let started = Instant::now();
+        runner.go(&request.code, &request.env)?;
+        let mut run = Run {
+            stdout: Output::new(Stream::Stdout, stdout, request.stdout_max),
+            stderr: Output::new(Stream::Stderr, stderr, request.stderr_max),
+            stdin: request.stdin.into_bytes(),
+            stdin_written: 0,
+            runner,
+            started,
+            cpu_before_us,
+            control: Some(control),
+            said: Vec::new(),
+        };
+        run.feed_stdin();
+        Ok(run)
+    }
+
+    /// The pipe that wants more input, if there is more.
+    pub(crate) fn stdin(&self) -> Option<&OwnedFd> {
+        self.runner.stdin.as_ref()
+    }
+
+    /// Writes what fits; closes the pipe behind the last byte.
+    pub(crate) fn feed_stdin(&mut self) {
+        while let Some(pipe) = &self.runner.stdin {
+            let rest = &self.stdin[self.stdin_written..];
+            match if rest.is_empty() { Ok(0) } else { write(pipe, rest) } {
+                Ok(0) => self.runner.stdin = None,
+                Ok(length) => self.stdin_written += length,
+                Err(Errno::EAGAIN | Errno::EINTR) => return,
+                // The program does not read: that is its right.
+                Err(_) => self.runner.stdin = None,
+            }
+        }
+    }
+
+    /// The pipe on which the runner reports, while it is open.
+    pub(crate) fn control(&self) -> Option<&OwnedFd> {
+        self.control.as_ref()
+    }
+
+    /// The exit code, once the runner has said so.
+    pub(crate) fn read_control(&mut self) -> Option<Exit> {
+        let mut chunk = [0; 64];
+        while let Some(pipe) = &self.control {
+            match read(pipe, &mut chunk) {
+                Ok(0) => self.control = None,
+                // A program that finds the pipe can flood it; what a runner says fits many times over.
+                Ok(length) if self.said.len() < 1024 => self.said.extend_from_slice(&chunk[..length]),
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+        let end = self.said.iter().position(|&byte| byte == b'\n')?;
+        let code = std::str::from_utf8(&self.said[..end]).ok()?.strip_prefix('D')?.parse().ok()?;
+        Some(Exit::Code(code))
+    }
+
+    /// Sends what the program had still written, and how it ended.
+    pub(crate) fn finish(&mut self, exit: Exit, port: &mut Port) -> Result<()> {
+        let process_us = self.started.elapsed().as_micros() as u64;
+        self.stdout.drain(port)?;
+        self.stderr.drain(port)?;
+        port.send(&GuestFrame::Finished(Finished {
+            exit,
+            stdout_bytes: self.stdout.bytes,
+            stderr_bytes: self.stderr.bytes,
+            process_us,
+            cpu_us: cgroup::cpu_us().saturating_sub(self.cpu_before_us),
+            memory_peak_bytes: cgroup::memory_peak_bytes(),
+            oom_kills: cgroup::oom_kills(),
+        }))
+    }
+}

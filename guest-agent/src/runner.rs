@@ -1,0 +1,210 @@
+//! An interpreter that waits for its program: spawned as the user, warmed, told once to go.
+//!
+//! What the agent and a runner say to each other travels on two pipes of their own, never on the program's streams:
+//! the agent writes one byte (`G`) on the request pipe; the runner writes `R` on the control pipe when it is warm and
+//! `D`, exit code, newline when the program has ended. A program that ends in any other way is seen by its exit.
+
+use std::fs;
+use std::io::Write;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::{Pid, fchown, pipe2};
+use sandbox_schemas::language::Language;
+
+use crate::boot::{PROGRAM_DIR, RUNNER_DIR, WORKSPACE_DIR};
+use crate::confine::{self, USER_GID, USER_UID};
+use crate::error::{Context, Result};
+
+/// The descriptors in a runner. Far above those that programs open, or close by the dozen.
+const REQUEST_FD: RawFd = 1000;
+const CONTROL_FD: RawFd = 1001;
+
+/// A pipe's capacity, in bytes: what a program can write before the agent must read. Linux allows root more than the
+/// usual 64 KiB, and fewer switches between program and agent are what counts under TCG.
+pub(crate) const PIPE_BYTES: i32 = 1024 * 1024;
+
+/// What differs from language to language.
+struct Recipe {
+    /// File name of the program.
+    program: &'static str,
+    /// File name and source of the runner.
+    runner: (&'static str, &'static str),
+    /// Interpreter and its arguments before the runner.
+    command: &'static [&'static str],
+    /// Prefixes of environment variables that an interpreter reads only while it starts: a program that sets one gets
+    /// an interpreter of its own instead of the warm one.
+    startup_variables: &'static [&'static str],
+}
+
+const STARTUP_VARIABLES_OF_ALL: &[&str] = &["LD_", "LC_", "LANG", "TZ", "MALLOC_", "GLIBC_"];
+
+fn recipe(language: Language) -> Recipe {
+    match language {
+        Language::Python => Recipe {
+            program: "main.py",
+            runner: ("python.py", include_str!("../runners/python.py")),
+            // Unbuffered: output keeps its order with that of subprocesses, and none is lost to a kill.
+            command: &["/usr/bin/python3", "-u"],
+            startup_variables: &["PYTHON"],
+        },
+        Language::Javascript => Recipe {
+            program: "main.js",
+            runner: ("node.cjs", include_str!("../runners/node.cjs")),
+            command: &[
+                "/usr/local/bin/node",
+                "--disable-warning=ExperimentalWarning",
+                "--experimental-vm-modules",
+                "--experimental-transform-types",
+            ],
+            startup_variables: &["NODE_", "UV_", "OPENSSL_", "SSL_", "NO_COLOR", "FORCE_COLOR"],
+        },
+        Language::Shell => Recipe {
+            program: "main.sh",
+            runner: ("bash.sh", include_str!("../runners/bash.sh")),
+            command: &["/bin/bash"],
+            startup_variables: &["BASH", "SHELLOPTS", "POSIXLY_CORRECT", "ENV"],
+        },
+    }
+}
+
+/// Whether a warm interpreter would miss one of these variables.
+pub(crate) fn needs_own_start(language: Language, env: &[(String, String)]) -> bool {
+    let special = recipe(language).startup_variables;
+    env.iter().any(|(name, _)| special.iter().chain(STARTUP_VARIABLES_OF_ALL).any(|prefix| name.starts_with(prefix)))
+}
+
+/// A spawned interpreter.
+pub(crate) struct Runner {
+    pub(crate) language: Language,
+    pub(crate) pid: Pid,
+    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) stdout: OwnedFd,
+    pub(crate) stderr: OwnedFd,
+    pub(crate) control: OwnedFd,
+    request: OwnedFd,
+    spawned: Instant,
+    /// How long it took to be warm; `None` until it says so.
+    pub(crate) spawn_us: Option<u64>,
+}
+
+impl Runner {
+    pub(crate) fn spawn(language: Language, env: &[(String, String)]) -> Result<Runner> {
+        let recipe = recipe(language);
+        let (name, source) = recipe.runner;
+        let runner_path = format!("{RUNNER_DIR}/{name}");
+        fs::write(&runner_path, source).context(format!("writing {runner_path}"))?;
+
+        let (stdin_read, stdin_write) = user_pipe()?;
+        let (stdout_read, stdout_write) = user_pipe()?;
+        let (stderr_read, stderr_write) = user_pipe()?;
+        let (request_read, request_write) = user_pipe()?;
+        let (control_read, control_write) = user_pipe()?;
+        for end in [&stdin_write, &stdout_read, &stderr_read, &control_read] {
+            fcntl(end, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).context("making a pipe non-blocking")?;
+        }
+
+        let filter = confine::filter()?;
+        let spawned = Instant::now();
+        #[allow(clippy::disallowed_methods, reason = "the agent's one place that starts a program")]
+        let mut command = Command::new(recipe.command[0]);
+        command
+            .args(&recipe.command[1..])
+            .arg(&runner_path)
+            .arg(format!("{PROGRAM_DIR}/{}", recipe.program))
+            .env_clear()
+            .envs(base_environment())
+            .envs(env.iter().map(|(name, value)| (name, value)))
+            .current_dir(WORKSPACE_DIR)
+            .stdin(Stdio::from(stdin_read))
+            .stdout(Stdio::from(stdout_write))
+            .stderr(Stdio::from(stderr_write));
+        let prepare = move || {
+            // dup2 leaves close-on-exec off at the target, on at the source.
+            place(&request_read, REQUEST_FD)?;
+            place(&control_write, CONTROL_FD)?;
+            confine::become_user(&filter)
+        };
+        #[allow(unsafe_code, reason = "rights are given up between fork and exec")]
+        // SAFETY: the agent has one thread, so that nothing in the child can wait for a lock that another thread held.
+        unsafe {
+            command.pre_exec(prepare)
+        };
+        let child = command.spawn().context(format!("starting {}", recipe.command[0]))?;
+        Ok(Runner {
+            language,
+            // The agent reaps every child itself, orphans included; the handle is of no use.
+            pid: Pid::from_raw(child.id() as i32),
+            stdin: Some(stdin_write),
+            stdout: stdout_read,
+            stderr: stderr_read,
+            control: control_read,
+            request: request_write,
+            spawned,
+            spawn_us: None,
+        })
+    }
+
+    /// The runner has said `R`.
+    pub(crate) fn is_warm_now(&mut self) {
+        self.spawn_us.get_or_insert(self.spawned.elapsed().as_micros() as u64);
+    }
+
+    /// Lays out the program and lets it go.
+    pub(crate) fn go(&mut self, code: &str, env: &[(String, String)]) -> Result<()> {
+        let mut variables = Vec::new();
+        for (name, value) in env {
+            variables.extend_from_slice(format!("{name}={value}\0").as_bytes());
+        }
+        write_for_user("env", &variables)?;
+        write_for_user(recipe(self.language).program, code.as_bytes())?;
+        let mut request = fs::File::from(self.request.try_clone().context("the request pipe")?);
+        // A runner that died meanwhile is noticed by its exit.
+        let _ = request.write_all(b"G\n");
+        Ok(())
+    }
+
+    /// Signals the program's process group.
+    pub(crate) fn signal(&self, signal: Signal) {
+        // It may have ended already; that is reported by its exit.
+        let _ = killpg(self.pid, signal);
+    }
+}
+
+fn base_environment() -> [(&'static str, &'static str); 8] {
+    [
+        ("PATH", "/home/user/.local/bin:/usr/local/bin:/usr/bin:/bin"),
+        ("HOME", "/home/user"),
+        ("USER", "sandbox"),
+        ("LOGNAME", "sandbox"),
+        ("SHELL", "/bin/bash"),
+        ("LANG", "C.UTF-8"),
+        ("PWD", WORKSPACE_DIR),
+        ("TERM", "dumb"),
+    ]
+}
+
+/// A pipe that the user can open anew through /dev/stdout and the like, which asks for rights on the pipe itself.
+fn user_pipe() -> Result<(OwnedFd, OwnedFd)> {
+    let (read, write) = pipe2(OFlag::O_CLOEXEC).context("creating a pipe")?;
+    fchown(&read, Some(USER_UID.into()), Some(USER_GID.into())).context("giving a pipe to the user")?;
+    // A smaller pipe only means more switches.
+    let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));
+    Ok((read, write))
+}
+
+fn write_for_user(name: &str, bytes: &[u8]) -> Result<()> {
+    let path = format!("{PROGRAM_DIR}/{name}");
+    fs::write(&path, bytes).context(format!("writing {path}"))
+}
+
+fn place(source: &impl AsFd, target: RawFd) -> std::io::Result<()> {
+    #[allow(unsafe_code, reason = "a descriptor by number is what the runner is promised")]
+    // SAFETY: both are plain descriptors in a child that is about to exec; nothing owns `target` there.
+    let result = unsafe { nix::libc::dup2(source.as_fd().as_raw_fd(), target) };
+    if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+}

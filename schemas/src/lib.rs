@@ -1,0 +1,17 @@
+//! Everything that crosses a process or a disk: tool inputs and results, host-guest frames, manifests, and every limit
+//! with its reason. No I/O and no async lives here, so that the server, the engine and the guest can all depend on it.
+
+// In the order in which to read them.
+pub mod language;
+pub mod limits;
+
+pub mod execute;
+pub mod outcome;
+
+pub mod wire;
+
+pub mod accelerator;
+pub mod image;
+
+#[cfg(feature = "json-schema")]
+pub mod tools;

@@ -1,0 +1,71 @@
+//! Every limit, with its unit and the reason for its value.
+
+/// Largest `code`, in bytes. A prompt-sized program is a few KiB; what is larger is data and belongs in `stdin`.
+pub const CODE_MAX_BYTES: usize = 1024 * 1024;
+
+/// Largest `stdin`, in bytes. It travels in the same frame as the code; bulk data will have a stream of its own.
+pub const STDIN_MAX_BYTES: usize = 4 * 1024 * 1024;
+
+/// Most environment variables of one run. Far above any use seen; it bounds what the guest must hold.
+pub const ENV_MAX_VARIABLES: usize = 256;
+
+/// Largest environment of one run, names and values added up, in bytes. Linux refuses a single string over 128 KiB at
+/// `execve`, so a larger one would make every subprocess of the user fail.
+pub const ENV_MAX_BYTES: usize = 128 * 1024;
+
+/// Shortest `timeout_seconds`.
+pub const TIMEOUT_MIN_SECONDS: u64 = 1;
+
+/// Longest `timeout_seconds`. Longer work needs a form that is polled: clients give up on a silent call before that.
+pub const TIMEOUT_MAX_SECONDS: u64 = 300;
+
+/// `timeout_seconds` when it is not given. Common clients give up after 60 s, so it stays well below that.
+pub const TIMEOUT_DEFAULT_SECONDS: u64 = 30;
+
+/// Least `memory_mb`: a warmed Node.js needs about 50 MiB before the first line of user code.
+pub const MEMORY_MIN_MB: u64 = 64;
+
+/// Most `memory_mb`. [`VM_MEMORY_MB`] less what the guest's kernel and agent need.
+pub const MEMORY_MAX_MB: u64 = 2048;
+
+/// `memory_mb` when it is not given: enough for the usual data work.
+pub const MEMORY_DEFAULT_MB: u64 = 512;
+
+/// Memory of every VM, in MiB. One shape for all: pages that a guest never touches cost the host nothing, and
+/// `memory_mb` is enforced per run by the guest's cgroup.
+pub const VM_MEMORY_MB: u64 = 2304;
+
+/// Writable space of a run (`/workspace`, `/tmp` and the home directory together), in MiB. It is memory, and counts
+/// against `memory_mb` as well.
+pub const WORKSPACE_MAX_MB: u64 = 1024;
+
+/// Most files and directories in the writable space. An inode costs about 1 KiB of the guest kernel's memory.
+pub const WORKSPACE_MAX_INODES: u64 = 200_000;
+
+/// Most processes and threads of a run. A fork bomb meets it at once; Node.js with a few workers needs about 40.
+pub const PROCESSES_MAX: u64 = 512;
+
+/// Most open files of one process of a run.
+pub const OPEN_FILES_MAX: u64 = 4096;
+
+/// Largest stdout in a result, in bytes; what comes after is counted and dropped while the run goes on.
+pub const STDOUT_MAX_BYTES: usize = 1_000_000;
+
+/// Largest stderr in a result, in bytes.
+pub const STDERR_MAX_BYTES: usize = 100_000;
+
+/// Largest frame from the host to a guest, in bytes: code, stdin and environment, and room for the envelope.
+pub const HOST_FRAME_MAX_BYTES: usize = CODE_MAX_BYTES + STDIN_MAX_BYTES + ENV_MAX_BYTES + 64 * 1024;
+
+/// Largest frame from a guest to the host, in bytes. A guest is untrusted, so this is also the most memory that one
+/// guest can make the host set aside for reading.
+pub const GUEST_FRAME_MAX_BYTES: usize = 128 * 1024;
+
+/// Output bytes in one frame. Below [`GUEST_FRAME_MAX_BYTES`], large enough that framing costs nothing.
+pub const OUTPUT_CHUNK_MAX_BYTES: usize = 64 * 1024;
+
+const _: () = {
+    assert!(OUTPUT_CHUNK_MAX_BYTES + 1024 < GUEST_FRAME_MAX_BYTES);
+    assert!(MEMORY_MAX_MB + 128 < VM_MEMORY_MB);
+    assert!(TIMEOUT_DEFAULT_SECONDS < 60);
+};

@@ -1,0 +1,94 @@
+//! What came of a run: the result of `execute_code`, and the codes of our own errors.
+
+use serde::{Deserialize, Serialize};
+
+use crate::accelerator::Accelerator;
+
+/// Result of the tool `execute_code`: the program ran, whatever came of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
+pub struct ExecuteOutcome {
+    /// Exit status of the program: 0-255, 128+N when signal N ended it, -1 after a timeout.
+    pub exit_code: i32,
+    /// Standard output as UTF-8, up to 1,000,000 bytes.
+    pub stdout: String,
+    /// Standard error as UTF-8, up to 100,000 bytes.
+    pub stderr: String,
+    /// Whether the program was stopped because `timeout_seconds` had passed; the output until then is kept.
+    pub timed_out: bool,
+    /// Whether stdout or stderr was cut at its limit. The program ran on.
+    pub truncated: bool,
+    /// Bytes that the program wrote to stdout, those that were cut included.
+    pub stdout_bytes: u64,
+    /// Bytes that the program wrote to stderr, those that were cut included.
+    pub stderr_bytes: u64,
+    /// Whether the output had bytes that are not UTF-8; each such sequence stands as U+FFFD.
+    pub invalid_utf8: bool,
+    /// Whether a process of the program was killed because `memory_mb` was used up.
+    pub out_of_memory: bool,
+    /// Where the time went, as the host saw it, in milliseconds.
+    pub timing: Timing,
+    /// From the program's start to its end, as the host saw it, in milliseconds. The same as `timing.execute_ms`.
+    pub execution_time_ms: f64,
+    /// Starting the interpreter that ran the program, as the guest saw it, in milliseconds. It overlaps with `boot_ms`
+    /// where the interpreter was warmed.
+    pub spawn_ms: f64,
+    /// From the program's start to its end, as the guest saw it, in milliseconds.
+    pub process_ms: f64,
+    /// CPU time of the program and its children in the guest, in milliseconds.
+    pub cpu_time_ms: f64,
+    /// Most memory that the program, its interpreter and its files used at once, in MiB.
+    pub memory_peak_mb: f64,
+    /// Whether the VM came from a pool of started ones; then `setup_ms` and `boot_ms` are 0.
+    pub warm_pool_hit: bool,
+    /// What executed the guest: `kvm` (hardware) or `tcg` (translation: slower, and a weaker boundary).
+    pub accelerator: Accelerator,
+}
+
+/// Where a run's time went, in milliseconds. Monotonic, measured by the host.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
+pub struct Timing {
+    /// From the accepted call until QEMU was started: waiting for a free place, and preparing.
+    pub setup_ms: f64,
+    /// From QEMU's start until the guest was ready, its interpreter warmed.
+    pub boot_ms: f64,
+    /// From handing over the program until the guest said that it had started.
+    pub connect_ms: f64,
+    /// From the program's start until its end.
+    pub execute_ms: f64,
+    /// From the accepted call to the result.
+    pub total_ms: f64,
+}
+
+/// What kind of failure of ours an error is. It says whether the program can have run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    /// An argument is wrong; nothing ran. The message names the field and the limit.
+    InvalidInput,
+    /// A policy forbids it; nothing ran.
+    Refused,
+    /// No VM can be had now; nothing ran. Try again later.
+    Capacity,
+    /// The host lacks something (QEMU, the image, a permission); nothing ran. The message says what to do.
+    NotInstalled,
+    /// The VM failed before the program started. Safe to try again.
+    FailedBeforeRun,
+    /// The VM failed while the program ran, or after. It may have run in part or in full.
+    OutcomeUnknown,
+}
+
+impl ErrorCode {
+    /// The stable name that clients branch on.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ErrorCode::InvalidInput => "invalid_input",
+            ErrorCode::Refused => "refused",
+            ErrorCode::Capacity => "capacity",
+            ErrorCode::NotInstalled => "not_installed",
+            ErrorCode::FailedBeforeRun => "failed_before_run",
+            ErrorCode::OutcomeUnknown => "outcome_unknown",
+        }
+    }
+}

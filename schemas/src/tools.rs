@@ -1,0 +1,109 @@
+//! The tools that the server advertises, one row each. `schemas/tools/*.json` is generated from here and golden-tested.
+
+use schemars::generate::SchemaSettings;
+use schemars::{JsonSchema, Schema};
+
+use crate::execute::ExecuteInput;
+use crate::outcome::ExecuteOutcome;
+
+/// What a client is told of a tool.
+pub struct ToolSpec {
+    /// Stable name, as in `tools/call`.
+    pub name: &'static str,
+    /// Short name for people.
+    pub title: &'static str,
+    /// What a model reads to decide when and how to call it. Clients cut it at 2 KB.
+    pub description: &'static str,
+    /// Schema of the arguments.
+    pub input: fn() -> Schema,
+    /// Schema of `structuredContent`.
+    pub output: fn() -> Schema,
+    /// What the tool can do to the world outside.
+    pub hints: Hints,
+}
+
+/// MCP's tool annotations. The protocol's defaults are the worst case, so each is said.
+pub struct Hints {
+    /// Changes nothing.
+    pub read_only: bool,
+    /// Can destroy something outside its own VM.
+    pub destructive: bool,
+    /// A repeated call has no further effect.
+    pub idempotent: bool,
+    /// Reaches beyond this machine.
+    pub open_world: bool,
+}
+
+/// Name of the tool that runs a program.
+pub const EXECUTE_CODE: &str = "execute_code";
+
+/// Every tool.
+pub const TOOLS: &[ToolSpec] = &[ToolSpec {
+    name: EXECUTE_CODE,
+    title: "Execute code",
+    description: "Runs a Python, JavaScript/TypeScript or shell program in a fresh virtual machine on this computer and \
+        returns its exit code, stdout and stderr. Nothing is kept between calls. The program runs as a script in the \
+        empty, writable directory /workspace; without network (loopback works). Print what you want to see: the value \
+        of a last expression is not shown. Python 3.13 with its standard library; Node.js LTS with top-level await, \
+        import and require; bash with git, curl, jq, make, patch, tree, unzip, gawk, sed and grep. A program that fails \
+        is a normal result with a non-zero exit_code and its error on stderr; exit_code -1 with timed_out true means \
+        that timeout_seconds had passed.",
+    input: schema_of::<ExecuteInput>,
+    output: schema_of::<ExecuteOutcome>,
+    hints: Hints { read_only: true, destructive: false, idempotent: false, open_world: false },
+}];
+
+fn schema_of<T: JsonSchema>() -> Schema {
+    // Sub-schemas are inlined: several clients do not follow `$ref`.
+    let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
+    let mut schema = settings.into_generator().into_root_schema_for::<T>();
+    // The type's name and description speak of Rust, not of the tool.
+    schema.remove("title");
+    schema.remove("description");
+    schema
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    /// The generated schemas are kept in the tree, so that a change of the interface shows in a diff.
+    /// `UPDATE_GOLDEN=1 cargo test -p sandbox-schemas` writes them anew.
+    #[test]
+    fn schemas_equal_their_golden_files() {
+        for tool in TOOLS {
+            let json = serde_json::json!({
+                "name": tool.name,
+                "title": tool.title,
+                "description": tool.description,
+                "inputSchema": (tool.input)(),
+                "outputSchema": (tool.output)(),
+            });
+            let generated = serde_json::to_string_pretty(&json).unwrap() + "\n";
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tools/{}.json", tool.name));
+            if std::env::var_os("UPDATE_GOLDEN").is_some() {
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                std::fs::write(&path, &generated).unwrap();
+            }
+            let golden = std::fs::read_to_string(&path).unwrap_or_default();
+            assert!(golden == generated, "{} differs; generated is:\n{generated}", path.display());
+        }
+    }
+
+    #[test]
+    fn no_golden_file_is_left_over() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools");
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            assert!(TOOLS.iter().any(|tool| format!("{}.json", tool.name) == name), "{name} has no tool");
+        }
+    }
+
+    #[test]
+    fn descriptions_fit_what_clients_show() {
+        for tool in TOOLS {
+            assert!(tool.description.len() < 2000, "{} is cut by clients", tool.name);
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! The frames between host and guest, over the one virtio-serial port of a VM.
+//!
+//! A frame is a little-endian `u32` length and that many bytes of postcard. Each side caps what it reads: the guest is
+//! untrusted, and a lying length must not make the host set memory aside.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::language::Language;
+
+/// Version of this protocol. Host and agent are built together; it catches an image that was mixed by hand.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Bytes of a frame's length prefix.
+pub const PREFIX_BYTES: usize = 4;
+
+/// What the host says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum HostFrame {
+    /// The first frame of every VM, before any user byte runs: what makes this VM another than its origin.
+    Hello(Hello),
+    /// Run a program. One at a time.
+    Execute(Execute),
+    /// Interrupt the run as Ctrl-C would (SIGINT to its process group).
+    Interrupt,
+    /// Kill every process of the run.
+    Kill,
+}
+
+/// What makes a VM itself, and what it shall have ready.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`PROTOCOL_VERSION`] of the host.
+    pub protocol: u32,
+    /// Wall clock, nanoseconds since the epoch.
+    pub realtime_ns: u64,
+    /// Fresh random bytes for the guest kernel's generator.
+    pub entropy: [u8; 32],
+    /// Identity of the VM: becomes its host name and machine id (32 hexadecimal digits).
+    pub vm_id: String,
+    /// Interpreters to start now, so that they are warm when a program comes.
+    pub warm: Vec<Language>,
+}
+
+/// A program and its limits, validated by the host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Execute {
+    /// Which interpreter runs it.
+    pub language: Language,
+    /// The program.
+    pub code: String,
+    /// All that its standard input holds.
+    pub stdin: String,
+    /// Environment variables, name and value.
+    pub env: Vec<(String, String)>,
+    /// Memory limit, in bytes.
+    pub memory_bytes: u64,
+    /// Bytes of stdout that the host keeps; what comes after is counted and not sent.
+    pub stdout_max: u64,
+    /// Bytes of stderr that the host keeps.
+    pub stderr_max: u64,
+}
+
+/// What the guest says. Untrusted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum GuestFrame {
+    /// The interpreters that [`Hello`] asked for are warm.
+    Ready,
+    /// The program has been handed to its interpreter: from here on it may have run.
+    Started {
+        /// Starting the interpreter took so long, in microseconds.
+        spawn_us: u64,
+    },
+    /// Output, in order within a stream.
+    Output {
+        /// Which stream.
+        stream: Stream,
+        /// At most [`crate::limits::OUTPUT_CHUNK_MAX_BYTES`] bytes, as written.
+        bytes: Vec<u8>,
+    },
+    /// The program has ended and all its output was sent.
+    Finished(Finished),
+    /// The guest could not do what it was asked; the program did not run.
+    Failed {
+        /// Why, for a person.
+        reason: String,
+    },
+}
+
+/// A stream of output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finished {
+    /// Its exit status.
+    pub exit: Exit,
+    /// All bytes written to stdout, those not sent included.
+    pub stdout_bytes: u64,
+    /// All bytes written to stderr, those not sent included.
+    pub stderr_bytes: u64,
+    /// From its start to its end, in microseconds of the guest's monotonic clock.
+    pub process_us: u64,
+    /// CPU time of all its processes, in microseconds.
+    pub cpu_us: u64,
+    /// Most memory that all its processes and files had at once, in bytes.
+    pub memory_peak_bytes: u64,
+    /// Processes that the kernel killed for want of memory.
+    pub oom_kills: u64,
+}
+
+/// Exit status of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Exit {
+    /// It exited with this code.
+    Code(u8),
+    /// This signal ended it.
+    Signal(u8),
+}
+
+impl Exit {
+    /// The shell's convention: 128+N for signal N.
+    pub fn code(self) -> i32 {
+        match self {
+            Exit::Code(code) => i32::from(code),
+            Exit::Signal(signal) => 128 + i32::from(signal),
+        }
+    }
+}
+
+/// Why bytes are not a frame.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// The prefix announces more than the reader allows.
+    #[error("a frame of {length} bytes; at most {max} are allowed")]
+    TooLarge {
+        /// Announced length, in bytes.
+        length: usize,
+        /// What the reader allows, in bytes.
+        max: usize,
+    },
+    /// The body is not a frame of the expected kind.
+    #[error("a malformed frame of {length} bytes: {reason}")]
+    Malformed {
+        /// Length of the body, in bytes.
+        length: usize,
+        /// postcard's word for it.
+        reason: String,
+    },
+}
+
+/// A whole frame, prefix included.
+pub fn encode<T: Serialize>(frame: &T) -> Result<Vec<u8>, FrameError> {
+    let malformed = |reason: postcard::Error| FrameError::Malformed { length: 0, reason: reason.to_string() };
+    let mut bytes = postcard::to_extend(frame, vec![0; PREFIX_BYTES]).map_err(malformed)?;
+    let length = bytes.len() - PREFIX_BYTES;
+    let prefix = u32::try_from(length).map_err(|_| FrameError::TooLarge { length, max: u32::MAX as usize })?;
+    bytes[..PREFIX_BYTES].copy_from_slice(&prefix.to_le_bytes());
+    Ok(bytes)
+}
+
+/// The body's length that a prefix announces, if `max` allows it.
+pub fn body_length(prefix: [u8; PREFIX_BYTES], max: usize) -> Result<usize, FrameError> {
+    let length = u32::from_le_bytes(prefix) as usize;
+    if length > max { Err(FrameError::TooLarge { length, max }) } else { Ok(length) }
+}
+
+/// The frame in a body. Bytes left over are an error: nothing may hide behind a frame.
+pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
+    let malformed = |reason: String| FrameError::Malformed { length: body.len(), reason };
+    match postcard::take_from_bytes(body) {
+        Ok((frame, [])) => Ok(frame),
+        Ok((_, rest)) => Err(malformed(format!("{} bytes too many", rest.len()))),
+        Err(error) => Err(malformed(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn output() -> GuestFrame {
+        GuestFrame::Output { stream: Stream::Stderr, bytes: vec![0xff, 0, 7] }
+    }
+
+    #[test]
+    fn a_frame_survives_the_wire() {
+        let bytes = encode(&output()).unwrap();
+        let (prefix, body) = bytes.split_first_chunk::<PREFIX_BYTES>().unwrap();
+        assert_eq!(body_length(*prefix, 1024).unwrap(), body.len());
+        assert_eq!(decode::<GuestFrame>(body).unwrap(), output());
+    }
+
+    #[test]
+    fn a_lying_length_is_refused_before_anything_is_read() {
+        assert_eq!(
+            body_length(u32::MAX.to_le_bytes(), 1024),
+            Err(FrameError::TooLarge { length: u32::MAX as usize, max: 1024 })
+        );
+    }
+
+    #[test]
+    fn every_truncation_and_every_trailing_byte_is_malformed() {
+        let bytes = encode(&output()).unwrap();
+        let body = &bytes[PREFIX_BYTES..];
+        for length in 0..body.len() {
+            assert!(decode::<GuestFrame>(&body[..length]).is_err(), "{length} bytes were accepted");
+        }
+        assert!(decode::<GuestFrame>(&[body, &[0]].concat()).is_err());
+        assert!(decode::<GuestFrame>(&[200]).is_err(), "an unknown kind was accepted");
+    }
+}
