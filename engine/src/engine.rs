@@ -62,12 +62,7 @@ impl Engine {
             |accelerator| LaunchSpec { accelerator, memory_mb: VM_MEMORY_MB, tsc_khz, image: config.image.clone() };
         let accelerator = accelerate::decide(&qemu, config.accelerator, &config.cache_dir, boot).await?;
         tracing::info!(qemu = %qemu.version(), %accelerator, "engine started");
-        Ok(Engine {
-            qemu,
-            spec: boot(accelerator),
-            admission: Admission::new(config.limits),
-            runs: TaskTracker::new(),
-        })
+        Ok(Engine { qemu, spec: boot(accelerator), admission: Admission::new(config.limits), runs: TaskTracker::new() })
     }
 
     /// What executes the guests.

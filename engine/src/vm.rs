@@ -89,11 +89,9 @@ impl Ready {
         };
         match tokio::time::timeout(deadline, hand_over).await {
             Err(_) => Err(VmError::Deadline(deadline)),
-            Ok(Ok(GuestFrame::Started { spawn_us })) => Ok(Running {
-                machine: self.machine,
-                spawn: Duration::from_micros(spawn_us),
-                started: Instant::now(),
-            }),
+            Ok(Ok(GuestFrame::Started { spawn_us })) => {
+                Ok(Running { machine: self.machine, spawn: Duration::from_micros(spawn_us), started: Instant::now() })
+            }
             Ok(Ok(other)) => Err(unexpected("started", &other)),
             Ok(Err(error)) => Err(error),
         }

@@ -2,15 +2,15 @@
 
 use std::os::unix::net::UnixStream as StdUnixStream;
 
+use futures_util::StreamExt;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use sandbox_schemas::limits::GUEST_FRAME_MAX_BYTES;
 use sandbox_schemas::wire::{self, GuestFrame, HostFrame, PREFIX_BYTES};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 use tokio_util::bytes::BytesMut;
-use futures_util::StreamExt;
+use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 
 use crate::error::VmError;
 

@@ -100,13 +100,22 @@ function isModule(source) {
  */
 function resolveFromWorkspace(file) {
   const programUrl = pathToFileURL(file).href;
-  const inWorkspace = path.join(process.cwd(), 'main.js');
+  const workspace = process.cwd();
+  const inWorkspace = path.join(workspace, 'main.js');
+  const parentURL = pathToFileURL(inWorkspace).href;
   Module.registerHooks({
     resolve(specifier, context, next) {
-      const isOurs = context.parentURL === programUrl;
-      return next(specifier, isOurs ? { ...context, parentURL: pathToFileURL(inWorkspace).href } : context);
+      if (context.parentURL !== programUrl) return next(specifier, context);
+      const isRelative = /^\.\.?(\/|$)/.test(specifier);
+      return next(isRelative ? path.resolve(workspace, specifier) : specifier, { ...context, parentURL });
     },
   });
+  // `require` of a package looks beside the file whatever a hook says, and then here.
+  const { NODE_PATH } = process.env;
+  process.env.NODE_PATH = [path.join(workspace, 'node_modules'), NODE_PATH].filter(Boolean).join(path.delimiter);
+  Module._initPaths();
+  if (NODE_PATH === undefined) delete process.env.NODE_PATH;
+  else process.env.NODE_PATH = NODE_PATH;
   if (/\.m[jt]s$/.test(file)) {
     const module = { exports: {}, filename: file, id: '.' };
     const require = Module.createRequire(inWorkspace);

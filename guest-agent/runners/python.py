@@ -2,13 +2,11 @@
 
 argv: this file, the program's path. Descriptors: 1000 tells to go, 1001 takes what is said to the agent.
 """
+# Few imports: while VMs are booted for their run, each is time that a user waits for.
 import builtins
 import gc
 import os
-import random
 import sys
-import threading
-import traceback
 import types
 
 REQUEST, CONTROL = 1000, 1001
@@ -27,8 +25,9 @@ def main():
         os._exit(0)  # The agent does not need this interpreter.
     os.close(REQUEST)
     apply_environment(os.path.join(os.path.dirname(program), "env"))
-    # A clone of this VM has the same generator state until it is seeded anew.
-    random.seed()
+    if "random" in sys.modules:
+        # A clone of this VM has the same generator state until it is seeded anew.
+        sys.modules["random"].seed()
     code = run(program)
     code = finish(code, known)
     if os.getpid() == runner_pid:
@@ -41,11 +40,7 @@ def main():
 
 def warm_up():
     """Goes once through what every program goes through, so that no program is the first."""
-    try:
-        exec(compile("try:\n 1/0\nexcept ZeroDivisionError as e: f'{e!r}'", "<warm-up>", "exec"), {})
-        exec(compile("raise ValueError", "<warm-up>", "exec"), {})
-    except ValueError as error:
-        traceback.format_exception(error)
+    exec(compile("try:\n 1/0\nexcept ZeroDivisionError as e: f'{e!r}'", "<warm-up>", "exec"), {})
     gc.collect()
     # What is here now is never garbage: later collections need not look at it.
     gc.freeze()
@@ -96,7 +91,7 @@ def report(error):
 
 def finish(code, known):
     """What an interpreter does when it ends, as far as a program can see it."""
-    for step in (threading._shutdown, run_exit_functions, drop_globals, flush_streams):
+    for step in (wait_for_threads, run_exit_functions, drop_globals, flush_streams):
         try:
             step()
         except BaseException as error:
@@ -106,6 +101,11 @@ def finish(code, known):
 
         ctypes.CDLL(None).fflush(None)
     return code
+
+
+def wait_for_threads():
+    if "threading" in sys.modules:
+        sys.modules["threading"]._shutdown()
 
 
 def run_exit_functions():

@@ -87,8 +87,7 @@ fn mount_system() -> Result<()> {
 
 fn mount_writable() -> Result<()> {
     make_directory("/run/writable", 0o755)?;
-    let quota =
-        format!("mode=0755,size={}m,nr_inodes={}", limits::WORKSPACE_MAX_MB, limits::WORKSPACE_MAX_INODES);
+    let quota = format!("mode=0755,size={}m,nr_inodes={}", limits::WORKSPACE_MAX_MB, limits::WORKSPACE_MAX_INODES);
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     attach("tmpfs", "/run/writable", "tmpfs", flags, &quota)?;
     for (name, target, mode) in WRITABLE {

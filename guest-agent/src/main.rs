@@ -26,11 +26,7 @@ mod error;
 use std::io::Write;
 
 fn main() {
-    let error = match boot::bring_up().and_then(agent::Agent::new).and_then(|mut agent| agent.serve()) {
-        Ok(()) => None,
-        Err(error) => Some(error),
-    };
-    if let Some(error) = error {
+    if let Err(error) = boot::bring_up().and_then(agent::Agent::new).and_then(|mut agent| agent.serve()) {
         // Nobody but a developer with a serial console reads this: the port is what failed.
         let _ = writeln!(std::io::stderr(), "sandbox agent: {error}");
     }

@@ -83,12 +83,7 @@ impl ExecuteInput {
     /// Checks every field and names the first that is wrong.
     pub fn validate(&self) -> Result<(), InvalidInput> {
         check_code(&self.code)?;
-        check_range(
-            "timeout_seconds",
-            self.timeout_seconds,
-            limits::TIMEOUT_MIN_SECONDS,
-            limits::TIMEOUT_MAX_SECONDS,
-        )?;
+        check_range("timeout_seconds", self.timeout_seconds, limits::TIMEOUT_MIN_SECONDS, limits::TIMEOUT_MAX_SECONDS)?;
         check_range("memory_mb", self.memory_mb, limits::MEMORY_MIN_MB, limits::MEMORY_MAX_MB)?;
         if self.stdin.len() > limits::STDIN_MAX_BYTES {
             return Err(too_large("stdin", self.stdin.len(), limits::STDIN_MAX_BYTES));
@@ -180,10 +175,7 @@ mod tests {
         check(|i| i.code = " \n\t".into(), "code: is empty; give at least one statement (1 byte to 1 MiB)");
         check(|i| i.code = "a\0b".into(), "code: has a NUL byte at offset 1; remove it or escape it");
         check(|i| i.code = "#".repeat(1024 * 1024), "valid");
-        check(
-            |i| i.code = "#".repeat(1024 * 1024 + 1),
-            "code: is 1048577 bytes; at most 1048576 bytes are allowed",
-        );
+        check(|i| i.code = "#".repeat(1024 * 1024 + 1), "code: is 1048577 bytes; at most 1048576 bytes are allowed");
         check(|i| i.timeout_seconds = 0, "timeout_seconds: is 0; must be between 1 and 300");
         check(|i| i.timeout_seconds = 301, "timeout_seconds: is 301; must be between 1 and 300");
         check(|i| i.memory_mb = 63, "memory_mb: is 63; must be between 64 and 2048");

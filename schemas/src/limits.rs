@@ -54,6 +54,10 @@ pub const STDOUT_MAX_BYTES: usize = 1_000_000;
 /// Largest stderr in a result, in bytes.
 pub const STDERR_MAX_BYTES: usize = 100_000;
 
+/// Largest JSON-RPC message from a client, in bytes. JSON may write each byte of code, stdin and environment as six
+/// (`\u0001`); what is larger is discarded as it comes and answered with an error.
+pub const MESSAGE_MAX_BYTES: usize = 6 * (CODE_MAX_BYTES + STDIN_MAX_BYTES + ENV_MAX_BYTES) + 64 * 1024;
+
 /// Largest frame from the host to a guest, in bytes: code, stdin and environment, and room for the envelope.
 pub const HOST_FRAME_MAX_BYTES: usize = CODE_MAX_BYTES + STDIN_MAX_BYTES + ENV_MAX_BYTES + 64 * 1024;
 

@@ -2,6 +2,7 @@
 //! never gets past its first second. So a trial VM boots on it, once, and the verdict is remembered.
 
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -16,7 +17,8 @@ use crate::qemu::binary::Qemu;
 use crate::qemu::command::LaunchSpec;
 use crate::vm::Booting;
 
-const DEVICE: &str = "/dev/kvm";
+/// KVM's device.
+pub(crate) const DEVICE: &str = "/dev/kvm";
 
 /// A guest on working KVM is ready in well under a second; one that is not by then hangs.
 const TRIAL_DEADLINE: Duration = Duration::from_secs(5);
@@ -59,7 +61,11 @@ async fn try_kvm(qemu: &Qemu, cache_dir: &Path, spec: &LaunchSpec) -> Result<(),
     let key = key(qemu, spec);
     let file = cache_dir.join("kvm-verdict.json");
     if let Some(verdict) = recall(&file, &key) {
-        return if verdict.works { Ok(()) } else { Err(format!("{} (remembered in {})", verdict.reason, file.display())) };
+        return if verdict.works {
+            Ok(())
+        } else {
+            Err(format!("{} (remembered in {})", verdict.reason, file.display()))
+        };
     }
     let trial = trial(qemu, spec).await;
     let verdict = Verdict { key, works: trial.is_ok(), reason: trial.clone().err().unwrap_or_default() };
@@ -78,7 +84,14 @@ async fn trial(qemu: &Qemu, spec: &LaunchSpec) -> Result<(), String> {
 /// busy minute lasts no longer than until the next boot.
 fn key(qemu: &Qemu, spec: &LaunchSpec) -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    // QEMU may run as another user than the server: a permission that is granted later is tried anew.
+    let device = std::fs::metadata(DEVICE).map_or_else(
+        |error| error.to_string(),
+        |device| format!("{:o} {} {}", device.mode(), device.uid(), device.gid()),
+    );
     let fields = [
+        device,
+        nix::unistd::Uid::effective().to_string(),
         read("/proc/sys/kernel/version"),
         read("/proc/sys/kernel/osrelease"),
         read("/proc/sys/kernel/random/boot_id"),

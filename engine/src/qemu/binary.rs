@@ -46,10 +46,8 @@ impl Qemu {
     pub(crate) async fn find(named: Option<&Path>) -> Result<Qemu, StartError> {
         let path = match named {
             Some(path) => path.to_path_buf(),
-            None => search(std::env::var_os("PATH").as_deref()).ok_or_else(|| StartError::QemuMissing {
-                name: NAME,
-                searched: USUAL_PLACES.join(", "),
-            })?,
+            None => search(std::env::var_os("PATH").as_deref())
+                .ok_or_else(|| StartError::QemuMissing { name: NAME, searched: USUAL_PLACES.join(", ") })?,
         };
         let version = ask_version(&path).await?;
         if version < OLDEST {
@@ -87,11 +85,7 @@ fn search(path: Option<&OsStr>) -> Option<PathBuf> {
 async fn ask_version(path: &Path) -> Result<Version, StartError> {
     let unusable = |reason: String| StartError::QemuUnusable { path: path.to_path_buf(), reason };
     #[allow(clippy::disallowed_methods, reason = "this folder is the one that starts QEMU")]
-    let output = tokio::process::Command::new(path)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output();
+    let output = tokio::process::Command::new(path).arg("--version").stdin(Stdio::null()).kill_on_drop(true).output();
     let output = match tokio::time::timeout(VERSION_DEADLINE, output).await {
         Ok(Ok(output)) => output,
         Ok(Err(error)) => return Err(unusable(error.to_string())),

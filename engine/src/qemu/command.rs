@@ -98,10 +98,11 @@ mod tests {
     fn a_vm_has_one_way_out_and_no_other_device() {
         for accelerator in [Accelerator::Kvm, Accelerator::Tcg] {
             let line = line(accelerator);
-            let devices: Vec<&str> = line.split(" -device ").skip(1).map(|rest| rest.split([' ', ',']).next().unwrap()).collect();
+            let devices: Vec<&str> =
+                line.split(" -device ").skip(1).map(|rest| rest.split([' ', ',']).next().unwrap()).collect();
             assert_eq!(devices, ["virtio-blk-device", "virtio-serial-device", "virtserialport"]);
             assert!(line.contains("-nodefaults") && line.contains("-no-user-config"));
-            for absent in ["netdev", "-nic", "virtfs", "vhost", "monitor", "-qmp", "-serial", "-incoming"] {
+            for absent in ["netdev", "-nic", "virtfs", "vhost", "monitor", "-qmp ", "-serial ", "-incoming"] {
                 assert!(!line.contains(absent), "{absent} in {line}");
             }
             assert!(line.contains("-sandbox on,") && line.contains("spawn=deny"));

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Stdio;
@@ -12,13 +13,15 @@ use nix::libc;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
-use nix::unistd::{Gid, Uid, getpid, getppid, setgid, setgroups, setuid};
+use nix::unistd::{Gid, Pid, Uid, getpid, getppid, setgid, setgroups, setuid};
+use sandbox_schemas::accelerator::Accelerator;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
 use crate::error::VmError;
+use crate::qemu::accelerate;
 use crate::qemu::command::{self, INITRD_FD, KERNEL_FD, LaunchSpec, ROOT_FD, WIRE_FD};
 
 /// Debian's `nobody`: who QEMU is when the server is root. It owns nothing.
@@ -68,10 +71,11 @@ pub(crate) fn spawn(
         .stdout(Stdio::null())
         .stderr(Stdio::piped());
     let server = getpid();
+    let group = device_group(spec.accelerator);
     #[allow(unsafe_code, reason = "rights are given up between fork and exec")]
     // SAFETY: the closure makes system calls only; it neither allocates nor takes a lock.
     unsafe {
-        std::os::unix::process::CommandExt::pre_exec(&mut command, move || confine(server))
+        std::os::unix::process::CommandExt::pre_exec(&mut command, move || confine(server, group))
     };
     // After `confine`, which marks every descriptor close-on-exec: those named here are the only ones that stay open.
     command.fd_mappings(mappings).map_err(|error| VmError::Spawn(error.to_string()))?;
@@ -115,14 +119,20 @@ async fn reap(mut child: Child, killed: oneshot::Receiver<()>) {
     }
 }
 
+/// The group that may use KVM, where that is what QEMU needs: as nobody it could not.
+fn device_group(accelerator: Accelerator) -> Option<Gid> {
+    let device = (accelerator == Accelerator::Kvm).then(|| std::fs::metadata(accelerate::DEVICE).ok()).flatten()?;
+    Some(Gid::from_raw(device.gid())).filter(|group| group.as_raw() != 0)
+}
+
 /// Runs in the child, before QEMU.
-fn confine(server: nix::unistd::Pid) -> std::io::Result<()> {
+fn confine(server: Pid, group: Option<Gid>) -> std::io::Result<()> {
     close_descriptors_on_exec()?;
     // A network of its own with nothing in it. Unprivileged users may not be allowed one: QEMU has no network device
     // either way, this is the second lock.
     if Uid::effective().is_root() {
         unshare(CloneFlags::CLONE_NEWNET)?;
-        setgroups(&[])?;
+        setgroups(group.as_slice())?;
         setgid(Gid::from_raw(NOBODY))?;
         setuid(Uid::from_raw(NOBODY))?;
     } else {

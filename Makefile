@@ -1,0 +1,32 @@
+# Everything is built with the release profile: one build then serves the program, the tests and clippy, and the tests
+# run at the speed that users see.
+CARGO ?= cargo
+PROGRAM := $(or $(CARGO_TARGET_DIR),target)/release/sandbox-mcp
+
+.PHONY: demo test lint setup program image
+.DEFAULT_GOAL := demo
+
+# A VM runs a line of Python.
+demo: image
+	@printf '%s\n' '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"execute_code","arguments":{"language":"python","code":"print(6*7)"}}}' \
+	    | $(PROGRAM) \
+	    | if command -v jq >/dev/null; then jq .; else cat; fi
+
+# The tests start VMs, so the image comes first.
+test: image
+	$(CARGO) test --workspace --release --locked
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --release --locked -- -D warnings
+
+# Builds what is missing of the image: minutes the first time, no time later.
+image: program
+	$(PROGRAM) image build
+
+program: setup
+	$(CARGO) build --release --locked
+
+# Installs the tools that are missing on this host.
+setup:
+	@sh images/install-tools.sh

@@ -1,0 +1,218 @@
+//! The engine against guests that lie, hang, flood or die. The "QEMU" is a shell script that plays back prepared bytes on
+//! the wire: what a conquered guest could send.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use sandbox_engine::{
+    AcceleratorChoice, CancellationToken, Engine, EngineConfig, ExecuteError, Limits, OutputSink, Stream,
+};
+use sandbox_schemas::execute::ExecuteInput;
+use sandbox_schemas::image::BootImage;
+use sandbox_schemas::language::Language;
+use sandbox_schemas::outcome::ExecuteOutcome;
+use sandbox_schemas::wire::{self, Exit, Finished, GuestFrame};
+use tempfile::TempDir;
+
+#[derive(Default)]
+struct Text(String);
+
+impl OutputSink for Text {
+    fn output(&mut self, _: Stream, text: &str) {
+        self.0.push_str(text);
+    }
+}
+
+/// An engine whose QEMU is `script`, with `frames` in the file `$frames`.
+async fn engine(script: &str, frames: &[u8]) -> (Engine, TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    // The script runs as another user when the test runs as root.
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let file = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    };
+    let frames = file("frames", frames);
+    let text = format!(
+        "#!/bin/sh\nif [ \"$1\" = --version ]; then echo QEMU emulator version 9.0.0; exit; fi\n\
+         PATH=/usr/bin:/bin\nframes={}\n{script}\n",
+        frames.display()
+    );
+    let qemu = file("qemu", text.as_bytes());
+    let digest = "0".repeat(64).parse().unwrap();
+    let config = EngineConfig {
+        image: BootImage {
+            kernel: qemu.clone(),
+            kernel_sha256: digest,
+            root: qemu.clone(),
+            root_sha256: digest,
+            initrd: qemu.clone(),
+            initrd_sha256: digest,
+        },
+        qemu: Some(qemu),
+        accelerator: AcceleratorChoice::Tcg,
+        limits: Limits { vms: 2, waiting: 2, wait: Duration::from_secs(5) },
+        cache_dir: folder.path().to_path_buf(),
+    };
+    (Engine::start(config).await.unwrap(), folder)
+}
+
+/// One run with a second's limit, and what the sink saw.
+async fn execute(script: &str, frames: &[u8]) -> (Result<ExecuteOutcome, ExecuteError>, String) {
+    let (engine, _folder) = engine(script, frames).await;
+    let mut input = ExecuteInput::new(Language::Python, "print(1)");
+    input.timeout_seconds = 1;
+    let mut text = Text::default();
+    let result = engine.execute(input, &mut text, CancellationToken::new()).await;
+    let ended = tokio::time::timeout(Duration::from_secs(5), engine.shut_down()).await;
+    assert!(ended.is_ok(), "a process was left behind");
+    (result, text.0)
+}
+
+fn bytes(frames: &[GuestFrame]) -> Vec<u8> {
+    frames.iter().flat_map(|frame| wire::encode(frame).unwrap()).collect()
+}
+
+fn started() -> Vec<GuestFrame> {
+    vec![GuestFrame::Ready, GuestFrame::Started { spawn_us: 5 }]
+}
+
+fn output(text: &str) -> GuestFrame {
+    GuestFrame::Output { stream: Stream::Stdout, bytes: text.into() }
+}
+
+fn finished() -> GuestFrame {
+    GuestFrame::Finished(Finished {
+        exit: Exit::Code(3),
+        stdout_bytes: 2,
+        stderr_bytes: 0,
+        process_us: 1,
+        cpu_us: 1,
+        memory_peak_bytes: 1,
+        oom_kills: 0,
+    })
+}
+
+const PLAY: &str = "cat $frames >&3; exec sleep 100";
+
+/// The frames that follow, and the error that they come to.
+async fn check(script: &str, frames: &[u8], expected: &str) {
+    let (result, _) = execute(script, frames).await;
+    let found = result.map_or_else(|error| error.to_string(), |outcome| format!("{outcome:?}"));
+    assert!(found.contains(expected), "expected {expected:?}, found {found:?}");
+}
+
+#[tokio::test]
+async fn an_honest_guest_is_believed() {
+    let frames = [started(), vec![output("hi"), finished()]].concat();
+    let (result, text) = execute(PLAY, &bytes(&frames)).await;
+    let outcome = result.unwrap();
+    assert_eq!((outcome.exit_code, outcome.stdout.as_str(), text.as_str()), (3, "hi", "hi"));
+    assert!(!outcome.timed_out && !outcome.truncated);
+    assert!(outcome.timing.total_ms >= outcome.timing.boot_ms + outcome.timing.execute_ms);
+}
+
+#[tokio::test]
+async fn what_fails_before_the_program_ran_is_safe_to_try_again() {
+    check("echo no such machine >&2; exit 1", b"", "before the program ran: the VM ended unexpectedly").await;
+    check("echo no such machine >&2; exit 1", b"", "no such machine").await;
+    check(PLAY, &bytes(&[finished()]), "before the program ran: the guest broke the protocol: ready was expected")
+        .await;
+    let refusal = GuestFrame::Failed { reason: "no interpreter".into() };
+    check(PLAY, &bytes(&[GuestFrame::Ready, refusal]), "before the program ran: no interpreter").await;
+}
+
+#[tokio::test]
+async fn a_guest_that_dies_with_the_program_leaves_the_outcome_unknown() {
+    let script = "cat $frames >&3; echo panic >&2; exit 1";
+    check(script, &bytes(&[started(), vec![output("hi")]].concat()), "It may have run in part or in full").await;
+    check(PLAY, &bytes(&[GuestFrame::Ready, output("early")]), "started was expected, output came").await;
+    check(PLAY, &bytes(&[started(), vec![GuestFrame::Ready]].concat()), "output was expected, ready came").await;
+}
+
+#[tokio::test]
+async fn a_lying_frame_ends_the_vm_and_sets_no_memory_aside() {
+    let giant = [bytes(&started()), u32::MAX.to_le_bytes().to_vec()].concat();
+    check(PLAY, &giant, "the guest broke the protocol").await;
+    let unknown = [bytes(&started()), vec![1, 0, 0, 0, 200]].concat();
+    check(PLAY, &unknown, "the guest broke the protocol").await;
+    let nonsense = [bytes(&started()), vec![0xff; 64]].concat();
+    check(PLAY, &nonsense, "the guest broke the protocol").await;
+}
+
+#[tokio::test]
+async fn a_guest_that_hangs_costs_the_timeout_and_two_graces() {
+    let begun = Instant::now();
+    let (result, text) = execute(PLAY, &bytes(&[started(), vec![output("so far")]].concat())).await;
+    let outcome = result.unwrap();
+    assert_eq!((outcome.exit_code, outcome.timed_out, outcome.stdout.as_str()), (-1, true, "so far"));
+    assert_eq!(text, "so far");
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_flood_is_cut_at_the_cap_and_at_the_timeout() {
+    let chunk = output(&"x".repeat(60_000));
+    let head = bytes(&started());
+    let script =
+        format!("head -c {} $frames >&3; while :; do tail -c +{} $frames >&3; done", head.len(), head.len() + 1);
+    let frames = [head, bytes(&[chunk])].concat();
+    let (result, text) = execute(&script, &frames).await;
+    let outcome = result.unwrap();
+    assert!(outcome.timed_out && outcome.truncated);
+    assert_eq!((outcome.stdout.len(), text.len()), (1_000_000, 1_000_000));
+}
+
+#[tokio::test]
+async fn a_cancel_ends_the_vm_at_once_whatever_it_does() {
+    for frames in [Vec::new(), bytes(&started())] {
+        let (engine, folder) = engine("cat $frames >&3; sleep 100; exit 0", &frames).await;
+        let cancel = CancellationToken::new();
+        let input = ExecuteInput::new(Language::Python, "print(1)");
+        let mut text = Text::default();
+        let run = engine.execute(input, &mut text, cancel.clone());
+        let canceller = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            cancel.cancel();
+            Instant::now()
+        };
+        let (result, cancelled) = tokio::join!(run, canceller);
+        assert!(matches!(result, Err(ExecuteError::Cancelled)));
+        engine.shut_down().await;
+        assert!(cancelled.elapsed() < Duration::from_millis(100), "{:?}", cancelled.elapsed());
+        assert!(!is_running(folder.path()), "the VM is still there");
+    }
+}
+
+/// Whether a process still has the folder's script on its command line.
+fn is_running(folder: &Path) -> bool {
+    let needle = folder.display().to_string();
+    fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(&needle)
+    })
+}
+
+#[tokio::test]
+async fn nothing_of_the_server_is_inherited() {
+    // A descriptor without close-on-exec, as a careless parent leaves them.
+    let leaked = fs::File::open("/etc/hostname").unwrap();
+    nix::fcntl::fcntl(&leaked, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+    let script = "ls -l /proc/$$/fd >&2; env >&2; cat /proc/net/dev >&2; exit 1";
+    let (result, _) = execute(script, b"").await;
+    let words = result.unwrap_err().to_string();
+    assert!(!words.contains("/etc/hostname"), "{words}");
+    assert!(!words.contains("HOME="), "{words}");
+    let interfaces: Vec<&str> =
+        words.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim()).collect();
+    let host = fs::read_to_string("/proc/net/dev").unwrap();
+    for name in host.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim()) {
+        assert!(name == "lo" || !interfaces.contains(&name), "QEMU sees the host's {name}");
+    }
+}

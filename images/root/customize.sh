@@ -1,0 +1,61 @@
+# Turns what mmdebstrap installed into the guest's root and packs it. It runs outside the tree: $1 is the tree. When an
+# ordinary user builds, it runs in a user namespace that can not reach the user's files. So what it needs (node.tgz,
+# npm.tgz, uv.whl) was put into $1/inputs before, and root.erofs is fetched from there after.
+set -eu
+cd /
+tree=$1
+inputs=$tree/inputs
+
+echo 'step: Node.js, npm and uv'
+tar -xzf "$inputs/node.tgz" -C "$inputs" package/bin/node
+strip -s "$inputs/package/bin/node"
+install -m 0755 "$inputs/package/bin/node" "$tree/usr/local/bin/node"
+mkdir -p "$tree/usr/local/lib/node_modules/npm"
+tar -xzf "$inputs/npm.tgz" -C "$tree/usr/local/lib/node_modules/npm" --strip-components=1 --no-same-owner \
+    --exclude='package/docs' --exclude='package/man'
+ln -s ../lib/node_modules/npm/bin/npm-cli.js "$tree/usr/local/bin/npm"
+ln -s ../lib/node_modules/npm/bin/npx-cli.js "$tree/usr/local/bin/npx"
+chroot "$tree" unzip -q -j /inputs/uv.whl '*.data/scripts/*' -d /usr/local/bin
+chmod 0755 "$tree/usr/local/bin/uv" "$tree/usr/local/bin/uvx"
+chroot "$tree" node -e 'if (!process.release.lts) throw new Error(process.version + " is no LTS release")'
+chroot "$tree" npm --version
+chroot "$tree" uv --version
+
+echo 'step: users, mount points and files of /etc'
+echo 'sandbox:x:1000:1000:sandbox:/home/user:/bin/bash' >>"$tree/etc/passwd"
+echo 'sandbox:x:1000:' >>"$tree/etc/group"
+echo 'sandbox:!:1::::::' >>"$tree/etc/shadow"
+rm -rf "$tree/home"
+mkdir -p "$tree/workspace" "$tree/home/user"
+chown 1000:1000 "$tree/workspace" "$tree/home/user"
+chmod 1777 "$tree/tmp" "$tree/var/tmp"
+# mmdebstrap lends the tree the host's name and resolver: neither may end up in the image.
+rm -f "$tree/etc/hostname" "$tree/etc/resolv.conf" "$tree/etc/machine-id"
+echo sandbox >"$tree/etc/hostname"
+echo '127.0.0.1 localhost sandbox' >"$tree/etc/hosts"
+# Nothing listens there unless the agent does: a name then fails at once instead of after a timeout.
+echo 'nameserver 127.0.0.1' >"$tree/etc/resolv.conf"
+: >"$tree/etc/machine-id"
+ln -sf python3 "$tree/usr/bin/python"
+# There is no apt that a `pip install` could disturb.
+rm -f "$tree"/usr/lib/python3*/EXTERNALLY-MANAGED
+
+echo 'step: compiling the Python library'
+# The image has one timestamp for all files, so bytecode must not depend on that of its source: it is never checked,
+# which also spares the guest a comparison at each import.
+chroot "$tree" sh -c \
+    'exec python3 -m compileall -q -f -j 0 --invalidation-mode unchecked-hash /usr/lib/python3 /usr/lib/python3.*'
+
+echo 'step: leaving out what no guest needs'
+find "$tree" -xdev ! -type l -perm /6000 -exec chmod a-s {} +
+rm -rf "$tree"/usr/share/bash-completion "$tree"/usr/share/bug "$tree"/usr/share/doc-base "$tree"/usr/share/lintian \
+    "$tree"/usr/share/pixmaps "$tree"/var/cache/* "$tree"/var/log/* "$tree"/var/lib/dpkg/*-old
+rm -f "$tree"/etc/passwd- "$tree"/etc/group- "$tree"/etc/shadow- "$tree"/etc/gshadow-
+
+echo 'step: packing'
+# Some directories are mount points for the guest: the host's devices are mounted there meanwhile, and mmdebstrap keeps
+# files in them which it still needs. apt's files and this script's inputs are no part of the image. One time and one
+# UUID for all make two builds from the same packages equal.
+mkfs.erofs --quiet $SANDBOX_EROFS_OPTIONS -x-1 -T0 -U00000000-0000-4000-8000-73616e64626f \
+    --exclude-regex='^(dev|proc|run|sys|tmp|var/tmp)/.+' --exclude-regex='^(inputs|etc/apt|var/lib/apt)($|/)' \
+    "$inputs/root.erofs" "$tree"

@@ -1,0 +1,86 @@
+//! What can go wrong, for whoever asked for an image.
+
+use std::path::{Path, PathBuf};
+
+use sandbox_schemas::image::Component;
+
+pub use crate::download::DownloadError;
+pub use crate::lock::LockError;
+pub use crate::tool::{MissingTools, ToolError};
+
+/// Why there is no image to boot.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A component was never built from the inputs that this binary holds.
+    #[error("no VM image: run `sandbox-mcp image build`")]
+    Missing {
+        /// Which component.
+        component: Component,
+    },
+    /// A component is not what was built.
+    #[error("corrupt VM image: {path}: {reason}: run `sandbox-mcp image build`")]
+    Corrupt {
+        /// Which component.
+        component: Component,
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The guest agent could not be written into the cache.
+    #[error(transparent)]
+    Agent(#[from] BuildError),
+}
+
+/// Why an image was not built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The host lacks tools.
+    #[error(transparent)]
+    MissingTools(#[from] MissingTools),
+    /// A tool failed.
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+    /// A download failed.
+    #[error(transparent)]
+    Download(#[from] DownloadError),
+    /// The lock file that this binary was built with is malformed.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The kernel's configuration did not take every option.
+    #[error("the kernel does not take these options of config.fragment:\n  {}", .0.join("\n  "))]
+    LostOptions(Vec<String>),
+    /// What was built is not what the manifest just written says. The disk or the memory is to be doubted.
+    #[error("{path}: {reason}")]
+    Unverified {
+        /// The component's file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file operation failed.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was tried, as it stands after "cannot".
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Another component failed, so this one was given up.
+    #[error("stopped, because another component failed")]
+    Stopped,
+}
+
+/// Adds to an I/O error what was tried on which file.
+pub(crate) trait At<T> {
+    /// `action` stands after "cannot".
+    fn at(self, action: &'static str, path: &Path) -> Result<T, BuildError>;
+}
+
+impl<T> At<T> for std::io::Result<T> {
+    fn at(self, action: &'static str, path: &Path) -> Result<T, BuildError> {
+        self.map_err(|source| BuildError::Io { action, path: path.to_owned(), source })
+    }
+}

@@ -1,0 +1,25 @@
+//! Builds what a VM boots (a kernel, a root file system, an initial RAM file system with the guest agent) and keeps it
+//! in the user's cache, each by the digest of its inputs.
+
+// In the order in which to read them: what callers see, the three recipes, then what all of them are built with.
+mod store;
+pub use store::ImageStore;
+
+mod progress;
+pub use progress::{Progress, Stage, TerminalProgress, Unit};
+
+mod error;
+pub use error::{BuildError, DownloadError, LoadError, LockError, MissingTools, ToolError};
+
+mod agent;
+mod kernel;
+mod root;
+
+mod cache;
+mod recipe;
+
+mod debian;
+mod download;
+mod key;
+mod lock;
+mod tool;

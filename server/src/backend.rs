@@ -1,0 +1,75 @@
+//! The engine behind the tools: started with the server, started again by a call when that failed, so that what the
+//! user has installed meanwhile is found.
+
+use std::sync::Arc;
+
+use sandbox_engine::{Engine, EngineConfig, StartError};
+use sandbox_images::{ImageStore, LoadError};
+use tokio::sync::Mutex;
+
+use crate::cli::Cli;
+
+/// Why there is no engine.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BackendError {
+    /// No image, or a damaged one; says which command to run.
+    #[error(transparent)]
+    Image(#[from] LoadError),
+    /// No QEMU, or one that is too old.
+    #[error(transparent)]
+    Engine(#[from] StartError),
+    /// No cache directory.
+    #[error("{0:#}")]
+    Setting(anyhow::Error),
+    /// A bug of ours.
+    #[error("{0}")]
+    Internal(String),
+}
+
+/// At most one engine, made once.
+#[derive(Debug)]
+pub(crate) struct Backend {
+    cli: Arc<Cli>,
+    engine: Mutex<Option<Arc<Engine>>>,
+}
+
+impl Backend {
+    pub(crate) fn new(cli: Arc<Cli>) -> Self {
+        Backend { cli, engine: Mutex::new(None) }
+    }
+
+    /// The engine. Calls that come while it starts wait for it.
+    pub(crate) async fn engine(&self) -> Result<Arc<Engine>, BackendError> {
+        let mut engine = self.engine.lock().await;
+        if let Some(engine) = &*engine {
+            return Ok(engine.clone());
+        }
+        let started = Arc::new(self.start().await?);
+        *engine = Some(started.clone());
+        Ok(started)
+    }
+
+    /// Waits until every VM is gone.
+    pub(crate) async fn shut_down(&self) {
+        let engine = self.engine.lock().await.take();
+        if let Some(engine) = engine {
+            engine.shut_down().await;
+        }
+    }
+
+    async fn start(&self) -> Result<Engine, BackendError> {
+        let cache_dir = self.cli.cache_dir().map_err(BackendError::Setting)?;
+        let store = ImageStore::new(cache_dir.clone());
+        // Verifying reads some hundred megabytes, when they have changed since the last time.
+        let image = tokio::task::spawn_blocking(move || store.load());
+        let image = image.await.map_err(|error| BackendError::Internal(error.to_string()))??;
+        let config = EngineConfig {
+            qemu: self.cli.machine.qemu.clone(),
+            accelerator: self.cli.machine.accelerator(),
+            limits: self.cli.machine.limits(),
+            image,
+            cache_dir,
+        };
+        Ok(Engine::start(config).await?)
+    }
+}

@@ -1,0 +1,251 @@
+//! JSON-RPC 2.0 messages, read without trust: what is malformed is answered, with its id where that is readable.
+
+use jsonrpsee::types::error::{ErrorObject, ErrorObjectOwned, INVALID_REQUEST_CODE, PARSE_ERROR_CODE};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+/// The id of a request, exactly as the client wrote it: JSON text of a string or an integer.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestId(Box<RawValue>);
+
+/// What an id means, so that `1` and `"1"` differ and `"a"` and `"\u0061"` do not.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum RequestKey {
+    Number(String),
+    Text(String),
+}
+
+impl RequestId {
+    fn new(raw: Box<RawValue>) -> Option<RequestId> {
+        RequestKey::of(&raw).map(|_| RequestId(raw))
+    }
+
+    pub(crate) fn key(&self) -> RequestKey {
+        // An id that was accepted has one.
+        RequestKey::of(&self.0).unwrap_or_else(|| RequestKey::Text(self.0.get().to_string()))
+    }
+}
+
+impl RequestKey {
+    /// `None` for what MCP does not allow as an id: null, fractions, booleans, arrays, objects.
+    pub(crate) fn of(raw: &RawValue) -> Option<RequestKey> {
+        let text = raw.get();
+        if text.starts_with('"') {
+            return serde_json::from_str(text).ok().map(RequestKey::Text);
+        }
+        let digits = text.strip_prefix('-').unwrap_or(text);
+        let is_integer = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+        is_integer.then(|| RequestKey::Number(text.to_string()))
+    }
+}
+
+/// A message from the client.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    /// Wants an answer.
+    Request { id: RequestId, call: Call },
+    /// Wants none.
+    Notification(Call),
+    /// An answer to a request of ours. We send none, so it is ignored.
+    Response,
+    /// Not JSON, or not JSON-RPC.
+    Malformed { id: Option<RequestId>, error: ErrorObjectOwned },
+}
+
+/// A method and its parameters.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) method: String,
+    pub(crate) params: Option<Box<RawValue>>,
+}
+
+/// One message, or a batch of them.
+#[derive(Debug)]
+pub(crate) enum Parsed {
+    One(Incoming),
+    Batch(Vec<Incoming>),
+}
+
+/// What is in a frame.
+pub(crate) fn parse(frame: &[u8]) -> Parsed {
+    let malformed = |code, message: String| Parsed::One(Incoming::Malformed { id: None, error: error(code, message) });
+    let text = match std::str::from_utf8(frame) {
+        Ok(text) => text,
+        Err(fault) => {
+            return malformed(PARSE_ERROR_CODE, format!("Parse error: not UTF-8 at byte {}", fault.valid_up_to()));
+        }
+    };
+    if text.starts_with('[') {
+        return match serde_json::from_str::<Vec<Box<RawValue>>>(text) {
+            Ok(messages) if messages.is_empty() => {
+                malformed(INVALID_REQUEST_CODE, "Invalid Request: an empty batch".into())
+            }
+            Ok(messages) => Parsed::Batch(messages.iter().map(|message| parse_one(message.get())).collect()),
+            Err(fault) => malformed(PARSE_ERROR_CODE, format!("Parse error: {fault}")),
+        };
+    }
+    Parsed::One(parse_one(text))
+}
+
+/// An object of JSON-RPC, field by field. Unknown fields are ignored, as JSON-RPC leaves them open.
+#[derive(Deserialize)]
+struct Envelope {
+    jsonrpc: Option<Box<RawValue>>,
+    #[serde(default, deserialize_with = "present")]
+    id: Option<Box<RawValue>>,
+    method: Option<Box<RawValue>>,
+    params: Option<Box<RawValue>>,
+    result: Option<Box<RawValue>>,
+    error: Option<Box<RawValue>>,
+}
+
+/// Tells `"id": null` from no id at all.
+fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Box::<RawValue>::deserialize(deserializer).map(Some)
+}
+
+fn parse_one(text: &str) -> Incoming {
+    let envelope: Envelope = match serde_json::from_str(text) {
+        Ok(envelope) => envelope,
+        Err(fault) if fault.is_data() => {
+            return Incoming::Malformed {
+                id: None,
+                error: error(INVALID_REQUEST_CODE, format!("Invalid Request: {fault}")),
+            };
+        }
+        Err(fault) => {
+            return Incoming::Malformed { id: None, error: error(PARSE_ERROR_CODE, format!("Parse error: {fault}")) };
+        }
+    };
+    let has_id = envelope.id.is_some();
+    let id = envelope.id.and_then(RequestId::new);
+    let invalid = |id, message: &str| Incoming::Malformed {
+        id,
+        error: error(INVALID_REQUEST_CODE, format!("Invalid Request: {message}")),
+    };
+    if envelope.jsonrpc.is_none_or(|version| version.get() != "\"2.0\"") {
+        return invalid(id, "`jsonrpc` must be \"2.0\"");
+    }
+    let Some(method) = envelope.method else {
+        let is_response = envelope.result.is_some() || envelope.error.is_some();
+        return if is_response { Incoming::Response } else { invalid(id, "`method` is missing") };
+    };
+    let Ok(method) = serde_json::from_str::<String>(method.get()) else {
+        return invalid(id, "`method` must be a string");
+    };
+    if envelope.params.as_ref().is_some_and(|params| !params.get().starts_with(['{', '['])) {
+        return invalid(id, "`params` must be an object");
+    }
+    let call = Call { method, params: envelope.params };
+    match id {
+        Some(id) => Incoming::Request { id, call },
+        None if has_id => invalid(None, "`id` must be a string or an integer"),
+        None => Incoming::Notification(call),
+    }
+}
+
+pub(crate) fn error(code: i32, message: impl Into<String>) -> ErrorObjectOwned {
+    ErrorObject::owned(code, message, None::<()>)
+}
+
+/// A response as it goes out.
+#[derive(Serialize)]
+pub(crate) struct Response<'a> {
+    jsonrpc: &'static str,
+    id: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    result: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'a ErrorObjectOwned>,
+}
+
+/// What a method came to.
+pub(crate) type Answer = Result<Box<RawValue>, ErrorObjectOwned>;
+
+/// The response's JSON text. An id that could not be read is null, as JSON-RPC wants it.
+pub(crate) fn respond(id: Option<&RequestId>, answer: &Answer) -> String {
+    let response = Response {
+        jsonrpc: "2.0",
+        id: id.map(|id| &*id.0),
+        result: answer.as_deref().ok(),
+        error: answer.as_ref().err(),
+    };
+    // Text, integers and JSON text: nothing of it can fail to serialize.
+    serde_json::to_string(&response).unwrap_or_default()
+}
+
+/// A notification's JSON text.
+pub(crate) fn notification(method: &str, params: &impl Serialize) -> String {
+    #[derive(Serialize)]
+    struct Notification<'a, P> {
+        jsonrpc: &'static str,
+        method: &'a str,
+        params: &'a P,
+    }
+    serde_json::to_string(&Notification { jsonrpc: "2.0", method, params }).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a frame is answered with, or what it is.
+    fn describe(frame: &[u8]) -> String {
+        let one = |incoming: Incoming| match incoming {
+            Incoming::Request { id, call } => format!("request {} {}", id.0.get(), call.method),
+            Incoming::Notification(call) => format!("notification {}", call.method),
+            Incoming::Response => "response".into(),
+            Incoming::Malformed { id, error } => respond(id.as_ref(), &Err(error)),
+        };
+        match parse(frame) {
+            Parsed::One(incoming) => one(incoming),
+            Parsed::Batch(all) => all.into_iter().map(one).collect::<Vec<_>>().join("; "),
+        }
+    }
+
+    #[track_caller]
+    fn check(frame: &str, expected: &str) {
+        let found = describe(frame.as_bytes());
+        assert!(found.contains(expected), "{found}");
+    }
+
+    #[test]
+    fn ids_are_strings_or_integers_and_kept_as_written() {
+        check(r#"{"jsonrpc":"2.0","id":-7,"method":"a"}"#, "request -7 a");
+        check(r#"{"jsonrpc":"2.0","id":99999999999999999999999,"method":"a"}"#, "request 99999999999999999999999 a");
+        check(r#"{"jsonrpc":"2.0","id":"\u0061","method":"a"}"#, r#"request "\u0061" a"#);
+        for id in ["null", "1.5", "true", "{}", "[1]", "1e3"] {
+            check(&format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"a"}}"#), r#""id":null,"error":{"code":-32600"#);
+        }
+        check(r#"{"jsonrpc":"2.0","method":"a"}"#, "notification a");
+    }
+
+    #[test]
+    fn keys_compare_by_meaning() {
+        let key = |text: &str| RequestKey::of(&RawValue::from_string(text.into()).unwrap()).unwrap();
+        assert_eq!(key(r#""a""#), key(r#""\u0061""#));
+        assert_ne!(key("1"), key(r#""1""#));
+    }
+
+    #[test]
+    fn malformed_frames_are_answered_with_the_id_where_it_is_readable() {
+        check("{", r#""id":null,"error":{"code":-32700"#);
+        check("nonsense", r#""code":-32700"#);
+        check("1", r#""code":-32600"#);
+        check(r#"{"id":5,"method":"a"}"#, r#""id":5,"error":{"code":-32600"#);
+        check(r#"{"jsonrpc":"2.0","id":5}"#, r#""id":5,"error":{"code":-32600"#);
+        check(r#"{"jsonrpc":"2.0","id":5,"method":7}"#, r#""id":5,"error":{"code":-32600"#);
+        check(r#"{"jsonrpc":"2.0","id":5,"method":"a","params":7}"#, r#""id":5,"error":{"code":-32600"#);
+        check(r#"{"jsonrpc":"2.0","id":5,"result":{}}"#, "response");
+        check("[]", r#""code":-32600"#);
+        check(r#"[1,{"jsonrpc":"2.0","method":"a"}]"#, "notification a");
+        assert!(describe(b"{\"a\":\"\xff\"}").contains("not UTF-8 at byte 6"));
+    }
+
+    #[test]
+    fn depth_cannot_exhaust_the_stack() {
+        let deep = "[".repeat(100_000);
+        check(&deep, r#""code":-32700"#);
+        check(&format!(r#"{{"jsonrpc":"2.0","id":5,"method":"a","params":{deep}"#), r#""code":-32700"#);
+    }
+}

@@ -1,0 +1,189 @@
+//! The two eras of MCP. Legacy (up to 2025-11-25) agrees on a version once, with `initialize`; modern (2026-07-28) says it
+//! in every request's `_meta`. A connection is not locked to an era: clients have been seen to mix them.
+
+use std::sync::RwLock;
+
+use jsonrpsee::types::error::{ErrorObject, ErrorObjectOwned, INVALID_PARAMS_CODE};
+use rmcp::model::{Implementation, ProtocolVersion, ServerCapabilities, ToolsCapability};
+use serde_json::{Map, Value, json};
+
+/// MCP's code for a version that the server does not speak.
+const UNSUPPORTED_VERSION_CODE: i32 = -32022;
+
+const VERSION_KEY: &str = "io.modelcontextprotocol/protocolVersion";
+const CAPABILITIES_KEY: &str = "io.modelcontextprotocol/clientCapabilities";
+const SERVER_INFO_KEY: &str = "io.modelcontextprotocol/serverInfo";
+
+/// What a client may keep of a list, in milliseconds: the tools change with the binary only.
+const LIST_TTL_MS: u64 = 3_600_000;
+
+/// What clients tell their model of this server. They cut it at 2 KB.
+pub(crate) const INSTRUCTIONS: &str = "Runs programs in throw-away virtual machines on the user's own computer. Call \
+    execute_code with a whole program; nothing is kept between calls. A program that fails is a normal result: read its \
+    exit_code and stderr. Errors of the sandbox itself begin with a code: invalid_input, refused, capacity, \
+    not_installed and failed_before_run mean that nothing ran; outcome_unknown means that it may have.";
+
+/// What a connection has agreed on.
+#[derive(Debug, Default)]
+pub(crate) struct Connection {
+    negotiated: RwLock<Option<ProtocolVersion>>,
+}
+
+/// The rules for one request.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Era {
+    /// No version is known: a bare request, as from `echo`.
+    Bare,
+    Legacy(ProtocolVersion),
+    Modern,
+}
+
+impl Connection {
+    /// Answers `initialize`: the asked version where it is known, else the newest that has `initialize`.
+    pub(crate) fn negotiate(&self, asked: &ProtocolVersion) -> ProtocolVersion {
+        let known = ProtocolVersion::known_up_to(&ProtocolVersion::LATEST_WITH_INITIALIZE);
+        let version = if known.contains(asked) { asked.clone() } else { ProtocolVersion::LATEST_WITH_INITIALIZE };
+        if let Ok(mut negotiated) = self.negotiated.write() {
+            *negotiated = Some(version.clone());
+        }
+        version
+    }
+
+    /// Batches were part of one version alone. A bare client may use JSON-RPC's.
+    pub(crate) fn allows_batches(&self) -> bool {
+        self.negotiated().is_none_or(|version| version == ProtocolVersion::V_2025_03_26)
+    }
+
+    /// The era that a request belongs to, by its `_meta`.
+    pub(crate) fn era(&self, meta: Option<&Map<String, Value>>) -> Result<Era, ErrorObjectOwned> {
+        let Some(version) = meta.and_then(|meta| meta.get(VERSION_KEY)) else {
+            return Ok(self.negotiated().map_or(Era::Bare, Era::Legacy));
+        };
+        if version != ProtocolVersion::V_2026_07_28.as_str() {
+            let data = json!({ "supported": supported_versions(), "requested": version });
+            return Err(ErrorObject::owned(UNSUPPORTED_VERSION_CODE, "Unsupported protocol version", Some(data)));
+        }
+        if !meta.is_some_and(|meta| meta.get(CAPABILITIES_KEY).is_some_and(Value::is_object)) {
+            let message = format!("Invalid params: _meta[\"{CAPABILITIES_KEY}\"] is missing");
+            return Err(ErrorObject::owned(INVALID_PARAMS_CODE, message, None::<()>));
+        }
+        Ok(Era::Modern)
+    }
+
+    fn negotiated(&self) -> Option<ProtocolVersion> {
+        self.negotiated.read().ok().and_then(|version| version.clone())
+    }
+}
+
+impl Era {
+    /// Makes a result what this era's clients expect.
+    pub(crate) fn shape(&self, mut result: Value) -> Value {
+        let Some(fields) = result.as_object_mut() else { return result };
+        match self {
+            Era::Modern => {
+                fields.insert("resultType".into(), "complete".into());
+                let meta = fields.entry("_meta").or_insert_with(|| json!({}));
+                meta[SERVER_INFO_KEY] = json!(server_info());
+                if fields.contains_key("tools") {
+                    fields.insert("ttlMs".into(), LIST_TTL_MS.into());
+                    fields.insert("cacheScope".into(), "public".into());
+                }
+            }
+            Era::Bare => drop(fields.remove("resultType")),
+            Era::Legacy(version) => {
+                fields.remove("resultType");
+                strip_newer(fields, version);
+            }
+        }
+        result
+    }
+}
+
+/// Takes out what a version does not know yet.
+fn strip_newer(fields: &mut Map<String, Value>, version: &ProtocolVersion) {
+    let mut newer = Vec::new();
+    if version.as_str() < ProtocolVersion::V_2025_03_26.as_str() {
+        newer.push("annotations");
+    }
+    if version.as_str() < ProtocolVersion::V_2025_06_18.as_str() {
+        newer.extend(["title", "outputSchema"]);
+        fields.remove("structuredContent");
+    }
+    let tools = fields.get_mut("tools").and_then(Value::as_array_mut);
+    for tool in tools.into_iter().flatten().filter_map(Value::as_object_mut) {
+        newer.iter().for_each(|name| drop(tool.remove(*name)));
+    }
+}
+
+pub(crate) fn supported_versions() -> Vec<ProtocolVersion> {
+    ProtocolVersion::KNOWN_VERSIONS.iter().rev().cloned().collect()
+}
+
+pub(crate) fn server_info() -> Implementation {
+    Implementation::new(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")).with_title("Local code sandbox")
+}
+
+pub(crate) fn capabilities() -> ServerCapabilities {
+    let mut capabilities = ServerCapabilities::default();
+    capabilities.tools = Some(ToolsCapability::default());
+    capabilities
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meta(version: &str) -> Map<String, Value> {
+        let meta = json!({ VERSION_KEY: version, CAPABILITIES_KEY: {} });
+        meta.as_object().unwrap().clone()
+    }
+
+    #[test]
+    fn initialize_answers_the_asked_version_where_it_is_known_and_has_a_handshake() {
+        let connection = Connection::default();
+        for (asked, answered) in [
+            ("2024-11-05", "2024-11-05"),
+            ("2025-11-25", "2025-11-25"),
+            ("2026-07-28", "2025-11-25"),
+            ("1999-01-01", "2025-11-25"),
+        ] {
+            let asked: ProtocolVersion = serde_json::from_value(asked.into()).unwrap();
+            assert_eq!(connection.negotiate(&asked).as_str(), answered);
+        }
+    }
+
+    #[test]
+    fn a_modern_request_is_modern_also_after_initialize() {
+        let connection = Connection::default();
+        assert_eq!(connection.era(None).unwrap(), Era::Bare);
+        connection.negotiate(&ProtocolVersion::V_2025_06_18);
+        assert_eq!(connection.era(None).unwrap(), Era::Legacy(ProtocolVersion::V_2025_06_18));
+        assert_eq!(connection.era(Some(&meta("2026-07-28"))).unwrap(), Era::Modern);
+    }
+
+    #[test]
+    fn what_a_modern_request_lacks_is_named() {
+        let connection = Connection::default();
+        let error = connection.era(Some(&meta("2027-01-01"))).unwrap_err();
+        assert_eq!(error.code(), UNSUPPORTED_VERSION_CODE);
+        assert!(error.data().unwrap().get().contains("2027-01-01"));
+        let mut incomplete = meta("2026-07-28");
+        incomplete.remove(CAPABILITIES_KEY);
+        assert_eq!(connection.era(Some(&incomplete)).unwrap_err().code(), INVALID_PARAMS_CODE);
+    }
+
+    #[test]
+    fn results_have_the_fields_of_their_era_alone() {
+        let result = json!({ "resultType": "complete", "tools": [{ "name": "a", "title": "A", "outputSchema": {}, "annotations": {} }] });
+        let names = |era: Era| {
+            let shaped = era.shape(result.clone());
+            let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
+            format!("{} | {}", keys(&shaped), keys(&shaped["tools"][0]))
+        };
+        assert_eq!(names(Era::Legacy(ProtocolVersion::V_2024_11_05)), "tools | name");
+        assert_eq!(names(Era::Legacy(ProtocolVersion::V_2025_03_26)), "tools | annotations name");
+        assert_eq!(names(Era::Legacy(ProtocolVersion::V_2025_06_18)), "tools | annotations name outputSchema title");
+        assert_eq!(names(Era::Bare), "tools | annotations name outputSchema title");
+        assert_eq!(names(Era::Modern), "_meta cacheScope resultType tools ttlMs | annotations name outputSchema title");
+    }
+}

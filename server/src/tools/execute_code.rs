@@ -1,0 +1,44 @@
+//! `execute_code`: one program in one fresh VM.
+
+use rmcp::model::CallToolResult;
+use sandbox_engine::ExecuteError;
+use sandbox_schemas::execute::ExecuteInput;
+use sandbox_schemas::outcome::{ErrorCode, ExecuteOutcome};
+use schemars::schema_for;
+
+use crate::progress::{self, Gathered};
+use crate::tools::{ToolCall, ToolError, parse_arguments};
+
+pub(crate) async fn call(call: ToolCall) -> Result<CallToolResult, ToolError> {
+    let input: ExecuteInput = parse_arguments(call.arguments, || schema_for!(ExecuteInput))?;
+    // Before the engine is asked for: bad input is bad input also where nothing is installed.
+    input.validate().map_err(|error| ToolError { code: ErrorCode::InvalidInput, message: error.to_string() })?;
+    let context = call.context;
+    let engine = context
+        .backend
+        .engine()
+        .await
+        .map_err(|error| ToolError { code: ErrorCode::NotInstalled, message: error.to_string() })?;
+
+    let gathered = Gathered::default();
+    let mut sink = gathered.clone();
+    let execution = engine.execute(input, &mut sink, context.cancel.clone());
+    let outcome = match call.progress_token {
+        Some(token) => progress::report(execution, gathered, token, &context.outbox).await,
+        None => execution.await,
+    };
+    Ok(result(&outcome?))
+}
+
+fn result(outcome: &ExecuteOutcome) -> CallToolResult {
+    // Numbers, text and flags: nothing of it can fail to serialize.
+    CallToolResult::structured(serde_json::to_value(outcome).unwrap_or_default())
+}
+
+impl From<ExecuteError> for ToolError {
+    fn from(error: ExecuteError) -> Self {
+        // A cancelled call is not answered; should it be read after all, nothing is known of it.
+        let code = error.code().unwrap_or(ErrorCode::OutcomeUnknown);
+        ToolError { code, message: error.to_string() }
+    }
+}

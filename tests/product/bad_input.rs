@@ -1,0 +1,115 @@
+//! Bad input and a bad installation: an error that names what was wrong, and nothing ran.
+
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Server, command, execute_request, pipe_through};
+
+/// The text of the tool error that a call comes to.
+#[track_caller]
+fn tool_error(server: &mut Server, arguments: Value) -> String {
+    server.send(&execute_request(1, arguments));
+    let response = server.receive();
+    let result = &response["result"];
+    assert_eq!(result["isError"], true, "{response}");
+    assert!(server.virtual_machines().is_empty(), "a VM was started");
+    result["content"][0]["text"].as_str().unwrap().to_string()
+}
+
+#[test]
+fn every_bad_argument_is_named_with_its_limit() {
+    let mut server = Server::initialized();
+    let mut check = |arguments: Value, expected: &str| {
+        let found = tool_error(&mut server, arguments);
+        assert!(found.starts_with("invalid_input: ") && found.contains(expected), "{expected:?} in {found:?}");
+    };
+    let with = |field: &str, value: Value| {
+        let mut arguments = json!({"language": "python", "code": "print(1)"});
+        arguments[field] = value;
+        arguments
+    };
+    check(with("code", json!("")), "code: is empty");
+    check(with("code", json!(" \n\t ")), "code: is empty");
+    check(with("code", json!("a\0b")), "code: has a NUL byte at offset 1");
+    check(with("code", json!("#".repeat(1024 * 1024 + 1))), "code: is 1048577 bytes; at most 1048576");
+    check(with("code", json!(5)), "code: invalid type: integer `5`, expected a string");
+    check(with("language", json!("cobol")), r#"must be one of ["python","javascript","shell","raw"]"#);
+    check(with("timeout_seconds", json!(0)), "timeout_seconds: is 0; must be between 1 and 300");
+    check(with("timeout_seconds", json!(301)), "timeout_seconds: is 301; must be between 1 and 300");
+    check(with("timeout_seconds", json!(-1)), "timeout_seconds: invalid value: integer `-1`");
+    check(with("timeout_seconds", json!(-1)), "must be an integer between 1 and 300");
+    check(with("timeout_seconds", json!(1e30)), "must be an integer between 1 and 300");
+    check(with("timeout_seconds", json!("30")), "must be an integer between 1 and 300");
+    check(with("memory_mb", json!(63)), "memory_mb: is 63; must be between 64 and 2048");
+    check(with("memory_mb", json!(1_000_000)), "memory_mb: is 1000000; must be between 64 and 2048");
+    check(with("stdin", json!("x".repeat(4 * 1024 * 1024 + 1))), "stdin: is 4194305 bytes; at most 4194304");
+    check(with("env", json!({"A=B": "x"})), "env: has the name \"A=B\"");
+    check(with("env", json!({"A\0": "x"})), "env: has the name \"A\\0\"");
+    check(with("env", json!({"A": "x\0"})), "env: has a NUL byte in the value of \"A\"");
+    check(with("env", json!({"A": 1})), "env.A: invalid type: integer `1`, expected a string");
+    check(with("env", json!("A=1")), "env: ");
+    check(with("colour", json!("red")), "unknown field `colour`");
+    check(json!({"language": "python"}), "missing field `code`");
+    check(json!({"code": "1"}), "missing field `language`");
+    check(json!({}), "missing field");
+}
+
+/// The error of one good call, on a server that is set up badly.
+fn setup_error(command: &mut Command) -> String {
+    let request = format!("{}\n", execute_request(1, json!({"language": "python", "code": "print(1)"})));
+    let (stdout, _, status) = pipe_through(command, request.as_bytes());
+    assert!(status.success());
+    let response: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(response["result"]["isError"], true, "{response}");
+    assert_eq!(response["result"]["_meta"]["sandbox-mcp/error"]["code"], "not_installed");
+    response["result"]["content"][0]["text"].as_str().unwrap().to_string()
+}
+
+#[test]
+fn a_missing_image_says_which_command_to_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = setup_error(command().env("SANDBOX_MCP_CACHE_DIR", folder.path()));
+    assert!(error.contains("sandbox-mcp image build"), "{error}");
+}
+
+#[test]
+fn a_missing_or_old_qemu_says_what_to_install() {
+    let error = setup_error(command().args(["--qemu", "/nowhere/qemu-system-x86_64"]));
+    assert!(error.contains("/nowhere/qemu-system-x86_64: cannot be used as QEMU"), "{error}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let old = folder.path().join("qemu-system-x86_64");
+    std::fs::write(&old, "#!/bin/sh\necho QEMU emulator version 6.2.0\n").unwrap();
+    std::fs::set_permissions(&old, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let error = setup_error(command().arg("--qemu").arg(&old));
+    assert!(error.contains("is QEMU 6.2; 7.2 or later is needed"), "{error}");
+}
+
+#[test]
+fn kvm_or_nothing_is_refused_where_there_is_none() {
+    // Where KVM works this is a success, and nothing to test.
+    let request = format!("{}\n", execute_request(1, json!({"language": "shell", "code": "echo ran"})));
+    let (stdout, _, _) =
+        pipe_through(command().env_remove("SANDBOX_MCP_ACCEL").arg("--require-kvm"), request.as_bytes());
+    let response: Value = serde_json::from_str(&stdout).unwrap();
+    let result = &response["result"];
+    if result["isError"] == false {
+        assert_eq!(result["structuredContent"]["accelerator"], "kvm");
+    } else {
+        let text = result["content"][0]["text"].as_str().unwrap();
+        assert!(text.starts_with("not_installed: KVM cannot be used: "), "{text}");
+    }
+}
+
+#[test]
+fn the_command_line_is_checked() {
+    for arguments in [["--accel", "magic"], ["--max-vms", "0"], ["image", "paint"]] {
+        let (stdout, stderr, status) = pipe_through(command().args(arguments), b"");
+        assert_eq!(status.code(), Some(2), "{arguments:?}");
+        assert!(stdout.is_empty() && stderr.contains(arguments[1]), "{stderr}");
+    }
+    let (stdout, _, status) = pipe_through(command().arg("--version"), b"");
+    assert!(status.success() && stdout.starts_with("sandbox-mcp "), "{stdout}");
+}

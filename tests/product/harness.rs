@@ -1,0 +1,209 @@
+//! A server as a client sees it: lines in, lines out, a deadline on everything.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+/// Above anything that is right, on a machine that is busy with other tests.
+pub const DEADLINE: Duration = Duration::from_secs(180);
+
+/// A running server. Killed when dropped.
+pub struct Server {
+    pub child: Child,
+    stdin: Option<ChildStdin>,
+    lines: Receiver<(Instant, String)>,
+}
+
+/// The command with what every test wants: TCG, since a trial of KVM is not what is tested, and no stray settings.
+pub fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sandbox-mcp"));
+    command.env_remove("SANDBOX_MCP_LOG").env("SANDBOX_MCP_ACCEL", "tcg");
+    command
+}
+
+impl Server {
+    pub fn start() -> Server {
+        Server::start_as(&mut command())
+    }
+
+    pub fn start_as(command: &mut Command) -> Server {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the server starts");
+        let stdin = child.stdin.take();
+        let stdout = BufReader::new(child.stdout.take().expect("stdout is a pipe"));
+        let (sender, lines) = mpsc::channel();
+        thread::spawn(move || {
+            for line in stdout.lines() {
+                let Ok(line) = line else { return };
+                if sender.send((Instant::now(), line)).is_err() {
+                    return;
+                }
+            }
+        });
+        Server { child, stdin, lines }
+    }
+
+    /// A server that a client has introduced itself to.
+    pub fn initialized() -> Server {
+        let mut server = Server::start();
+        server.send(&request(0, "initialize", initialize_params("2025-11-25")));
+        assert_eq!(server.receive()["result"]["protocolVersion"], "2025-11-25");
+        server.send(&json!({"jsonrpc": "2.0", "method": "notifications/initialized"}));
+        server
+    }
+
+    pub fn send(&mut self, message: &Value) {
+        self.send_text(&format!("{message}\n"));
+    }
+
+    pub fn send_text(&mut self, text: &str) {
+        let stdin = self.stdin.as_mut().expect("stdin is open");
+        stdin.write_all(text.as_bytes()).expect("the server reads");
+        stdin.flush().expect("the server reads");
+    }
+
+    pub fn close_stdin(&mut self) {
+        self.stdin = None;
+    }
+
+    pub fn receive(&mut self) -> Value {
+        self.receive_timed().1
+    }
+
+    /// The next message, and when it came.
+    pub fn receive_timed(&mut self) -> (Instant, Value) {
+        match self.lines.recv_timeout(DEADLINE) {
+            Ok((at, line)) => (at, serde_json::from_str(&line).unwrap_or_else(|_| panic!("not JSON: {line}"))),
+            Err(error) => panic!("no message: {error}"),
+        }
+    }
+
+    /// Asserts that nothing comes for a while.
+    pub fn expect_silence(&mut self, duration: Duration) {
+        match self.lines.recv_timeout(duration) {
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+            Ok((_, line)) => panic!("unexpected: {line}"),
+        }
+    }
+
+    pub fn wait(&mut self) -> ExitStatus {
+        let until = Instant::now() + DEADLINE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("the server can be waited for") {
+                return status;
+            }
+            assert!(Instant::now() < until, "the server does not end");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Processes that the server has started and that are still there.
+    pub fn virtual_machines(&self) -> Vec<u32> {
+        children(self.child.id())
+    }
+
+    /// Waits until there are so many VMs.
+    #[track_caller]
+    pub fn wait_for_machines(&self, count: usize, deadline: Duration) {
+        let until = Instant::now() + deadline;
+        while self.virtual_machines().len() != count {
+            assert!(Instant::now() < until, "{} VMs instead of {count}", self.virtual_machines().len());
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Processes whose parent is `pid`.
+pub fn children(pid: u32) -> Vec<u32> {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    ids.filter(|id: &u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        // The command's name is in parentheses and may hold anything; state and parent follow.
+        let rest = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        rest.split(' ').nth(1) == Some(pid.to_string().as_str())
+    })
+    .collect()
+}
+
+pub fn is_alive(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+}
+
+pub fn request(id: impl Into<Value>, method: &str, params: Value) -> Value {
+    json!({"jsonrpc": "2.0", "id": id.into(), "method": method, "params": params})
+}
+
+pub fn initialize_params(version: &str) -> Value {
+    json!({"protocolVersion": version, "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}})
+}
+
+pub fn execute_request(id: impl Into<Value>, arguments: Value) -> Value {
+    request(id, "tools/call", json!({"name": "execute_code", "arguments": arguments}))
+}
+
+/// Runs the binary as `echo '<request>' | sandbox-mcp` does: all of stdout, all of stderr, and the status.
+pub fn pipe_through(command: &mut Command, input: &[u8]) -> (String, String, ExitStatus) {
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the server starts");
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    let mut stderr = child.stderr.take().unwrap();
+    let errors = thread::spawn(move || {
+        let mut text = String::new();
+        stderr.read_to_string(&mut text).map(|_| text)
+    });
+    let output = child.wait_with_output().unwrap();
+    (String::from_utf8(output.stdout).unwrap(), errors.join().unwrap().unwrap(), output.status)
+}
+
+/// The structured result of one call on a server of its own.
+#[track_caller]
+pub fn execute(arguments: Value) -> Value {
+    let (stdout, stderr, status) =
+        pipe_through(&mut command(), format!("{}\n", execute_request(1, arguments)).as_bytes());
+    assert!(status.success(), "{status}: {stderr}");
+    let response: Value = serde_json::from_str(&stdout).unwrap_or_else(|_| panic!("not one line of JSON: {stdout}"));
+    let result = &response["result"];
+    assert_eq!(result["isError"], false, "{response}");
+    assert_eq!(
+        serde_json::from_str::<Value>(result["content"][0]["text"].as_str().unwrap()).unwrap(),
+        result["structuredContent"],
+        "text and structured content differ"
+    );
+    result["structuredContent"].clone()
+}
+
+/// A program, and what it must come to.
+pub struct Case<'a> {
+    pub language: &'a str,
+    pub code: &'a str,
+    pub exit_code: i64,
+    pub stdout: &'a str,
+    /// What stderr must contain; empty means that stderr must be empty.
+    pub stderr: &'a str,
+}
+
+#[track_caller]
+pub fn check(case: Case) {
+    check_with(json!({"language": case.language, "code": case.code}), case.exit_code, case.stdout, case.stderr);
+}
+
+#[track_caller]
+pub fn check_with(arguments: Value, exit_code: i64, stdout: &str, stderr: &str) {
+    let outcome = execute(arguments);
+    assert_eq!(outcome["stdout"], stdout, "{outcome}");
+    assert_eq!(outcome["exit_code"], exit_code, "{outcome}");
+    let found = outcome["stderr"].as_str().unwrap();
+    assert!(if stderr.is_empty() { found.is_empty() } else { found.contains(stderr) }, "stderr: {found}");
+}

@@ -1,0 +1,131 @@
+//! What a program meets when it wants too much, and that the host does not notice.
+
+use serde_json::{Value, json};
+
+use crate::harness::{check_with, execute};
+
+fn run(language: &str, code: &str, more: Value) -> Value {
+    let mut arguments = json!({"language": language, "code": code});
+    arguments.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    execute(arguments)
+}
+
+#[track_caller]
+fn check_timeout(language: &str, code: &str, stdout: &str) {
+    let outcome = run(language, code, json!({"timeout_seconds": 1}));
+    assert_eq!((&outcome["timed_out"], &outcome["exit_code"]), (&json!(true), &json!(-1)), "{outcome}");
+    assert_eq!(outcome["stdout"], stdout);
+    let milliseconds = outcome["execution_time_ms"].as_f64().unwrap();
+    assert!((1000.0..4000.0).contains(&milliseconds), "{milliseconds} ms");
+}
+
+#[test]
+fn a_timeout_keeps_what_was_printed() {
+    check_timeout("python", "print('so far', end='')\nwhile True: pass", "so far");
+    check_timeout("javascript", "console.log('so far'); for (;;);", "so far\n");
+    check_timeout("shell", "echo so far; sleep 1000", "so far\n");
+}
+
+#[test]
+fn a_timeout_interrupts_first_and_then_kills() {
+    let code = "import time\ntry:\n    time.sleep(1000)\nfinally:\n    print('cleaned up')";
+    check_timeout("python", code, "cleaned up\n");
+    let code = "trap '' INT TERM HUP; echo stubborn; while :; do :; done";
+    check_timeout("shell", code, "stubborn\n");
+    let code = "import os, signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nos.setsid\nif os.fork() == 0: os.setsid()\nprint('x', flush=True)\nwhile True: time.sleep(1)";
+    let outcome = run("python", code, json!({"timeout_seconds": 1}));
+    assert_eq!((&outcome["timed_out"], &outcome["stdout"]), (&json!(true), &json!("x\nx\n")));
+}
+
+#[test]
+fn output_over_the_cap_is_cut_and_the_run_goes_on() {
+    let code = "
+import sys
+for _ in range(30): sys.stdout.write('é' * 25_000)
+sys.stdout.write('ab' * 1_000_000)
+sys.stderr.write('y' * 150_000)
+open('/workspace/end', 'w').write('reached')
+sys.exit(len(open('/workspace/end').read()))
+";
+    let outcome = run("python", code, json!({}));
+    assert_eq!((&outcome["exit_code"], &outcome["truncated"]), (&json!(7), &json!(true)));
+    assert_eq!((&outcome["stdout_bytes"], &outcome["stderr_bytes"]), (&json!(3_500_000), &json!(150_000)));
+    assert_eq!(outcome["stdout"].as_str().unwrap().len(), 1_000_000);
+    assert_eq!(outcome["stderr"].as_str().unwrap().len(), 100_000);
+    assert_eq!(outcome["invalid_utf8"], false, "a character was split");
+}
+
+#[test]
+fn a_gigabyte_on_one_line_is_counted() {
+    let outcome = run("shell", "head -c 300000000 /dev/zero", json!({"timeout_seconds": 120}));
+    assert_eq!((&outcome["exit_code"], &outcome["stdout_bytes"]), (&json!(0), &json!(300_000_000)));
+    assert_eq!(outcome["stdout"].as_str().unwrap().len(), 1_000_000);
+}
+
+#[test]
+fn bytes_that_are_not_text_are_replaced_and_said() {
+    let code = "import sys, time\nfor part in (b'\\xe2\\x82', b'\\xac', b'\\xff', b'ok\\n'):\n    sys.stdout.buffer.write(part); time.sleep(0.05)";
+    let outcome = run("python", code, json!({}));
+    assert_eq!((&outcome["stdout"], &outcome["invalid_utf8"]), (&json!("€\u{fffd}ok\n"), &json!(true)));
+}
+
+#[test]
+fn memory_is_limited_for_the_program_alone() {
+    let code = "data = bytearray()\nwhile True: data += b'x' * 10_000_000";
+    let outcome = run("python", code, json!({"memory_mb": 128, "timeout_seconds": 60}));
+    assert_eq!((&outcome["exit_code"], &outcome["out_of_memory"]), (&json!(137), &json!(true)), "{outcome}");
+    let peak = outcome["memory_peak_mb"].as_f64().unwrap();
+    assert!((100.0..=128.5).contains(&peak), "{peak} MiB");
+    // All of the largest limit can be had.
+    let code = "data = bytearray(1900 * 1024 * 1024)\nprint(len(data))";
+    check_with(
+        json!({"language": "python", "code": code, "memory_mb": 2048, "timeout_seconds": 120}),
+        0,
+        "1992294400\n",
+        "",
+    );
+}
+
+#[test]
+fn bombs_fizzle() {
+    let outcome = run(
+        "shell",
+        "bomb() { bomb | bomb & }; bomb 2>/dev/null; sleep 2; echo survived",
+        json!({"timeout_seconds": 20}),
+    );
+    assert!(outcome["exit_code"].is_number(), "{outcome}");
+    let code = "
+import threading, time
+started = 0
+try:
+    for _ in range(10_000):
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start(); started += 1
+except RuntimeError:
+    print(300 < started < 600)
+";
+    check_with(json!({"language": "python", "code": code}), 0, "True\n", "");
+}
+
+#[test]
+fn the_workspace_has_a_quota() {
+    let code = "
+import os
+with open('sparse', 'wb') as file: file.truncate(1 << 40)
+print(os.stat('sparse').st_blocks)
+try:
+    with open('full', 'wb') as file:
+        while True: file.write(b'x' * (1 << 20))
+except OSError as error: print(error.strerror, os.stat('full').st_size >> 20)
+";
+    let arguments = json!({"language": "python", "code": code, "memory_mb": 2048, "timeout_seconds": 120});
+    check_with(arguments, 0, "0\nNo space left on device 1023\n", "");
+}
+
+#[test]
+fn code_and_stdin_may_be_as_large_as_said() {
+    let code = format!("import sys; print(len(sys.stdin.read()))\n#{}", "x".repeat(1024 * 1024 - 100));
+    let stdin = "y".repeat(4 * 1024 * 1024);
+    check_with(json!({"language": "python", "code": code, "stdin": stdin}), 0, "4194304\n", "");
+    let code = format!("wc -c\n#{}", "x".repeat(1024 * 1024 - 6));
+    check_with(json!({"language": "shell", "code": code, "stdin": stdin}), 0, "4194304\n", "");
+}

@@ -1,0 +1,22 @@
+//! The product, tested from outside: the built binary, real VMs, real clients. One binary, so that it is linked once.
+//!
+//! Needs QEMU and the image: `make test` sees to both.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and starts the product as its users do"
+)]
+
+mod harness;
+
+mod bad_input;
+mod clients;
+mod javascript;
+mod lifecycle;
+mod limits;
+mod protocol;
+mod python;
+mod shell;
+mod streaming;

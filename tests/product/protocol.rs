@@ -1,0 +1,182 @@
+//! JSON-RPC and MCP as clients speak them, well and badly.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Server, command, execute_request, initialize_params, pipe_through, request};
+
+const SHELL: &str = r#"{"language":"shell","code":"echo hi"}"#;
+
+fn shell() -> Value {
+    serde_json::from_str(SHELL).unwrap()
+}
+
+/// The error code that a line is answered with, and the id.
+#[track_caller]
+fn check_error(server: &mut Server, line: &str, id: Value, code: i64) {
+    server.send_text(&format!("{line}\n"));
+    let response = server.receive();
+    assert_eq!((&response["id"], &response["error"]["code"]), (&id, &json!(code)), "{line}: {response}");
+}
+
+#[test]
+fn one_piped_request_is_one_line_and_a_success() {
+    for input in [format!("{}\n", execute_request("x", shell())), execute_request("x", shell()).to_string()] {
+        let (stdout, stderr, status) = pipe_through(&mut command(), input.as_bytes());
+        assert!(status.success(), "{stderr}");
+        assert_eq!(stdout.matches('\n').count(), 1, "{stdout}");
+        let response: Value = serde_json::from_str(&stdout).unwrap();
+        assert_eq!(
+            (&response["id"], &response["result"]["structuredContent"]["stdout"]),
+            (&json!("x"), &json!("hi\n"))
+        );
+        assert!(response["result"].get("resultType").is_none());
+    }
+}
+
+#[test]
+fn an_empty_input_is_no_error() {
+    for input in ["", "\n", "\r\n\n"] {
+        let (stdout, _, status) = pipe_through(&mut command(), input.as_bytes());
+        assert!(status.success() && stdout.is_empty(), "{stdout}");
+    }
+}
+
+#[test]
+fn content_length_headers_are_answered_in_kind() {
+    let message = execute_request(1, shell()).to_string();
+    let input = format!("Content-Length: {}\r\n\r\n{message}", message.len());
+    let (stdout, _, status) = pipe_through(&mut command(), input.as_bytes());
+    let (headers, body) = stdout.split_once("\r\n\r\n").unwrap();
+    assert!(status.success());
+    assert_eq!(headers, format!("Content-Length: {}", body.len()));
+    let response: Value = serde_json::from_str(body).unwrap();
+    assert_eq!(response["result"]["structuredContent"]["stdout"], "hi\n");
+}
+
+#[test]
+fn what_is_malformed_is_answered_and_the_server_goes_on() {
+    let mut server = Server::start();
+    check_error(&mut server, "{", Value::Null, -32700);
+    check_error(&mut server, r#"{"jsonrpc":"1.0","id":3,"method":"ping"}"#, json!(3), -32600);
+    check_error(&mut server, r#"{"jsonrpc":"2.0","id":null,"method":"ping"}"#, Value::Null, -32600);
+    check_error(&mut server, r#"{"jsonrpc":"2.0","id":-4,"method":"no/such"}"#, json!(-4), -32601);
+    check_error(
+        &mut server,
+        r#"{"jsonrpc":"2.0","id":5,"method":"tools/call","params":{"name":"no_such"}}"#,
+        json!(5),
+        -32602,
+    );
+    check_error(&mut server, r#"{"jsonrpc":"2.0","id":6,"method":"tools/call"}"#, json!(6), -32602);
+    check_error(&mut server, r#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":[]}"#, json!(7), -32602);
+    check_error(
+        &mut server,
+        r#"{"jsonrpc":"2.0","id":8,"method":"tools/call","params":{"name":"execute_code","_meta":{"progressToken":{}}}}"#,
+        json!(8),
+        -32602,
+    );
+    check_error(&mut server, &"[".repeat(100_000), Value::Null, -32700);
+    check_error(&mut server, "[]", Value::Null, -32600);
+    // Neither notifications nor answers are answered.
+    server.send_text("{\"jsonrpc\":\"2.0\",\"method\":\"no/such\"}\n{\"jsonrpc\":\"2.0\",\"id\":9,\"result\":{}}\n");
+    server.send(&request(10, "ping", json!({})));
+    assert_eq!(server.receive(), json!({"jsonrpc": "2.0", "id": 10, "result": {}}));
+}
+
+#[test]
+fn input_may_come_byte_by_byte() {
+    let mut server = Server::start();
+    for byte in format!("\u{feff}{}\r\n", request("é", "ping", json!({}))).chars() {
+        server.send_text(&byte.to_string());
+    }
+    assert_eq!(server.receive(), json!({"jsonrpc": "2.0", "id": "é", "result": {}}));
+}
+
+#[test]
+fn ids_that_differ_by_type_are_two_and_a_live_id_is_not_taken_twice() {
+    let mut server = Server::initialized();
+    let sleep = json!({"language": "shell", "code": "sleep 1"});
+    server.send(&execute_request(1, sleep.clone()));
+    server.send(&execute_request("1", sleep.clone()));
+    server.send(&execute_request(1, sleep));
+    let refused = server.receive();
+    assert_eq!((&refused["id"], &refused["error"]["code"]), (&json!(1), &json!(-32600)));
+    let mut ids = [server.receive(), server.receive()].map(|response| response["id"].to_string());
+    ids.sort();
+    assert_eq!(ids, ["\"1\"", "1"]);
+}
+
+#[test]
+fn the_tools_are_those_of_the_golden_files() {
+    let mut server = Server::initialized();
+    server.send(&request(1, "tools/list", json!({})));
+    let tools = server.receive()["result"]["tools"].clone();
+    let golden: Value = serde_json::from_str(include_str!("../../schemas/tools/execute_code.json")).unwrap();
+    assert_eq!(tools.as_array().unwrap().len(), 1);
+    for (field, value) in golden.as_object().unwrap() {
+        assert_eq!(&tools[0][field], value, "{field}");
+    }
+    assert_eq!(tools[0]["annotations"]["destructiveHint"], false);
+}
+
+#[test]
+fn a_result_satisfies_the_advertised_schema() {
+    let mut server = Server::initialized();
+    server.send(&execute_request(1, shell()));
+    let result = server.receive()["result"]["structuredContent"].clone();
+    let golden: Value = serde_json::from_str(include_str!("../../schemas/tools/execute_code.json")).unwrap();
+    let properties = golden["outputSchema"]["properties"].as_object().unwrap();
+    let names = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&result), names(&json!(properties)));
+    for required in golden["outputSchema"]["required"].as_array().unwrap() {
+        assert!(result.get(required.as_str().unwrap()).is_some(), "{required} is missing");
+    }
+}
+
+#[test]
+fn both_eras_are_spoken_on_one_connection() {
+    let modern = |version: &str| {
+        json!({"_meta": {"io.modelcontextprotocol/protocolVersion": version,
+            "io.modelcontextprotocol/clientCapabilities": {}, "io.modelcontextprotocol/clientInfo": {"name": "t", "version": "1"}}})
+    };
+    let mut server = Server::start();
+    server.send(&request(1, "server/discover", modern("2026-07-28")));
+    let discovered = server.receive()["result"].clone();
+    assert_eq!(
+        (&discovered["resultType"], &discovered["supportedVersions"][0]),
+        (&json!("complete"), &json!("2026-07-28"))
+    );
+    assert_eq!(discovered["_meta"]["io.modelcontextprotocol/serverInfo"]["name"], "sandbox-mcp");
+
+    server.send(&request(2, "tools/list", modern("2026-07-28")));
+    let listed = server.receive()["result"].clone();
+    assert_eq!((&listed["resultType"], &listed["cacheScope"]), (&json!("complete"), &json!("public")));
+
+    server.send(&request(3, "tools/list", modern("2031-01-01")));
+    let refused = server.receive()["error"].clone();
+    assert_eq!((&refused["code"], &refused["data"]["requested"]), (&json!(-32022), &json!("2031-01-01")));
+
+    server.send(&request(4, "initialize", initialize_params("2024-11-05")));
+    assert_eq!(server.receive()["result"]["protocolVersion"], "2024-11-05");
+    server.send(&request(5, "tools/list", json!({})));
+    let tool = server.receive()["result"]["tools"][0].clone();
+    assert!(tool.get("outputSchema").is_none() && tool.get("title").is_none() && tool.get("annotations").is_none());
+}
+
+#[test]
+fn batches_are_for_those_who_may_send_them() {
+    let batch =
+        json!([request(1, "ping", json!({})), {"jsonrpc": "2.0", "method": "x"}, 5, request(2, "no/such", json!({}))]);
+    let mut server = Server::start();
+    server.send(&batch);
+    let answers = server.receive();
+    let codes: Vec<String> =
+        answers.as_array().unwrap().iter().map(|a| format!("{} {}", a["id"], a["error"]["code"])).collect();
+    assert_eq!(codes, ["1 null", "null -32600", "2 -32601"]);
+
+    let mut server = Server::initialized();
+    server.send(&batch);
+    assert_eq!(server.receive()["error"]["code"], -32600);
+    server.expect_silence(Duration::from_millis(100));
+}

@@ -1,0 +1,76 @@
+//! What users expect of a shell script, and of the tools in the image.
+
+use serde_json::json;
+
+use crate::harness::{Case, check as check_case, check_with};
+
+#[track_caller]
+fn check(code: &str, exit_code: i64, stdout: &str, stderr: &str) {
+    check_case(Case { language: "shell", code, exit_code, stdout, stderr });
+}
+
+#[test]
+fn a_script_is_a_script() {
+    let code = r#"
+printf a; echo b | cat
+f() { return 3; }; f; echo $? $# "$PWD" "$A"
+read -r line; echo "got $line"; cat
+( exit 5 ) || echo "sub $?"
+values=(1 2 3); echo "${values[-1]} $((2**10))"
+trap 'echo trapped' EXIT
+echo err > /dev/stderr
+missing-command
+set -e; false
+echo unreachable
+"#;
+    let expected = "ab\n3 0 /workspace x y\ngot one\ntwo\nsub 5\n3 1024\ntrapped\n";
+    let arguments = json!({"language": "shell", "code": code, "stdin": "one\ntwo\n", "env": {"A": "x y"}});
+    check_with(arguments, 1, expected, "err\n/run/program/main.sh: line 9: missing-command: command not found\n");
+}
+
+#[test]
+fn exit_codes_are_a_shells() {
+    check("exit 42", 42, "", "");
+    check("kill -9 $$", 137, "", "");
+    check("if true; then", 2, "", "syntax error");
+    check("(sleep 1000; echo late) & echo started", 0, "started\n", "");
+}
+
+#[test]
+fn raw_means_shell() {
+    check_with(json!({"language": "raw", "code": "echo $BASH_VERSION | cut -c1-2"}), 0, "5.\n", "");
+}
+
+#[test]
+fn the_promised_tools_are_there() {
+    let code = r#"
+for tool in python3 python uv pip node npm npx bash git curl jq make patch diff tree file unzip less gawk awk sed grep tar gzip; do
+  command -v "$tool" > /dev/null || echo "no $tool"
+done
+python3 --version | cut -d. -f1,2; node -p 'process.release.lts ? "lts" : "not lts"'
+git init -q r && cd r && git -c user.name=a -c user.email=a@b commit -q --allow-empty -m x && git log --oneline | wc -l
+echo '{"a":[1,2]}' | jq -c '.a[1]'; printf 'all:\n\t@echo made\n' > Makefile; make
+printf 'one\n' > a; printf 'two\n' > b; diff -u a b > p; patch -s a p && cat a
+python3 -c "import zipfile; zipfile.ZipFile('z.zip','w').writestr('f','zipped')" && unzip -p z.zip; echo
+file -b Makefile; npm --version | cut -d. -f1; uv --version | cut -d' ' -f1
+"#;
+    let expected = "Python 3.13\nlts\n1\n2\nmade\ntwo\nzipped\nmakefile script, ASCII text\n11\nuv\n";
+    check_with(json!({"language": "shell", "code": code, "timeout_seconds": 120}), 0, expected, "");
+}
+
+#[test]
+fn the_user_is_an_ordinary_one_without_ways_out() {
+    let code = r#"
+id -u; grep -E 'NoNewPrivs|Seccomp:' /proc/self/status | tr -d '\t'
+touch /usr/x 2>/dev/null || echo 'root is read-only'
+mount -t tmpfs x /mnt 2>/dev/null || echo 'no mount'
+unshare -U true 2>/dev/null || echo 'no namespaces'
+kill -9 1 2>/dev/null || echo 'no kill'
+cat /dev/vport* 2>/dev/null || echo 'no port'
+ls /sys/class/net | tr '\n' ' '
+find / -xdev -perm /6000 -type f 2>/dev/null | wc -l
+curl -sS -m 5 http://203.0.113.1 2>&1 | cut -c1-9
+"#;
+    let expected = "1000\nNoNewPrivs:1\nSeccomp:2\nroot is read-only\nno mount\nno namespaces\nno kill\nno port\nlo 0\ncurl: (7)\n";
+    check(code, 0, expected, "");
+}

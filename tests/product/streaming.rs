@@ -1,0 +1,73 @@
+//! Output on its way to the client while the program runs.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Server, request};
+
+const CODE: &str = "import time\nfor n in range(6):\n    print(n, 'é'); time.sleep(0.2)";
+
+fn call(token: Option<Value>) -> Value {
+    let mut params = json!({"name": "execute_code", "arguments": {"language": "python", "code": CODE}});
+    if let Some(token) = token {
+        params["_meta"] = json!({"progressToken": token});
+    }
+    request(1, "tools/call", params)
+}
+
+#[test]
+fn output_streams_as_progress_and_is_whole_in_the_result() {
+    for token in [json!("token"), json!(7)] {
+        let mut server = Server::initialized();
+        server.send(&call(Some(token.clone())));
+        let (mut text, mut last, mut count) = (String::new(), -1.0, 0);
+        let mut last_at = None;
+        let (result_at, result) = loop {
+            let (at, message) = server.receive_timed();
+            if message.get("id").is_some() {
+                break (at, message);
+            }
+            assert_eq!(message["method"], "notifications/progress");
+            let params = &message["params"];
+            assert_eq!(params["progressToken"], token, "the token is echoed with its type");
+            let progress = params["progress"].as_f64().unwrap();
+            assert!(progress > last, "progress does not rise");
+            (last, count, last_at) = (progress, count + 1, Some(at));
+            text += params["message"].as_str().unwrap();
+        };
+        let stdout = result["result"]["structuredContent"]["stdout"].as_str().unwrap().to_string();
+        assert_eq!(stdout, "0 é\n1 é\n2 é\n3 é\n4 é\n5 é\n");
+        assert!(stdout.starts_with(&text), "{text:?} is not the beginning of {stdout:?}");
+        assert!((3..=8).contains(&count), "{count} notifications");
+        let gap = result_at - last_at.unwrap();
+        assert!(gap >= Duration::from_millis(4), "{gap:?} from the last progress to the result");
+        server.expect_silence(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn without_a_token_there_is_no_progress() {
+    let mut server = Server::initialized();
+    server.send(&call(None));
+    assert_eq!(server.receive()["id"], 1);
+}
+
+#[test]
+fn a_client_that_does_not_read_gets_everything_later() {
+    let mut server = Server::initialized();
+    let code = "print('x' * 900_000)";
+    for id in 0..4 {
+        let params = json!({"name": "execute_code", "arguments": {"language": "python", "code": code}, "_meta": {"progressToken": id}});
+        server.send(&request(id, "tools/call", params));
+    }
+    std::thread::sleep(Duration::from_secs(10));
+    let mut answered = 0;
+    while answered < 4 {
+        let message = server.receive();
+        if message.get("id").is_some() {
+            assert_eq!(message["result"]["structuredContent"]["stdout_bytes"], 900_001);
+            answered += 1;
+        }
+    }
+}
