@@ -100,9 +100,14 @@ impl Server {
         }
     }
 
-    /// Processes that the server has started and that are still there.
+    /// The VMs that the server has started and that are still there.
     pub fn virtual_machines(&self) -> Vec<u32> {
-        children(self.child.id())
+        let is_machine = |pid: &u32| {
+            // Not a QEMU that is asked for its version, nor one whose end is only to be reaped.
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).contains("microvm")
+        };
+        children(self.child.id()).into_iter().filter(is_machine).collect()
     }
 
     /// Waits until there are so many VMs.

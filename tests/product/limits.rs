@@ -32,9 +32,15 @@ fn a_timeout_interrupts_first_and_then_kills() {
     check_timeout("python", code, "cleaned up\n");
     let code = "trap '' INT TERM HUP; echo stubborn; while :; do :; done";
     check_timeout("shell", code, "stubborn\n");
-    let code = "import os, signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nos.setsid\nif os.fork() == 0: os.setsid()\nprint('x', flush=True)\nwhile True: time.sleep(1)";
+    let code = "
+import os, signal, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+if os.fork() == 0: os.setsid()
+os.write(1, b'x')
+while True: time.sleep(1)
+";
     let outcome = run("python", code, json!({"timeout_seconds": 1}));
-    assert_eq!((&outcome["timed_out"], &outcome["stdout"]), (&json!(true), &json!("x\nx\n")));
+    assert_eq!((&outcome["timed_out"], &outcome["stdout"]), (&json!(true), &json!("xx")));
 }
 
 #[test]
@@ -118,14 +124,14 @@ try:
 except OSError as error: print(error.strerror, os.stat('full').st_size >> 20)
 ";
     let arguments = json!({"language": "python", "code": code, "memory_mb": 2048, "timeout_seconds": 120});
-    check_with(arguments, 0, "0\nNo space left on device 1023\n", "");
+    check_with(arguments, 0, "0\nNo space left on device 1024\n", "");
 }
 
 #[test]
 fn code_and_stdin_may_be_as_large_as_said() {
-    let code = format!("import sys; print(len(sys.stdin.read()))\n#{}", "x".repeat(1024 * 1024 - 100));
+    let padded = |code: &str| format!("{code}\n{}", "#".repeat(1024 * 1024 - code.len() - 1));
     let stdin = "y".repeat(4 * 1024 * 1024);
-    check_with(json!({"language": "python", "code": code, "stdin": stdin}), 0, "4194304\n", "");
-    let code = format!("wc -c\n#{}", "x".repeat(1024 * 1024 - 6));
-    check_with(json!({"language": "shell", "code": code, "stdin": stdin}), 0, "4194304\n", "");
+    for (language, code) in [("python", "import sys; print(len(sys.stdin.read()))"), ("shell", "wc -c")] {
+        check_with(json!({"language": language, "code": padded(code), "stdin": stdin}), 0, "4194304\n", "");
+    }
 }

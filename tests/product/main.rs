@@ -3,6 +3,7 @@
 //! Needs QEMU and the image: `make test` sees to both.
 
 #![allow(
+    unreachable_pub,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::disallowed_methods,
