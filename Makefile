@@ -3,7 +3,7 @@
 CARGO ?= cargo
 PROGRAM := $(or $(CARGO_TARGET_DIR),target)/release/sandbox-mcp
 
-.PHONY: demo test lint setup program image
+.PHONY: demo test lint bench setup program image
 .DEFAULT_GOAL := demo
 
 # A VM runs a line of Python.
@@ -12,8 +12,10 @@ demo: image
 	    | $(PROGRAM) \
 	    | if command -v jq >/dev/null; then jq .; else cat; fi
 
-# The tests start VMs, so the image comes first.
-test: image
+# The tests start VMs, so the image comes first; it is built by the program that the tests are about.
+test: setup
+	$(CARGO) test --workspace --release --locked --no-run
+	$(PROGRAM) image build
 	$(CARGO) test --workspace --release --locked
 
 lint:
@@ -26,6 +28,10 @@ image: program
 
 program: setup
 	$(CARGO) build --release --locked
+
+# How long a user waits: prints medians, never fails on a time.
+bench: image
+	$(CARGO) bench --locked --bench latency
 
 # Installs the tools that are missing on this host.
 setup:
