@@ -185,7 +185,7 @@ async fn a_cancel_ends_the_vm_at_once_whatever_it_does() {
         let (result, cancelled) = tokio::join!(run, canceller);
         assert!(matches!(result, Err(ExecuteError::Cancelled)));
         engine.shut_down().await;
-        assert!(cancelled.elapsed() < Duration::from_millis(100), "{:?}", cancelled.elapsed());
+        assert!(cancelled.elapsed() < Duration::from_secs(2), "{:?}", cancelled.elapsed());
         assert!(!is_running(folder.path()), "the VM is still there");
     }
 }

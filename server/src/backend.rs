@@ -49,9 +49,9 @@ impl Backend {
         Ok(started)
     }
 
-    /// Waits until every VM is gone.
+    /// Waits until every VM is gone. An engine that is still starting is not waited for: its trial VM ends with us.
     pub(crate) async fn shut_down(&self) {
-        let engine = self.engine.lock().await.take();
+        let engine = self.engine.try_lock().ok().and_then(|mut engine| engine.take());
         if let Some(engine) = engine {
             engine.shut_down().await;
         }

@@ -6,6 +6,7 @@ mod image_command;
 
 mod serve;
 
+mod calls;
 mod framing;
 mod message;
 mod outbox;

@@ -1,6 +1,5 @@
 //! The server's one loop. Everything that can wake it is in [`Event`].
 
-use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,9 +15,9 @@ use serde_json::value::RawValue;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::codec::FramedRead;
-use tokio_util::sync::CancellationToken;
 
 use crate::backend::Backend;
+use crate::calls::Calls;
 use crate::cli::Cli;
 use crate::framing::{Frame, MessageDecoder};
 use crate::message::{self, Call, Incoming, Parsed, RequestId, RequestKey, error, respond};
@@ -26,8 +25,12 @@ use crate::methods::{CallContext, dispatch, table};
 use crate::outbox::{Outbox, outbox};
 use crate::protocol::Connection;
 
-/// How long an answer may take to reach a client when the server ends.
-const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(2);
+/// How long an answer may take to reach a client that is leaving. Clients send SIGTERM some 2 s after they close stdin.
+const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Messages that are being worked on at the same time. More than the calls that can run and wait, so that it is met only
+/// when answers are not taken.
+const TASKS_MAX: usize = 2048;
 
 /// Serves stdin and stdout until the client is gone.
 pub(crate) fn run(cli: &Cli) -> anyhow::Result<()> {
@@ -48,8 +51,8 @@ enum Event {
     InputEnded,
     /// The framing is broken beyond repair.
     InputFailed(std::io::Error),
-    /// A call was answered, or cancelled.
-    CallEnded(Vec<RequestKey>),
+    /// A message was dealt with.
+    CallEnded,
     /// Nobody takes our answers.
     OutputEnded,
     /// We are asked to end.
@@ -68,6 +71,7 @@ enum Ending {
 async fn serve(cli: Arc<Cli>) -> anyhow::Result<()> {
     let (outbox, writer) = outbox();
     let mut writing = tokio::spawn(writer.write_to(tokio::io::stdout()));
+    let mut signals = Signals::listen()?;
     let backend = Arc::new(Backend::new(cli));
     // Most of what the first call would wait for is done while the client still thinks.
     tokio::spawn({
@@ -83,14 +87,26 @@ async fn serve(cli: Arc<Cli>) -> anyhow::Result<()> {
         backend: backend.clone(),
         connection: Arc::default(),
         outbox,
-        calls: HashMap::new(),
+        calls: Calls::default(),
         tasks: JoinSet::new(),
         has_handshake: false,
     };
-    let ending = server.run(&mut writing).await?;
-    server.end(ending).await;
+    let ending = server.run(&mut writing, &mut signals).await;
+    if ending == Ending::Cancel {
+        server.cancel_all().await;
+    }
+    // The writer ends when the last sender is gone and all is written.
     drop(server);
-    let _ = tokio::time::timeout(LAST_WORDS_DEADLINE, writing).await;
+    let patience = match ending {
+        Ending::Finish => Duration::MAX,
+        Ending::Cancel => LAST_WORDS_DEADLINE,
+    };
+    if !writing.is_finished() {
+        tokio::select! {
+            _ = tokio::time::timeout(patience, writing) => {}
+            _ = signals.next() => {}
+        }
+    }
     backend.shut_down().await;
     Ok(())
 }
@@ -100,86 +116,80 @@ struct Server {
     backend: Arc<Backend>,
     connection: Arc<Connection>,
     outbox: Outbox,
-    /// What runs, by the client's id.
-    calls: HashMap<RequestKey, CancellationToken>,
-    /// Each ends with the keys of the calls that it answered.
-    tasks: JoinSet<Vec<RequestKey>>,
+    calls: Calls,
+    /// Answers on their way: each is worked on, then waits for room to go out.
+    tasks: JoinSet<()>,
     /// Whether a client has introduced itself: then it is gone when its input ends, while `echo` still waits.
     has_handshake: bool,
 }
 
 impl Server {
-    async fn run(&mut self, writing: &mut JoinHandle<std::io::Result<()>>) -> anyhow::Result<Ending> {
+    /// Until there is nothing left to do, or no one to do it for.
+    async fn run(&mut self, writing: &mut JoinHandle<std::io::Result<()>>, signals: &mut Signals) -> Ending {
         let mut input = FramedRead::with_capacity(tokio::io::stdin(), MessageDecoder::default(), 64 * 1024);
-        let mut terminate = listen(SignalKind::terminate())?;
-        let mut interrupt = listen(SignalKind::interrupt())?;
+        let mut is_reading = true;
         loop {
+            if !is_reading && self.tasks.is_empty() {
+                return Ending::Finish;
+            }
+            // A client that sends without reading is not read either, until it has taken some answers.
+            let takes_more = is_reading && self.tasks.len() < TASKS_MAX;
             let event = tokio::select! {
-                frame = input.next() => match frame {
+                frame = input.next(), if takes_more => match frame {
                     Some(Ok(frame)) => Event::Frame(frame),
                     Some(Err(error)) => Event::InputFailed(error),
                     None => Event::InputEnded,
                 },
-                Some(ended) = self.tasks.join_next() => Event::CallEnded(ended.unwrap_or_default()),
+                Some(_) = self.tasks.join_next() => Event::CallEnded,
                 _ = &mut *writing => Event::OutputEnded,
-                _ = terminate.recv() => Event::Asked("SIGTERM"),
-                _ = interrupt.recv() => Event::Asked("SIGINT"),
+                name = signals.next() => Event::Asked(name),
             };
             if let Some(framing) = input.decoder().framing() {
                 self.outbox.set_framing(framing);
             }
             match event {
-                Event::Frame(frame) => self.take_in(frame).await,
-                Event::CallEnded(keys) => {
-                    for key in &keys {
-                        self.calls.remove(key);
-                    }
-                }
-                Event::InputEnded => return Ok(if self.has_handshake { Ending::Cancel } else { Ending::Finish }),
+                Event::Frame(frame) => self.take_in(frame),
+                Event::CallEnded => {}
+                Event::InputEnded if self.has_handshake => return Ending::Cancel,
+                Event::InputEnded => is_reading = false,
                 Event::InputFailed(fault) => {
-                    let answer = Err(error(INVALID_REQUEST_CODE, format!("Invalid Request: {fault}")));
-                    self.outbox.send(respond(None, &answer)).await;
-                    return Ok(Ending::Finish);
+                    self.refuse(format!("Invalid Request: {fault}"));
+                    is_reading = false;
                 }
-                Event::OutputEnded => return Ok(Ending::Cancel),
+                Event::OutputEnded => return Ending::Cancel,
                 Event::Asked(signal) => {
                     tracing::info!(signal, "ending");
-                    return Ok(Ending::Cancel);
+                    return Ending::Cancel;
                 }
             }
         }
     }
 
-    /// Ends what runs, with its answers or without.
-    async fn end(&mut self, ending: Ending) {
-        if ending == Ending::Cancel {
-            self.calls.values().for_each(CancellationToken::cancel);
-        }
-        while self.tasks.join_next().await.is_some() {}
+    /// Ends what runs, without answers.
+    async fn cancel_all(&mut self) {
+        self.calls.cancel_all();
+        let all = async { while self.tasks.join_next().await.is_some() {} };
+        // An answer that was ready may still wait for a client that does not read.
+        let _ = tokio::time::timeout(LAST_WORDS_DEADLINE, all).await;
     }
 
-    async fn take_in(&mut self, frame: Frame) {
+    fn take_in(&mut self, frame: Frame) {
         let bytes = match frame {
             Frame::Message(bytes) => bytes,
-            Frame::TooLong => {
-                let message = format!("Invalid Request: a message over {MESSAGE_MAX_BYTES} bytes");
-                return self.outbox.send(respond(None, &Err(error(INVALID_REQUEST_CODE, message)))).await;
-            }
+            Frame::TooLong => return self.refuse(format!("Invalid Request: a message over {MESSAGE_MAX_BYTES} bytes")),
         };
         match message::parse(&bytes) {
             Parsed::One(incoming) => {
-                let begun = self.begin(incoming);
-                self.answer_with(begun.key.into_iter().collect(), begun.response);
+                let response = self.begin(incoming);
+                self.answer_with(response);
             }
             Parsed::Batch(_) if !self.connection.allows_batches() => {
-                let answer = Err(error(INVALID_REQUEST_CODE, "Invalid Request: this version has no batches"));
-                self.outbox.send(respond(None, &answer)).await;
+                self.refuse("Invalid Request: this version has no batches".into());
             }
             Parsed::Batch(all) => {
-                let begun: Vec<Begun> = all.into_iter().map(|incoming| self.begin(incoming)).collect();
-                let keys = begun.iter().filter_map(|begun| begun.key.clone()).collect();
-                self.answer_with(keys, async move {
-                    let responses = join_all(begun.into_iter().map(|begun| begun.response)).await;
+                let all: Vec<Pending> = all.into_iter().map(|incoming| self.begin(incoming)).collect();
+                self.answer_with(async move {
+                    let responses = join_all(all).await;
                     let responses: Vec<String> = responses.into_iter().flatten().collect();
                     (!responses.is_empty()).then(|| format!("[{}]", responses.join(",")))
                 });
@@ -187,56 +197,58 @@ impl Server {
         }
     }
 
+    /// Answers what has no id that could be read.
+    fn refuse(&mut self, message: String) {
+        let response = respond(None, &Err(error(INVALID_REQUEST_CODE, message)));
+        self.answer_with(std::future::ready(Some(response)));
+    }
+
     /// Lets the work go on beside the loop; sends what comes of it.
-    fn answer_with(&mut self, keys: Vec<RequestKey>, response: impl Future<Output = Option<String>> + Send + 'static) {
+    fn answer_with(&mut self, response: impl Future<Output = Option<String>> + Send + 'static) {
         let outbox = self.outbox.clone();
         self.tasks.spawn(async move {
             if let Some(response) = response.await {
                 outbox.send(response).await;
             }
-            keys
         });
     }
 
     /// Starts what a message asks for.
-    fn begin(&mut self, incoming: Incoming) -> Begun {
+    fn begin(&mut self, incoming: Incoming) -> Pending {
         match incoming {
             Incoming::Request { id, call } => self.begin_request(id, call),
             Incoming::Notification(call) => {
                 self.notice(&call);
-                Begun::done(None)
+                done(None)
             }
-            Incoming::Response => Begun::done(None),
-            Incoming::Malformed { id, error } => Begun::done(Some(respond(id.as_ref(), &Err(error)))),
+            Incoming::Response => done(None),
+            Incoming::Malformed { id, error } => done(Some(respond(id.as_ref(), &Err(error)))),
         }
     }
 
-    fn begin_request(&mut self, id: RequestId, call: Call) -> Begun {
-        let key = id.key();
-        if self.calls.contains_key(&key) {
+    fn begin_request(&mut self, id: RequestId, call: Call) -> Pending {
+        let Some(live) = self.calls.enter(id.key()) else {
             let answer = Err(error(INVALID_REQUEST_CODE, "Invalid Request: a request with this id is still running"));
-            return Begun::done(Some(respond(Some(&id), &answer)));
-        }
+            return done(Some(respond(Some(&id), &answer)));
+        };
         self.has_handshake |= matches!(call.method.as_str(), "initialize" | "server/discover");
-        let cancel = CancellationToken::new();
-        self.calls.insert(key.clone(), cancel.clone());
         let context = CallContext {
             backend: self.backend.clone(),
             connection: self.connection.clone(),
             outbox: self.outbox.clone(),
-            cancel: cancel.clone(),
+            cancel: live.cancel.clone(),
         };
         let methods = self.methods.clone();
-        let response = async move {
+        Box::pin(async move {
             // In a task of its own, so that a panic of ours is an answer and not a silence.
             let work = tokio::spawn(async move { dispatch(&methods, call, context).await });
             let answer = work.await.unwrap_or_else(|fault| {
                 tracing::error!(%fault, "a call failed");
                 Err(error(INTERNAL_ERROR_CODE, "Internal error: the call failed; it may have run"))
             });
-            (!cancel.is_cancelled()).then(|| respond(Some(&id), &answer))
-        };
-        Begun { key: Some(key), response: Box::pin(response) }
+            // `live` ends here, before the response goes out.
+            (!live.cancel.is_cancelled()).then(|| respond(Some(&id), &answer))
+        })
     }
 
     /// Notifications are never answered; what is unknown or late is ignored.
@@ -250,25 +262,36 @@ impl Server {
             return;
         }
         let params = call.params.as_ref().and_then(|params| serde_json::from_str::<Cancelled>(params.get()).ok());
-        let token = params.and_then(|params| self.calls.get(&RequestKey::of(&params.request_id)?));
-        if let Some(token) = token {
-            token.cancel();
+        if let Some(key) = params.and_then(|params| RequestKey::of(&params.request_id)) {
+            self.calls.cancel(&key);
         }
     }
 }
 
-/// What a message has started: the key of the call, if it is one, and the response, if there is to be one.
-struct Begun {
-    key: Option<RequestKey>,
-    response: Pin<Box<dyn Future<Output = Option<String>> + Send>>,
+/// The response that a message comes to, if there is to be one.
+type Pending = Pin<Box<dyn Future<Output = Option<String>> + Send>>;
+
+fn done(response: Option<String>) -> Pending {
+    Box::pin(std::future::ready(response))
 }
 
-impl Begun {
-    fn done(response: Option<String>) -> Begun {
-        Begun { key: None, response: Box::pin(std::future::ready(response)) }
+/// What asks a server to end.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn listen() -> anyhow::Result<Signals> {
+        let listen = |kind| signal(kind).context("listening for signals");
+        Ok(Signals { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
     }
-}
 
-fn listen(kind: SignalKind) -> anyhow::Result<Signal> {
-    signal(kind).context("listening for signals")
+    /// The next one's name. Cancel-safe.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
 }

@@ -108,6 +108,15 @@ fn ids_that_differ_by_type_are_two_and_a_live_id_is_not_taken_twice() {
 }
 
 #[test]
+fn an_id_can_be_used_again_as_soon_as_it_is_answered() {
+    let mut server = Server::start();
+    for _ in 0..500 {
+        server.send(&request(1, "ping", json!({})));
+        assert_eq!(server.receive(), json!({"jsonrpc": "2.0", "id": 1, "result": {}}));
+    }
+}
+
+#[test]
 fn the_tools_are_those_of_the_golden_files() {
     let mut server = Server::initialized();
     server.send(&request(1, "tools/list", json!({})));
