@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::image::BootImage;
+use sandbox_schemas::language::Language;
 use sandbox_schemas::limits::{MEMORY_MIN_MB, VM_OVERHEAD_MB};
 use sandbox_schemas::outcome::ExecuteOutcome;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admission::{Admission, Limits};
+use crate::admission::{Admission, Limits, Place};
 use crate::error::{ExecuteError, StartError, VmError};
 use crate::qemu::{LaunchSpec, Qemu, accelerate, tsc_khz};
 use crate::run::{OutputSink, Preparation, run};
@@ -74,8 +75,8 @@ impl Engine {
         self.spec.accelerator
     }
 
-    /// Runs a program in a fresh VM. The VM is destroyed before this returns, whatever came of it; a cancel destroys it
-    /// at once.
+    /// Runs a program in a fresh VM. Whatever comes of it, its VM is being killed when this returns, and its place is free
+    /// once the process is gone; [`Engine::shut_down`] waits for that. A cancel, or a drop, does the same at once.
     pub async fn execute(
         &self,
         request: ExecuteInput,
@@ -104,24 +105,23 @@ impl Engine {
         sink: &mut dyn OutputSink,
     ) -> Result<ExecuteOutcome, ExecuteError> {
         let accepted = Instant::now();
-        let place = self.admission.enter().await?;
+        let memory_mb = request.memory_mb + VM_OVERHEAD_MB;
+        let place = self.admission.enter(memory_mb).await?;
         let setup = accepted.elapsed();
         let before_run = |error: VmError| ExecuteError::FailedBeforeRun { reason: error.to_string() };
-        let vm = self.boot(&request).await.map_err(before_run)?;
+        let vm = self.boot(memory_mb, request.language, place).await.map_err(before_run)?;
         let boot = accepted.elapsed() - setup;
         let preparation = Preparation { accepted, setup, boot, accelerator: self.accelerator() };
-        let outcome = run(vm, request, preparation, sink).await;
-        drop(place);
-        outcome.map_err(|error| match error {
+        run(vm, request, preparation, sink).await.map_err(|error| match error {
             VmError::Guest(reason) => ExecuteError::FailedBeforeRun { reason },
             other => ExecuteError::OutcomeUnknown { reason: other.to_string() },
         })
     }
 
-    async fn boot(&self, request: &ExecuteInput) -> Result<Ready, VmError> {
-        // No larger than it must be: setting up page structures for 2 GiB costs a boot 0.15 s under TCG.
-        let spec = LaunchSpec { memory_mb: request.memory_mb + VM_OVERHEAD_MB, ..self.spec.clone() };
-        let booting = Booting::launch(&self.qemu, &spec, vec![request.language]).await?;
+    async fn boot(&self, memory_mb: u64, language: Language, place: Place) -> Result<Ready, VmError> {
+        // No larger than it must be: it bounds the VM on the host too.
+        let spec = LaunchSpec { memory_mb, ..self.spec.clone() };
+        let booting = Booting::launch(&self.qemu, &spec, vec![language], place).await?;
         booting.ready(boot_deadline(self.accelerator())).await
     }
 }

@@ -12,11 +12,19 @@ use crate::capture::Capture;
 use crate::error::VmError;
 use crate::vm::{Ready, Running, unexpected};
 
-/// From an interrupt to the kill, and from the kill to the VM's end: time for an exception to be printed, not more.
-const GRACE: Duration = Duration::from_millis(500);
+/// From an interrupt to the kill: time for an exception to be printed, not more. Printing Python's first traceback, which
+/// imports what prints it, took 0.45-0.55 s under TCG.
+fn interrupt_grace(accelerator: Accelerator) -> Duration {
+    match accelerator {
+        Accelerator::Kvm => Duration::from_millis(500),
+        Accelerator::Tcg => Duration::from_secs(2),
+    }
+}
 
-/// How long a ready guest may take to start a program. Its interpreter is warm, unless the program's environment wants
-/// one of its own; Node.js took 3.5 s then under TCG.
+/// From the kill to the VM's end.
+const KILL_GRACE: Duration = Duration::from_millis(500);
+
+/// How long a ready guest may take to lay a program out and say that it starts: milliseconds, if it is not hung.
 const START_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How long a frame of a few bytes may wait for the guest to read. A guest that does not is past persuading.
@@ -70,7 +78,11 @@ pub(crate) async fn run(
                     // Neither an interrupt nor a kill was answered: the VM goes, and its output until then is kept.
                     None => break None,
                 }
-                deadline = Instant::now() + GRACE;
+                let grace = match persuasion {
+                    Persuasion::Interrupted => interrupt_grace(preparation.accelerator),
+                    _ => KILL_GRACE,
+                };
+                deadline = Instant::now() + grace;
                 continue;
             }
         };
@@ -90,7 +102,7 @@ pub(crate) async fn run(
         execute_ms: milliseconds(execute),
         total_ms: milliseconds(preparation.accepted.elapsed()),
     };
-    Ok(outcome(finished, timed_out, stdout, stderr, timing, vm.spawn, preparation.accelerator))
+    Ok(outcome(finished, timed_out, stdout, stderr, timing, preparation.accelerator))
 }
 
 /// The next step, or `None` when there is none left.
@@ -124,7 +136,6 @@ fn outcome(
     stdout: Capture,
     stderr: Capture,
     timing: Timing,
-    spawn: Duration,
     accelerator: Accelerator,
 ) -> ExecuteOutcome {
     let stdout = stdout.finish(finished.map_or(0, |finished| finished.stdout_bytes));
@@ -142,7 +153,7 @@ fn outcome(
         out_of_memory: finished.is_some_and(|finished| finished.oom_kills > 0),
         timing,
         execution_time_ms: timing.execute_ms,
-        spawn_ms: milliseconds(spawn),
+        spawn_ms: finished.map_or(0.0, |finished| milliseconds(Duration::from_micros(finished.spawn_us))),
         process_ms: finished.map_or(0.0, |finished| milliseconds(Duration::from_micros(finished.process_us))),
         cpu_time_ms: finished.map_or(0.0, |finished| milliseconds(Duration::from_micros(finished.cpu_us))),
         memory_peak_mb: finished.map_or(0.0, |finished| finished.memory_peak_bytes as f64 / (1024.0 * 1024.0)),

@@ -50,17 +50,20 @@ pub(crate) struct Ready {
 #[derive(Debug)]
 pub(crate) struct Running {
     machine: Machine,
-    /// How long the interpreter took to start, by the guest's word.
-    pub(crate) spawn: Duration,
     /// When the guest said that the program had started.
     pub(crate) started: Instant,
 }
 
 impl Booting {
-    /// Starts QEMU and says what the guest shall become.
-    pub(crate) async fn launch(qemu: &Qemu, spec: &LaunchSpec, warm: Vec<Language>) -> Result<Booting, VmError> {
+    /// Starts QEMU and says what the guest shall become. `keep` is dropped once the process is gone.
+    pub(crate) async fn launch(
+        qemu: &Qemu,
+        spec: &LaunchSpec,
+        warm: Vec<Language>,
+        keep: impl Send + 'static,
+    ) -> Result<Booting, VmError> {
         let (wire, guest_end) = Wire::pair()?;
-        let process = qemu.spawn(spec, guest_end)?;
+        let process = qemu.spawn(spec, guest_end, keep)?;
         let mut machine = Machine { process, wire };
         let hello = HostFrame::Hello(hello(warm)?);
         if let Err(error) = machine.wire.send(&hello).await {
@@ -89,9 +92,7 @@ impl Ready {
         };
         match tokio::time::timeout(deadline, hand_over).await {
             Err(_) => Err(VmError::Deadline(deadline)),
-            Ok(Ok(GuestFrame::Started { spawn_us })) => {
-                Ok(Running { machine: self.machine, spawn: Duration::from_micros(spawn_us), started: Instant::now() })
-            }
+            Ok(Ok(GuestFrame::Started)) => Ok(Running { machine: self.machine, started: Instant::now() }),
             Ok(Ok(other)) => Err(unexpected("started", &other)),
             Ok(Err(error)) => Err(error),
         }
@@ -100,8 +101,13 @@ impl Ready {
 
 impl Running {
     /// The next thing that the guest says. Cancel-safe until the guest's end.
+    ///
+    /// That something failed is no word to rely on any more: the program may have run.
     pub(crate) async fn next(&mut self) -> Result<GuestFrame, VmError> {
-        self.machine.receive().await
+        self.machine.receive().await.map_err(|error| match error {
+            VmError::Guest(reason) => VmError::Protocol(reason),
+            other => other,
+        })
     }
 
     /// Ctrl-C for the program.
@@ -118,7 +124,7 @@ impl Running {
 pub(crate) fn unexpected(expected: &str, found: &GuestFrame) -> VmError {
     let found = match found {
         GuestFrame::Ready => "ready",
-        GuestFrame::Started { .. } => "started",
+        GuestFrame::Started => "started",
         GuestFrame::Output { .. } => "output",
         GuestFrame::Finished(_) => "finished",
         GuestFrame::Failed { .. } => "failed",

@@ -57,7 +57,7 @@ async fn engine(script: &str, frames: &[u8]) -> (Engine, TempDir) {
         },
         qemu: Some(qemu),
         accelerator: AcceleratorChoice::Tcg,
-        limits: Limits { vms: 2, waiting: 2, wait: Duration::from_secs(5) },
+        limits: Limits { vms: 2, memory_mb: 4096, waiting: 2, wait: Duration::from_secs(5) },
         cache_dir: folder.path().to_path_buf(),
     };
     (Engine::start(config).await.unwrap(), folder)
@@ -80,7 +80,7 @@ fn bytes(frames: &[GuestFrame]) -> Vec<u8> {
 }
 
 fn started() -> Vec<GuestFrame> {
-    vec![GuestFrame::Ready, GuestFrame::Started { spawn_us: 5 }]
+    vec![GuestFrame::Ready, GuestFrame::Started]
 }
 
 fn output(text: &str) -> GuestFrame {
@@ -92,6 +92,7 @@ fn finished() -> GuestFrame {
         exit: Exit::Code(3),
         stdout_bytes: 2,
         stderr_bytes: 0,
+        spawn_us: 1,
         process_us: 1,
         cpu_us: 1,
         memory_peak_bytes: 1,
@@ -134,6 +135,8 @@ async fn a_guest_that_dies_with_the_program_leaves_the_outcome_unknown() {
     check(script, &bytes(&[started(), vec![output("hi")]].concat()), "It may have run in part or in full").await;
     check(PLAY, &bytes(&[GuestFrame::Ready, output("early")]), "started was expected, output came").await;
     check(PLAY, &bytes(&[started(), vec![GuestFrame::Ready]].concat()), "output was expected, ready came").await;
+    let failure = GuestFrame::Failed { reason: "so it says".into() };
+    check(PLAY, &bytes(&[started(), vec![failure]].concat()), "so it says. It may have run").await;
 }
 
 #[tokio::test]
@@ -153,7 +156,7 @@ async fn a_guest_that_hangs_costs_the_timeout_and_two_graces() {
     let outcome = result.unwrap();
     assert_eq!((outcome.exit_code, outcome.timed_out, outcome.stdout.as_str()), (-1, true, "so far"));
     assert_eq!(text, "so far");
-    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]

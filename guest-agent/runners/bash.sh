@@ -1,21 +1,22 @@
-# Runs one program in this warmed bash, as `bash main.sh` would.
-# $1: the program's path. Descriptors: 1000 tells to go, 1001 takes what is said to the agent.
+# Warms this bash, then lets it run its script as `bash main.sh` would. Bash reads this file before its script, as its
+# BASH_ENV, so that nothing of it is left on the stack when the script begins.
+# Descriptors: 1000 tells to go, 1001 takes what is said to the agent.
 
-shopt -u sourcepath
+unset BASH_ENV
 # Once through what every program goes through, so that no program is the first.
 : "$(printf x)" && [[ a == a ]] && true | true
 
 printf R >&1001
-IFS= read -r -u 1000 || exit 0 # The agent does not need this interpreter.
-
-while IFS= read -r -d '' REPLY; do
-  export "$REPLY"
-done <"${1%/*}/env"
-
-BASH_ARGV0=$1
-unset REPLY
-set --
+# Without a word the agent does not need this interpreter.
+IFS= read -r -u 1000 _sandbox || exit 0
+while IFS= read -r -d '' _sandbox; do
+  export "$_sandbox"
+done </run/program/env
 # The end of this process is the end of the program; its children must not hold the agent's pipes open.
 exec 1000<&- 1001>&-
-. "$0"
-exit
+if [[ -n ${BASH_ENV-} ]]; then
+  # The program's own, expanded as bash would have done.
+  eval "_sandbox=\"$BASH_ENV\""
+  [[ -f $_sandbox ]] && . "$_sandbox"
+fi
+unset _sandbox

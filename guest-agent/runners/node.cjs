@@ -130,10 +130,10 @@ function resolveFromWorkspace(file) {
 function announceExit() {
   const pid = process.pid;
   let isFatal = false;
-  // Node.js prints a fatal error after the `exit` event: then the end of the process is the end.
-  process.on('uncaughtExceptionMonitor', () => { isFatal = true; });
   const emit = process.emit;
   process.emit = function (event, ...rest) {
+    // Node.js prints a fatal error after the `exit` event: then the end of the process is the end.
+    if (event === 'uncaughtExceptionMonitor') isFatal = true;
     const result = Reflect.apply(emit, this, [event, ...rest]);
     if (event === 'exit' && this === process && !isFatal && process.pid === pid) {
       say(`D${(process.exitCode ?? rest[0] ?? 0) & 0xff}\n`);

@@ -3,6 +3,8 @@
 argv: this file, the program's path. Descriptors: 1000 tells to go, 1001 takes what is said to the agent.
 """
 # Few imports: while VMs are booted for their run, each is time that a user waits for.
+import _posixsubprocess
+import _weakref
 import builtins
 import gc
 import os
@@ -18,6 +20,7 @@ def main():
     os.set_inheritable(REQUEST, False)
     os.set_inheritable(CONTROL, False)
     runner_pid = os.getpid()
+    keep_order()
     warm_up()
     known = set(sys.modules)
     os.write(CONTROL, b"R")
@@ -36,6 +39,28 @@ def main():
         except OSError:
             pass  # The program closed it; the exit says the same.
     os._exit(code)
+
+
+def keep_order():
+    """Output goes out line by line, whole lines at once; what is begun goes out before another process can write."""
+    sys.stdout.reconfigure(line_buffering=True)
+    os.register_at_fork(before=flush_streams)
+    for module, names in (
+        (_posixsubprocess, ("fork_exec",)),
+        (os, ("system", "posix_spawn", "posix_spawnp", "execv", "execve")),
+    ):
+        for name in names:
+            setattr(module, name, flushing(getattr(module, name)))
+
+
+def flushing(function):
+    def flushed(*args, **kwargs):
+        flush_streams()
+        return function(*args, **kwargs)
+
+    flushed.__name__ = flushed.__qualname__ = function.__name__
+    flushed.__doc__ = function.__doc__
+    return flushed
 
 
 def warm_up():
@@ -76,7 +101,8 @@ def report(error):
         if error.code is None:
             return 0
         if isinstance(error.code, int):
-            return error.code & 0xFF
+            # What does not fit a C long is -1, as in the interpreter.
+            return error.code & 0xFF if -(2**63) <= error.code < 2**63 else 255
         print(error.code, file=sys.stderr)
         return 1
     # The first frame is this runner's.
@@ -91,7 +117,7 @@ def report(error):
 
 def finish(code, known):
     """What an interpreter does when it ends, as far as a program can see it."""
-    for step in (wait_for_threads, run_exit_functions, drop_globals, flush_streams):
+    for step in (wait_for_threads, run_exit_functions, drop_main, flush_streams):
         try:
             step()
         except BaseException as error:
@@ -114,19 +140,33 @@ def run_exit_functions():
     atexit._run_exitfuncs()
 
 
-def drop_globals():
-    # Objects with a `__del__` expect it to be called, most of all for what it prints.
-    module = sys.modules.get("__main__")
-    if isinstance(module, types.ModuleType):
-        for name in [name for name in module.__dict__ if name != "__builtins__"]:
-            module.__dict__[name] = None
+def drop_main():
+    """Lets the program's objects go, so that their `__del__` runs, most of all for what it prints."""
+    if len(sys._current_frames()) > 1:
+        return  # A daemon thread still uses them.
+    module = sys.modules.pop("__main__", None)
+    if not isinstance(module, types.ModuleType):
+        return
+    alive = _weakref.ref(module)
+    del module
+    # As a cycle, with the globals that a destructor uses still there.
+    gc.collect()
+    module = alive()
+    if module is None:
+        return
+    # Something outside holds it: name by name, as the interpreter does, the private ones first.
+    names = [name for name in module.__dict__ if name != "__builtins__"]
+    for name in sorted(names, key=lambda name: not (name[:1] == "_" and name[1:2] != "_")):
+        module.__dict__[name] = None
     gc.collect()
 
 
 def flush_streams():
     for stream in {id(s): s for s in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)}.values():
-        if stream is not None and not getattr(stream, "closed", False):
+        try:
             stream.flush()
+        except (AttributeError, OSError, ValueError):
+            pass  # None, closed, or something of the program's own.
 
 
 def is_native(name):

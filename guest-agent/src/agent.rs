@@ -27,8 +27,6 @@ pub(crate) struct Agent {
     runners: Vec<Runner>,
     /// Languages that [`Hello`] asked for and that are not warm yet.
     warming: Vec<Language>,
-    /// A program whose runner is not warm yet.
-    waiting: Option<Execute>,
     run: Option<Run>,
 }
 
@@ -50,7 +48,7 @@ impl Agent {
         mask.thread_block().context("blocking SIGCHLD")?;
         let children = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
             .context("watching for children's ends")?;
-        Ok(Agent { port, children, runners: Vec::new(), warming: Vec::new(), waiting: None, run: None })
+        Ok(Agent { port, children, runners: Vec::new(), warming: Vec::new(), run: None })
     }
 
     /// Serves until the host is gone.
@@ -138,47 +136,37 @@ impl Agent {
     }
 
     fn execute(&mut self, request: Execute) -> Result<()> {
-        if self.run.is_some() || self.waiting.is_some() {
+        if self.run.is_some() {
             return Err(Error::new("executing", "a program is running already"));
         }
-        let has_runner = self.runners.iter().any(|runner| runner.language == request.language);
-        if needs_own_start(request.language, &request.env) {
-            // Not the warm one: it has read its environment.
-            self.runners.retain(|runner| runner.language != request.language);
-            self.runners.push(Runner::spawn(request.language, &request.env)?);
-        } else if !has_runner {
-            self.runners.push(Runner::spawn(request.language, &[])?);
+        let index = self.runners.iter().position(|runner| runner.language == request.language);
+        let mut warm = index.map(|index| self.runners.swap_remove(index));
+        if needs_own_start(request.language, &request.env)
+            && let Some(runner) = warm.take()
+        {
+            // It has read its environment.
+            runner.retire();
         }
-        self.waiting = Some(request);
-        self.start_when_warm()
-    }
-
-    fn start_when_warm(&mut self) -> Result<()> {
-        let Some(request) = &self.waiting else { return Ok(()) };
-        let is_fit = |runner: &Runner| runner.language == request.language && runner.spawn_us.is_some();
-        let Some(index) = self.runners.iter().position(is_fit) else { return Ok(()) };
-        let Some(request) = self.waiting.take() else { return Ok(()) };
-        let runner = self.runners.swap_remove(index);
-        self.run = Some(Run::start(runner, request, &mut self.port)?);
+        self.run = Some(Run::start(warm, request, &mut self.port)?);
         Ok(())
     }
 
     /// Takes in which runners have become warm.
     fn hear_runners(&mut self, woken: &Woken) -> Result<()> {
         let mut warmed = false;
-        for runner in &mut self.runners {
+        for runner in self.runners.iter_mut().filter(|runner| woken.by(&runner.control)) {
             let mut byte = [0];
-            if woken.by(&runner.control) && read(runner.control.as_fd(), &mut byte) == Ok(1) && byte == *b"R" {
+            if read(runner.control.as_fd(), &mut byte) == Ok(1) && byte == *b"R" {
                 runner.is_warm_now();
                 let before = self.warming.len();
                 self.warming.retain(|&language| language != runner.language);
                 warmed |= self.warming.len() < before;
+            } else {
+                // It has closed the pipe, or says what no runner says: of no use, and its end is reported as such.
+                runner.signal(Signal::SIGKILL);
             }
         }
-        if warmed {
-            self.say_ready()?;
-        }
-        self.start_when_warm()
+        if warmed { self.say_ready() } else { Ok(()) }
     }
 
     fn serve_run(&mut self, woken: &Woken) -> Result<()> {
@@ -241,7 +229,6 @@ impl Agent {
             runner.language,
             String::from_utf8_lossy(&words[..length]).trim()
         );
-        self.waiting = None;
         self.port.send(&GuestFrame::Failed { reason })
     }
 }

@@ -26,11 +26,13 @@ pub(crate) const WORKSPACE_DIR: &str = "/workspace";
 pub(crate) const RUNNER_DIR: &str = "/run/runners";
 
 /// What a program may write to, all on one tmpfs with one quota.
-const WRITABLE: [(&str, &str, u32); 4] = [
+const WRITABLE: [(&str, &str, u32); 6] = [
     ("workspace", WORKSPACE_DIR, 0o755),
     ("home", "/home/user", 0o755),
+    ("program", PROGRAM_DIR, 0o755),
     ("tmp", "/tmp", 0o1777),
     ("var-tmp", "/var/tmp", 0o1777),
+    ("shm", "/dev/shm", 0o1777),
 ];
 
 /// The port's driver finds it in a work queue of its own; on a busy host under TCG that took up to 50 ms.
@@ -73,7 +75,6 @@ fn mount_system() -> Result<()> {
     make_directory("/dev/pts", 0o755)?;
     attach("devpts", "/dev/pts", "devpts", MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, "mode=0620,gid=5,ptmxmode=0666")?;
     make_directory("/dev/shm", 0o1777)?;
-    attach("tmpfs", "/dev/shm", "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=1777,size=256m")?;
     for (name, target) in [
         ("/dev/fd", "/proc/self/fd"),
         ("/dev/stdin", "/proc/self/fd/0"),
@@ -90,6 +91,7 @@ fn mount_writable() -> Result<()> {
     let quota = format!("mode=0755,size={}m,nr_inodes={}", limits::WORKSPACE_MAX_MB, limits::WORKSPACE_MAX_INODES);
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     attach("tmpfs", "/run/writable", "tmpfs", flags, &quota)?;
+    make_directory(PROGRAM_DIR, 0o755)?;
     for (name, target, mode) in WRITABLE {
         let source = format!("/run/writable/{name}");
         make_directory(&source, mode)?;
@@ -97,8 +99,6 @@ fn mount_writable() -> Result<()> {
         mount(Some(source.as_str()), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
             .context(format!("binding {target}"))?;
     }
-    make_directory(PROGRAM_DIR, 0o755)?;
-    give_to_user(PROGRAM_DIR)?;
     make_directory(RUNNER_DIR, 0o755)
 }
 

@@ -2,6 +2,7 @@
 
 use nix::libc;
 use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::SigSet;
 use nix::unistd::{Gid, Uid, setgid, setgroups, setsid, setuid};
 use sandbox_schemas::limits;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
@@ -72,6 +73,8 @@ pub(crate) fn filter() -> Result<BpfProgram> {
 /// Turns the calling process, a fresh child of the agent, into the user's: no way back.
 pub(crate) fn become_user(filter: &BpfProgram) -> std::io::Result<()> {
     setsid()?;
+    // The agent blocks the signals that it waits for; a program expects none to be blocked.
+    SigSet::empty().thread_set_mask()?;
     std::fs::write(cgroup::JOIN_FILE, "0")?;
     setrlimit(Resource::RLIMIT_NOFILE, limits::OPEN_FILES_MAX, limits::OPEN_FILES_MAX)?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;

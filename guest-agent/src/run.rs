@@ -11,7 +11,7 @@ use crate::cgroup;
 use crate::error::{Context, Result};
 use crate::output::Output;
 use crate::port::Port;
-use crate::runner::Runner;
+use crate::runner::{self, Runner};
 
 /// A program that has been handed to its runner.
 pub(crate) struct Run {
@@ -28,25 +28,30 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// Tells the host, then lets the program go: what is reported as not started cannot have run.
-    pub(crate) fn start(mut runner: Runner, request: Execute, port: &mut Port) -> Result<Run> {
+    /// Lays the program out, tells the host, then lets the program go: what is reported as not started cannot have run.
+    /// Without a warm runner the interpreter is started as part of the run: what a program's environment makes of it is the
+    /// program's doing.
+    pub(crate) fn start(warm: Option<Runner>, request: Execute, port: &mut Port) -> Result<Run> {
+        let has_own_start = warm.is_none();
         cgroup::limit_memory(request.memory_bytes)?;
-        let stdout = runner.stdout.try_clone().context("the stdout pipe")?;
-        let stderr = runner.stderr.try_clone().context("the stderr pipe")?;
-        let control = runner.control.try_clone().context("the control pipe")?;
-        port.send(&GuestFrame::Started { spawn_us: runner.spawn_us.unwrap_or(0) })?;
+        runner::lay_out(request.language, &request.code, &request.env, has_own_start)?;
+        port.send(&GuestFrame::Started)?;
         let cpu_before_us = cgroup::cpu_us();
         let started = Instant::now();
-        runner.go(&request.code, &request.env)?;
+        let mut runner = match warm {
+            Some(runner) => runner,
+            None => Runner::spawn(request.language, &request.env)?,
+        };
+        runner.go();
         let mut run = Run {
-            stdout: Output::new(Stream::Stdout, stdout, request.stdout_max),
-            stderr: Output::new(Stream::Stderr, stderr, request.stderr_max),
+            stdout: Output::new(Stream::Stdout, runner.stdout.try_clone().context("stdout")?, request.stdout_max),
+            stderr: Output::new(Stream::Stderr, runner.stderr.try_clone().context("stderr")?, request.stderr_max),
+            control: Some(runner.control.try_clone().context("the control pipe")?),
             stdin: request.stdin.into_bytes(),
             stdin_written: 0,
             runner,
             started,
             cpu_before_us,
-            control: Some(control),
             said: Vec::new(),
         };
         run.feed_stdin();
@@ -89,6 +94,10 @@ impl Run {
                 Err(_) => break,
             }
         }
+        if self.runner.spawn_us.is_none() && self.said.first() == Some(&b'R') {
+            self.said.remove(0);
+            self.runner.is_warm_now();
+        }
         let end = self.said.iter().position(|&byte| byte == b'\n')?;
         let code = std::str::from_utf8(&self.said[..end]).ok()?.strip_prefix('D')?.parse().ok()?;
         Some(Exit::Code(code))
@@ -103,6 +112,7 @@ impl Run {
             exit,
             stdout_bytes: self.stdout.bytes,
             stderr_bytes: self.stderr.bytes,
+            spawn_us: self.runner.spawn_us.unwrap_or(process_us),
             process_us,
             cpu_us: cgroup::cpu_us().saturating_sub(self.cpu_before_us),
             memory_peak_bytes: cgroup::memory_peak_bytes(),

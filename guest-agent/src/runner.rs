@@ -5,7 +5,6 @@
 //! `D`, exit code, newline when the program has ended. A program that ends in any other way is seen by its exit.
 
 use std::fs;
-use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -13,6 +12,7 @@ use std::time::Instant;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, fchown, pipe2};
 use sandbox_schemas::language::Language;
 
@@ -34,23 +34,28 @@ struct Recipe {
     program: &'static str,
     /// File name and source of the runner.
     runner: (&'static str, &'static str),
-    /// Interpreter and its arguments before the runner.
+    /// Interpreter and its arguments before the runner's, if it takes one, and the program's.
     command: &'static [&'static str],
-    /// Prefixes of environment variables that an interpreter reads only while it starts: a program that sets one gets
-    /// an interpreter of its own instead of the warm one.
+    /// The variable by which the interpreter is told of its runner; as an argument where there is none.
+    runner_variable: Option<&'static str>,
+    /// Environment variables that an interpreter reads only while it starts: a program that sets one gets an interpreter
+    /// of its own instead of the warm one. `X*` stands for all that begin with X.
     startup_variables: &'static [&'static str],
+    /// Exceptions from those.
+    runtime_variables: &'static [&'static str],
 }
 
-const STARTUP_VARIABLES_OF_ALL: &[&str] = &["LD_", "LC_", "LANG", "TZ", "MALLOC_", "GLIBC_"];
+const STARTUP_VARIABLES_OF_ALL: &[&str] = &["LD_*", "LC_*", "LANG", "LANGUAGE", "TZ", "TZDIR", "MALLOC_*", "GLIBC_*"];
 
 fn recipe(language: Language) -> Recipe {
     match language {
         Language::Python => Recipe {
             program: "main.py",
             runner: ("python.py", include_str!("../runners/python.py")),
-            // Unbuffered: output keeps its order with that of subprocesses, and none is lost to a kill.
-            command: &["/usr/bin/python3", "-u"],
-            startup_variables: &["PYTHON"],
+            command: &["/usr/bin/python3"],
+            runner_variable: None,
+            startup_variables: &["PYTHON*"],
+            runtime_variables: &[],
         },
         Language::Javascript => Recipe {
             program: "main.js",
@@ -61,21 +66,68 @@ fn recipe(language: Language) -> Recipe {
                 "--experimental-vm-modules",
                 "--experimental-transform-types",
             ],
-            startup_variables: &["NODE_", "UV_", "OPENSSL_", "SSL_", "NO_COLOR", "FORCE_COLOR"],
+            runner_variable: None,
+            startup_variables: &["NODE_*", "UV_*", "OPENSSL_*", "SSL_*", "NO_COLOR", "FORCE_COLOR"],
+            runtime_variables: &["NODE_ENV"],
         },
         Language::Shell => Recipe {
             program: "main.sh",
             runner: ("bash.sh", include_str!("../runners/bash.sh")),
             command: &["/bin/bash"],
-            startup_variables: &["BASH", "SHELLOPTS", "POSIXLY_CORRECT", "ENV"],
+            runner_variable: Some(BASH_ENV),
+            // The last ones cannot be set by a running bash, or mean something else there.
+            startup_variables: &[
+                "BASHOPTS",
+                "SHELLOPTS",
+                "POSIXLY_CORRECT",
+                "BASH_COMPAT",
+                "EUID",
+                "IFS",
+                "OPTIND",
+                "PPID",
+                "UID",
+            ],
+            runtime_variables: &[],
         },
     }
 }
 
+/// The runner sources a program's own, since bash was told of the runner by it.
+const BASH_ENV: &str = "BASH_ENV";
+
 /// Whether a warm interpreter would miss one of these variables.
 pub(crate) fn needs_own_start(language: Language, env: &[(String, String)]) -> bool {
-    let special = recipe(language).startup_variables;
-    env.iter().any(|(name, _)| special.iter().chain(STARTUP_VARIABLES_OF_ALL).any(|prefix| name.starts_with(prefix)))
+    let recipe = recipe(language);
+    let matches = |pattern: &&str, name: &str| match pattern.strip_suffix('*') {
+        Some(prefix) => name.starts_with(prefix),
+        None => name == *pattern,
+    };
+    let is_startup = |name: &str| {
+        let patterns = recipe.startup_variables.iter().chain(STARTUP_VARIABLES_OF_ALL);
+        !recipe.runtime_variables.contains(&name) && patterns.into_iter().any(|pattern| matches(pattern, name))
+    };
+    // Bash hands a name that is none of its own on to its children, but cannot be told of one later.
+    let is_foreign = |name: &str| language == Language::Shell && !is_identifier(name);
+    env.iter().any(|(name, _)| is_startup(name) || is_foreign(name))
+}
+
+fn is_identifier(name: &str) -> bool {
+    !name.starts_with(|c: char| c.is_ascii_digit()) && name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_')
+}
+
+/// Lays out a program where its runner finds it. `env` is what an interpreter of its own was not started with.
+pub(crate) fn lay_out(language: Language, code: &str, env: &[(String, String)], has_own_start: bool) -> Result<()> {
+    let mut variables = Vec::new();
+    for (name, value) in env.iter().filter(|(name, _)| !has_own_start || is_runners(language, name)) {
+        variables.extend_from_slice(format!("{name}={value}\0").as_bytes());
+    }
+    write_for_user("env", &variables)?;
+    write_for_user(recipe(language).program, code.as_bytes())
+}
+
+/// Whether an interpreter is told of its runner by this variable.
+fn is_runners(language: Language, name: &str) -> bool {
+    recipe(language).runner_variable == Some(name)
 }
 
 /// A spawned interpreter.
@@ -114,11 +166,12 @@ impl Runner {
         let mut command = Command::new(recipe.command[0]);
         command
             .args(&recipe.command[1..])
-            .arg(&runner_path)
+            .args(recipe.runner_variable.is_none().then_some(&runner_path))
             .arg(format!("{PROGRAM_DIR}/{}", recipe.program))
             .env_clear()
             .envs(base_environment())
             .envs(env.iter().map(|(name, value)| (name, value)))
+            .envs(recipe.runner_variable.map(|name| (name, &runner_path)))
             .current_dir(WORKSPACE_DIR)
             .stdin(Stdio::from(stdin_read))
             .stdout(Stdio::from(stdout_write))
@@ -154,18 +207,16 @@ impl Runner {
         self.spawn_us.get_or_insert(self.spawned.elapsed().as_micros() as u64);
     }
 
-    /// Lays out the program and lets it go.
-    pub(crate) fn go(&mut self, code: &str, env: &[(String, String)]) -> Result<()> {
-        let mut variables = Vec::new();
-        for (name, value) in env {
-            variables.extend_from_slice(format!("{name}={value}\0").as_bytes());
-        }
-        write_for_user("env", &variables)?;
-        write_for_user(recipe(self.language).program, code.as_bytes())?;
-        let mut request = fs::File::from(self.request.try_clone().context("the request pipe")?);
+    /// Lets it run the program that was laid out.
+    pub(crate) fn go(&mut self) {
         // A runner that died meanwhile is noticed by its exit.
-        let _ = request.write_all(b"G\n");
-        Ok(())
+        let _ = nix::unistd::write(&self.request, b"G\n");
+    }
+
+    /// Ends an interpreter that is of no use; its memory is free afterwards.
+    pub(crate) fn retire(self) {
+        self.signal(Signal::SIGKILL);
+        let _ = waitpid(self.pid, None);
     }
 
     /// Signals the program's process group.

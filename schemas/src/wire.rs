@@ -66,11 +66,8 @@ pub struct Execute {
 pub enum GuestFrame {
     /// The interpreters that [`Hello`] asked for are warm.
     Ready,
-    /// The program has been handed to its interpreter: from here on it may have run.
-    Started {
-        /// Starting the interpreter took so long, in microseconds.
-        spawn_us: u64,
-    },
+    /// The program is handed to its interpreter now: from here on it may have run.
+    Started,
     /// Output, in order within a stream.
     Output {
         /// Which stream.
@@ -105,6 +102,8 @@ pub struct Finished {
     pub stdout_bytes: u64,
     /// All bytes written to stderr, those not sent included.
     pub stderr_bytes: u64,
+    /// Starting its interpreter took so long, in microseconds.
+    pub spawn_us: u64,
     /// From its start to its end, in microseconds of the guest's monotonic clock.
     pub process_us: u64,
     /// CPU time of all its processes, in microseconds.

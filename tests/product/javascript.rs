@@ -61,6 +61,7 @@ fn exits_and_errors_are_a_programs() {
     );
     check("await 1; throw new Error('late')", 1, "", "Error: late");
     check("Promise.reject(new Error('unhandled'))", 1, "", "Error: unhandled");
+    check("process.removeAllListeners(); throw new Error('kept')", 1, "", "Error: kept");
     check("let x = ;", 1, "", "SyntaxError: Unexpected token ';'");
     check("process.kill(process.pid, 'SIGTERM'); setTimeout(() => {}, 10000)", 143, "", "");
 }

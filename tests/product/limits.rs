@@ -16,7 +16,7 @@ fn check_timeout(language: &str, code: &str, stdout: &str) {
     assert_eq!((&outcome["timed_out"], &outcome["exit_code"]), (&json!(true), &json!(-1)), "{outcome}");
     assert_eq!(outcome["stdout"], stdout);
     let milliseconds = outcome["execution_time_ms"].as_f64().unwrap();
-    assert!((1000.0..4000.0).contains(&milliseconds), "{milliseconds} ms");
+    assert!((1000.0..10_000.0).contains(&milliseconds), "{milliseconds} ms");
 }
 
 #[test]
@@ -41,6 +41,14 @@ while True: time.sleep(1)
 ";
     let outcome = run("python", code, json!({"timeout_seconds": 1}));
     assert_eq!((&outcome["timed_out"], &outcome["stdout"]), (&json!(true), &json!("xx")));
+}
+
+#[test]
+fn a_timeout_shows_where_the_program_was() {
+    let code = "import time\ndef wait(): time.sleep(100)\nwait()";
+    let outcome = run("python", code, json!({"timeout_seconds": 1}));
+    let stderr = outcome["stderr"].as_str().unwrap();
+    assert!(stderr.contains("in wait") && stderr.ends_with("KeyboardInterrupt\n"), "{outcome}");
 }
 
 #[test]
@@ -124,7 +132,7 @@ try:
 except OSError as error: print(error.strerror, os.stat('full').st_size >> 20)
 ";
     let arguments = json!({"language": "python", "code": code, "memory_mb": 2048, "timeout_seconds": 120});
-    check_with(arguments, 0, "0\nNo space left on device 1024\n", "");
+    check_with(arguments, 0, "0\nNo space left on device 1023\n", "");
 }
 
 #[test]

@@ -33,6 +33,7 @@ fn exit_codes_are_a_scripts() {
     check("import sys\nprint('x', end='')\nsys.exit(42)", 42, "x", "");
     check("raise SystemExit('why')", 1, "", "why\n");
     check("import os; os._exit(9)", 9, "", "");
+    check("import sys; sys.exit(2**70)", 255, "", "");
     check("import os; os.kill(os.getpid(), 11)", 139, "", "");
 }
 
@@ -122,6 +123,78 @@ held = Held()
 print('main')
 ";
     check(code, 0, "main\nthread\natexit\ndeleted\n", "");
+}
+
+#[test]
+fn destructors_still_have_their_modules() {
+    let code = "
+import contextlib, os, sys
+class Held:
+    def __del__(self): print('deleted', os.getpid() > 0, helper())
+def helper(): return sys.version_info.major
+@contextlib.contextmanager
+def context():
+    try: yield
+    finally: print('left', helper())
+held = Held()
+entered = context(); entered.__enter__()
+print('main')
+";
+    let outcome = execute(json!({"language": "python", "code": code}));
+    let mut lines: Vec<&str> = outcome["stdout"].as_str().unwrap().lines().collect();
+    lines.sort_unstable();
+    assert_eq!((lines, &outcome["stderr"]), (vec!["deleted True 3", "left 3", "main"], &json!("")));
+}
+
+#[test]
+fn daemon_threads_do_not_complain_at_the_end() {
+    let code = "
+import threading
+def helper(): return sum(range(10))
+def work():
+    while True: helper()
+for _ in range(3): threading.Thread(target=work, daemon=True).start()
+print('done')
+";
+    check(code, 0, "done\n", "");
+}
+
+#[test]
+fn signals_of_children_arrive_and_a_fork_server_works() {
+    let code = "
+import multiprocessing, signal, subprocess
+if __name__ == '__main__':
+    signal.signal(signal.SIGCHLD, lambda *_: print('child ended'))
+    subprocess.run(['true'])
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    multiprocessing.set_start_method('forkserver')
+    with multiprocessing.Pool(2) as pool: print(pool.map(abs, [-1, -2]))
+";
+    check(code, 0, "child ended\n[1, 2]\n", "");
+}
+
+#[test]
+fn lines_of_threads_stay_whole() {
+    let code = "
+import threading
+def work(n):
+    for i in range(100): print('thread', n, 'line', i)
+threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+";
+    let outcome = execute(json!({"language": "python", "code": code}));
+    let lines: Vec<&str> = outcome["stdout"].as_str().unwrap().lines().collect();
+    assert_eq!(lines.len(), 400);
+    assert!(lines.iter().all(|line| line.starts_with("thread ") && line.split(' ').count() == 4), "{lines:?}");
+}
+
+#[test]
+fn an_interpreter_that_the_environment_breaks_is_a_result() {
+    let arguments = json!({"language": "python", "code": "print(1)", "env": {"PYTHONHOME": "/nowhere"}});
+    check_with(arguments, 1, "", "encodings");
+    let arguments = json!({"language": "javascript", "code": "console.log(1)", "env": {"NODE_OPTIONS": "--nope"}});
+    check_with(arguments, 9, "", "--nope is not allowed");
 }
 
 #[test]

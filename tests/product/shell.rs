@@ -37,6 +37,33 @@ fn exit_codes_are_a_shells() {
 }
 
 #[test]
+fn nothing_of_the_runner_shows() {
+    let code = r#"
+(return 0 2>/dev/null) && echo sourced || echo executed
+return 5 2>/dev/null; echo "continued $? $LINENO ${BASH_SOURCE[*]} $# ${BASH_ENV-unset}"
+exit() { echo fake; }
+set -x; echo traced; set +x
+unset -f exit
+trap 'echo bye' EXIT
+env | cut -d= -f1 | sort | tr '\n' ' '
+grep -h SigBlk /proc/self/status | tr -d '\t0'; ls /proc/$$/fd | tr '\n' ' '
+"#;
+    let stdout = "executed\ncontinued 2 3 /run/program/main.sh 0 unset\ntraced\nHOME LANG LOGNAME PATH PWD SHELL SHLVL TERM USER _ SigBlk:\n0 1 2 255 bye\n";
+    check(code, 0, stdout, "+ echo traced\n+ set +x\n");
+}
+
+#[test]
+fn odd_names_reach_children_and_bash_env_is_the_programs() {
+    let env = json!({"my-var": "1", "UID": "77", "REPLY": "r", "BASH_ENV": "$HOME/e", "GREP_COLOR": "x"});
+    let code = "echo $UID $REPLY; env | grep my-var; echo 'echo sourced $1' > ~/e; bash -c 'echo child'";
+    check_with(json!({"language": "shell", "code": code, "env": env}), 0, "77 r\nmy-var=1\nsourced\nchild\n", "");
+    // It runs as part of the program, under the program's limits.
+    let arguments =
+        json!({"language": "shell", "code": "echo never", "env": {"BASH_ENV": "$(sleep 100)"}, "timeout_seconds": 1});
+    assert_eq!(crate::harness::execute(arguments)["timed_out"], true);
+}
+
+#[test]
 fn raw_means_shell() {
     check_with(json!({"language": "raw", "code": "echo $BASH_VERSION | cut -c1-2"}), 0, "5.\n", "");
 }

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::wire::PROTOCOL_VERSION;
@@ -30,7 +30,12 @@ struct Verdict {
     key: String,
     works: bool,
     reason: String,
+    /// When it was found, in seconds since 1970.
+    unix_seconds: u64,
 }
+
+/// KVM is tried again after so long: what looked like a guest that hangs may have been a host that was busy.
+const NEGATIVE_VERDICT_HOLDS: Duration = Duration::from_secs(24 * 3600);
 
 /// The accelerator for this choice on this machine.
 pub(crate) async fn decide(
@@ -68,7 +73,8 @@ async fn try_kvm(qemu: &Qemu, cache_dir: &Path, spec: &LaunchSpec) -> Result<(),
         };
     }
     let trial = trial(qemu, spec).await;
-    let verdict = Verdict { key, works: trial.is_ok(), reason: trial.clone().err().unwrap_or_default() };
+    let verdict =
+        Verdict { key, works: trial.is_ok(), reason: trial.clone().err().unwrap_or_default(), unix_seconds: now() };
     if let Err(error) = remember(&file, &verdict) {
         tracing::warn!(%error, file = %file.display(), "the KVM verdict is not remembered");
     }
@@ -76,12 +82,11 @@ async fn try_kvm(qemu: &Qemu, cache_dir: &Path, spec: &LaunchSpec) -> Result<(),
 }
 
 async fn trial(qemu: &Qemu, spec: &LaunchSpec) -> Result<(), String> {
-    let attempt = async { Booting::launch(qemu, spec, Vec::new()).await?.ready(TRIAL_DEADLINE).await };
+    let attempt = async { Booting::launch(qemu, spec, Vec::new(), ()).await?.ready(TRIAL_DEADLINE).await };
     attempt.await.map(drop).map_err(|error| format!("a trial VM failed: {error}"))
 }
 
-/// A verdict holds for one host kernel, one QEMU and one guest. The boot id is part of it, so that a wrong verdict of a
-/// busy minute lasts no longer than until the next boot.
+/// A verdict holds for one host kernel, one QEMU and one guest.
 fn key(qemu: &Qemu, spec: &LaunchSpec) -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     // QEMU may run as another user than the server: a permission that is granted later is tried anew.
@@ -112,7 +117,14 @@ fn key(qemu: &Qemu, spec: &LaunchSpec) -> String {
 
 fn recall(file: &Path, key: &str) -> Option<Verdict> {
     let text = std::fs::read_to_string(file).ok()?;
-    serde_json::from_str::<Verdict>(&text).ok().filter(|verdict| verdict.key == key)
+    let verdict = serde_json::from_str::<Verdict>(&text).ok()?;
+    let age = now().saturating_sub(verdict.unix_seconds);
+    let holds = verdict.works || age < NEGATIVE_VERDICT_HOLDS.as_secs();
+    (verdict.key == key && holds).then_some(verdict)
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 fn remember(file: &Path, verdict: &Verdict) -> std::io::Result<()> {
@@ -133,10 +145,12 @@ mod tests {
     fn a_verdict_is_recalled_for_its_key_alone() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("new").join("kvm-verdict.json");
-        let verdict = Verdict { key: "a".into(), works: false, reason: "hung".into() };
-        remember(&file, &verdict).unwrap();
-        assert_eq!(recall(&file, "a"), Some(verdict));
+        let verdict = |unix_seconds| Verdict { key: "a".into(), works: false, reason: "hung".into(), unix_seconds };
+        remember(&file, &verdict(now())).unwrap();
+        assert_eq!(recall(&file, "a").map(|verdict| verdict.reason), Some("hung".into()));
         assert_eq!(recall(&file, "b"), None);
+        remember(&file, &verdict(now() - 25 * 3600)).unwrap();
+        assert_eq!(recall(&file, "a"), None, "a day is long enough");
         std::fs::write(&file, "{").unwrap();
         assert_eq!(recall(&file, "a"), None);
         assert_eq!(std::fs::read_dir(file.parent().unwrap()).unwrap().count(), 1, "a temporary file was left");

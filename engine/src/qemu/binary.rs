@@ -65,9 +65,19 @@ impl Qemu {
         self.version
     }
 
-    /// Starts a VM whose wire is `guest_end`.
-    pub(crate) fn spawn(&self, spec: &LaunchSpec, guest_end: UnixStream) -> Result<QemuProcess, VmError> {
-        process::spawn(&self.path, spec, guest_end, self.processes.clone())
+    /// Starts a VM whose wire is `guest_end`. `keep` is dropped once its process is gone.
+    pub(crate) fn spawn(
+        &self,
+        spec: &LaunchSpec,
+        guest_end: UnixStream,
+        keep: impl Send + 'static,
+    ) -> Result<QemuProcess, VmError> {
+        let (process, reaping) = process::spawn(&self.path, spec, guest_end)?;
+        self.processes.spawn(async move {
+            reaping.await;
+            drop(keep);
+        });
+        Ok(process)
     }
 
     /// Waits until no process is left.

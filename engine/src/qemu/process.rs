@@ -18,7 +18,6 @@ use sandbox_schemas::accelerator::Accelerator;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::oneshot;
-use tokio_util::task::TaskTracker;
 
 use crate::error::VmError;
 use crate::qemu::accelerate;
@@ -41,14 +40,13 @@ pub(crate) struct QemuProcess {
     _kill: oneshot::Sender<()>,
 }
 
-/// Starts QEMU. Must be called from a thread that lives as long as the server (a runtime worker): the kernel ends the
+/// Starts QEMU; the future that comes with it ends when the process is gone, and has to run for that. Must be called from a thread that lives as long as the server (a runtime worker): the kernel ends the
 /// child with the thread that started it.
 pub(crate) fn spawn(
     qemu: &Path,
     spec: &LaunchSpec,
     guest_end: UnixStream,
-    processes: TaskTracker,
-) -> Result<QemuProcess, VmError> {
+) -> Result<(QemuProcess, impl Future<Output = ()> + use<>), VmError> {
     let open = |path: &Path| -> Result<OwnedFd, VmError> {
         let file = File::open(path).map_err(|error| VmError::Spawn(format!("{}: {error}", path.display())))?;
         Ok(file.into())
@@ -86,8 +84,7 @@ pub(crate) fn spawn(
         .map_err(|error| VmError::Spawn(format!("{}: {error}", qemu.display())))?;
     let stderr = child.stderr.take();
     let (kill, killed) = oneshot::channel();
-    processes.spawn(reap(child, killed));
-    Ok(QemuProcess { stderr, _kill: kill })
+    Ok((QemuProcess { stderr, _kill: kill }, reap(child, killed)))
 }
 
 impl QemuProcess {
