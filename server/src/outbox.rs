@@ -50,6 +50,11 @@ impl Outbox {
 }
 
 impl Writer {
+    #[cfg(test)]
+    pub(crate) async fn next(&mut self) -> Option<String> {
+        self.messages.recv().await
+    }
+
     /// Writes until every sender is gone, or until the client does not take it any more.
     pub(crate) async fn write_to(mut self, mut out: impl AsyncWrite + Unpin) -> std::io::Result<()> {
         while let Some(message) = self.messages.recv().await {

@@ -101,3 +101,56 @@ impl Reporter<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outbox::outbox;
+
+    /// When notifications went out, and when the result was there: milliseconds since the start of a program that prints
+    /// at `prints` and ends at `end`.
+    async fn times(prints: &[u64], end: u64) -> (Vec<u64>, u64) {
+        let (outbox, mut sent) = outbox();
+        let gathered = Gathered::default();
+        let begun = Instant::now();
+        let elapsed = move || u64::try_from(begun.elapsed().as_millis()).unwrap();
+        let work = {
+            let mut sink = gathered.clone();
+            let prints = prints.to_vec();
+            async move {
+                for at in prints {
+                    tokio::time::sleep_until(begun + Duration::from_millis(at)).await;
+                    sink.output(Stream::Stdout, "x");
+                }
+                tokio::time::sleep_until(begun + Duration::from_millis(end)).await;
+            }
+        };
+        let notifications = tokio::spawn(async move {
+            let mut at = Vec::new();
+            while sent.next().await.is_some() {
+                at.push(elapsed());
+            }
+            at
+        });
+        report(work, gathered, ProgressToken(rmcp::model::NumberOrString::Number(1)), &outbox).await;
+        let result = elapsed();
+        drop(outbox);
+        (notifications.await.unwrap(), result)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_fast_run_has_no_progress_and_waits_for_none() {
+        assert_eq!(times(&[1, 99], 99).await, (vec![], 99));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn output_is_gathered_for_a_while() {
+        assert_eq!(times(&[10, 20, 110, 120, 300], 1000).await, (vec![100, 150, 300], 1000));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_result_keeps_its_distance_from_the_last_progress() {
+        assert_eq!(times(&[10], 101).await, (vec![100], 105));
+        assert_eq!(times(&[10], 106).await, (vec![100], 106));
+    }
+}

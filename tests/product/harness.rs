@@ -15,7 +15,7 @@ pub const DEADLINE: Duration = Duration::from_secs(180);
 pub struct Server {
     pub child: Child,
     stdin: Option<ChildStdin>,
-    lines: Receiver<(Instant, String)>,
+    lines: Receiver<String>,
 }
 
 /// The command with what every test wants: TCG, since a trial of KVM is not what is tested, and no stray settings.
@@ -38,7 +38,7 @@ impl Server {
         thread::spawn(move || {
             for line in stdout.lines() {
                 let Ok(line) = line else { return };
-                if sender.send((Instant::now(), line)).is_err() {
+                if sender.send(line).is_err() {
                     return;
                 }
             }
@@ -69,14 +69,10 @@ impl Server {
         self.stdin = None;
     }
 
+    /// The next message.
     pub fn receive(&mut self) -> Value {
-        self.receive_timed().1
-    }
-
-    /// The next message, and when it came.
-    pub fn receive_timed(&mut self) -> (Instant, Value) {
         match self.lines.recv_timeout(DEADLINE) {
-            Ok((at, line)) => (at, serde_json::from_str(&line).unwrap_or_else(|_| panic!("not JSON: {line}"))),
+            Ok(line) => serde_json::from_str(&line).unwrap_or_else(|_| panic!("not JSON: {line}")),
             Err(error) => panic!("no message: {error}"),
         }
     }
@@ -85,7 +81,7 @@ impl Server {
     pub fn expect_silence(&mut self, duration: Duration) {
         match self.lines.recv_timeout(duration) {
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
-            Ok((_, line)) => panic!("unexpected: {line}"),
+            Ok(line) => panic!("unexpected: {line}"),
         }
     }
 

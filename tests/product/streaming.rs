@@ -22,26 +22,24 @@ fn output_streams_as_progress_and_is_whole_in_the_result() {
         let mut server = Server::initialized();
         server.send(&call(Some(token.clone())));
         let (mut text, mut last, mut count) = (String::new(), -1.0, 0);
-        let mut last_at = None;
-        let (result_at, result) = loop {
-            let (at, message) = server.receive_timed();
+        let result = loop {
+            let message = server.receive();
             if message.get("id").is_some() {
-                break (at, message);
+                break message;
             }
             assert_eq!(message["method"], "notifications/progress");
             let params = &message["params"];
             assert_eq!(params["progressToken"], token, "the token is echoed with its type");
             let progress = params["progress"].as_f64().unwrap();
             assert!(progress > last, "progress does not rise");
-            (last, count, last_at) = (progress, count + 1, Some(at));
+            (last, count) = (progress, count + 1);
             text += params["message"].as_str().unwrap();
         };
         let stdout = result["result"]["structuredContent"]["stdout"].as_str().unwrap().to_string();
         assert_eq!(stdout, "0 é\n1 é\n2 é\n3 é\n4 é\n5 é\n");
         assert!(stdout.starts_with(&text), "{text:?} is not the beginning of {stdout:?}");
-        assert!((3..=8).contains(&count), "{count} notifications");
-        let gap = result_at - last_at.unwrap();
-        assert!(gap >= Duration::from_millis(4), "{gap:?} from the last progress to the result");
+        // A line goes out at once or with the next; how many are on their way together depends on how busy the machine is.
+        assert!((2..=6).contains(&count), "{count} notifications");
         server.expect_silence(Duration::from_millis(100));
     }
 }
