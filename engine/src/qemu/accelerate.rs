@@ -86,7 +86,7 @@ async fn trial(qemu: &Qemu, spec: &LaunchSpec) -> Result<(), String> {
     attempt.await.map(drop).map_err(|error| format!("a trial VM failed: {error}"))
 }
 
-/// A verdict holds for one host kernel, one QEMU and one guest.
+/// A verdict holds for one QEMU and one guest, until the host boots: then it may be another kernel, or another machine.
 fn key(qemu: &Qemu, spec: &LaunchSpec) -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     // QEMU may run as another user than the server: a permission that is granted later is tried anew.
