@@ -44,4 +44,8 @@ export DEBIAN_FRONTEND=noninteractive
 $as_root apt-get -qq update
 # Word splitting is meant: one package a word. Recommended packages would bring the desktop's half of QEMU.
 # shellcheck disable=SC2086
-$as_root apt-get -qq install --yes --no-install-recommends $missing </dev/null
+apt_install() { $as_root apt-get --yes --no-install-recommends "$@" install $missing </dev/null; }
+# Packages of another suite can stand in the way, such as a newer qemu-utils: what has to go for it is said first.
+apt_install --simulate | sed -n 's/^Remv \(.*\)/Removing \1, with which they do not go together/p' >&2
+# Standard output belongs to whoever called this.
+apt_install -qq -o Dpkg::Use-Pty=0 >&2
