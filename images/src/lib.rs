@@ -16,6 +16,7 @@ mod kernel;
 mod root;
 
 mod cache;
+mod entry;
 mod recipe;
 
 mod debian;
