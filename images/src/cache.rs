@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! images/kernel-0123456789abcdef/{vmlinux,manifest.json,verified.json}
-//! images/kernel.lock                held while a kernel is built
+//! images/kernel.lock                held while a kernel is built and while old ones are removed
 //! images/.building-kernel-XXXXXX    what a builder works in; swept by the next one if it was killed
 //! downloads/<hash>   logs/kernel.log
 //! ```
@@ -19,6 +19,7 @@ use sandbox_schemas::image::{Component, ComponentState, MANIFEST_FORMAT, Manifes
 use crate::entry::{self, MANIFEST, Unverified};
 use crate::error::{At, BuildError};
 use crate::progress::Unit;
+use crate::prune::prune;
 use crate::recipe::{Recipe, Workshop};
 
 /// How often a builder that waits for another one looks whether it is done.
@@ -60,6 +61,13 @@ impl Cache {
         }
     }
 
+    /// Looks at an entry that is to be booted: if it is there, it stays until this process ends.
+    pub(crate) fn load(&self, recipe: &dyn Recipe) -> ComponentState {
+        // In this order: what was verified cannot be removed any more.
+        entry::use_until_exit(&self.entry(recipe));
+        self.inspect(recipe)
+    }
+
     /// The manifest of a sound entry, which is built first if there is none. Whoever comes second waits and uses what
     /// the first one has built.
     pub(crate) fn obtain(&self, recipe: &dyn Recipe, workshop: &Workshop<'_>) -> Result<Manifest, BuildError> {
@@ -82,8 +90,10 @@ impl Cache {
         sweep(&images, &prefix)?;
         let work = tempfile::Builder::new().prefix(&prefix).tempdir_in(&images).at("create a directory in", &images)?;
         self.build(recipe, work.path(), workshop)?;
-        entry::verify(&self.entry(recipe), component, recipe.key())
-            .map_err(|reason| BuildError::Unverified { path: self.artefact(recipe), reason: reason.to_string() })
+        let manifest = entry::verify(&self.entry(recipe), component, recipe.key())
+            .map_err(|reason| BuildError::Unverified { path: self.artefact(recipe), reason: reason.to_string() })?;
+        prune(&images, component, &entry_name(recipe), work.path(), SystemTime::now());
+        Ok(manifest)
     }
 
     /// Builds an entry in `work`, then moves it into its place.
@@ -125,8 +135,12 @@ impl Cache {
     }
 
     fn entry(&self, recipe: &dyn Recipe) -> PathBuf {
-        self.images().join(format!("{}-{}", recipe.component(), recipe.key().short()))
+        self.images().join(entry_name(recipe))
     }
+}
+
+fn entry_name(recipe: &dyn Recipe) -> String {
+    format!("{}-{}", recipe.component(), recipe.key().short())
 }
 
 fn create_private_directory(path: &Path) -> Result<(), BuildError> {
@@ -178,7 +192,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::sync::mpsc;
     use std::thread;
-    use std::time::Duration;
+    use std::time::{Duration, UNIX_EPOCH};
 
     use sandbox_schemas::image::{Component, ComponentState, Digest, Manifest};
 
@@ -190,6 +204,7 @@ mod tests {
 
     /// Builds a small file and counts how often.
     struct Fake {
+        key: u8,
         built: AtomicUsize,
         takes: Duration,
         /// Must not be there while it builds.
@@ -198,7 +213,7 @@ mod tests {
 
     impl Default for Fake {
         fn default() -> Fake {
-            Fake { built: AtomicUsize::new(0), takes: Duration::ZERO, replaces: None }
+            Fake { key: 7, built: AtomicUsize::new(0), takes: Duration::ZERO, replaces: None }
         }
     }
 
@@ -207,7 +222,7 @@ mod tests {
             Component::Kernel
         }
         fn key(&self) -> Digest {
-            Digest([7; 32])
+            Digest([self.key; 32])
         }
         fn tools(&self) -> &'static [HostTool] {
             &[]
@@ -372,6 +387,23 @@ mod tests {
         let fake = Fake { replaces: Some(cache.entry(&Fake::default())), ..Fake::default() };
         fake.obtain(&cache).unwrap();
         assert_eq!(fake.built.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn entries_of_other_keys_go_when_nobody_has_used_them_for_long() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::new(dir.path().to_owned());
+        let [unused, loaded, recent, new] = [1, 2, 3, 4].map(|key| Fake { key, ..Fake::default() });
+        for old in [&unused, &loaded, &recent] {
+            old.obtain(&cache).unwrap();
+        }
+        for old in [&unused, &loaded] {
+            fs::File::open(cache.entry(old)).unwrap().set_modified(UNIX_EPOCH).unwrap();
+        }
+        assert!(matches!(cache.load(&loaded), ComponentState::Present { .. }));
+        new.obtain(&cache).unwrap();
+        let kept = ["kernel-0202020202020202", "kernel-0303030303030303", "kernel-0404040404040404", "kernel.lock"];
+        assert_eq!(names(&cache.images()), kept);
     }
 
     #[test]

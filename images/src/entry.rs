@@ -1,9 +1,12 @@
 //! An entry of the cache: a component's file beside its manifest, and whether both are what was built.
 
+use std::collections::BTreeMap;
 use std::fs::{File, Metadata};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
 use nix::unistd::geteuid;
 use sandbox_schemas::image::{Component, Digest, MANIFEST_FORMAT, Manifest, VerifiedStamp};
@@ -97,6 +100,19 @@ fn trust(owner: u32, mode: u32, user: u32) -> Result<(), Untrusted> {
         return Err(Untrusted::Mode { mode: mode & 0o7777 });
     }
     Ok(())
+}
+
+/// Marks an entry as used now, and as in use for as long as this process lives, so that no build removes it. A server
+/// opens the entry's file by its path for each VM, so there is no earlier moment at which it is done with it.
+pub(crate) fn use_until_exit(entry: &Path) {
+    static IN_USE: Mutex<BTreeMap<PathBuf, File>> = Mutex::new(BTreeMap::new());
+    // What cannot be locked (not every file system has locks) cannot be locked by who would remove it either; and a
+    // directory that is not there, or not ours, is not loaded.
+    let Ok(directory) = File::open(entry) else { return };
+    if directory.lock_shared().is_ok() {
+        let _ = directory.set_modified(SystemTime::now());
+        IN_USE.lock().unwrap_or_else(PoisonError::into_inner).insert(entry.to_owned(), directory);
+    }
 }
 
 fn identity(metadata: &Metadata, sha256: Digest) -> VerifiedStamp {

@@ -17,6 +17,7 @@ mod root;
 
 mod cache;
 mod entry;
+mod prune;
 mod recipe;
 
 mod debian;

@@ -47,12 +47,12 @@ impl ImageStore {
         ImageStatus { components: Component::ALL.map(status).into() }
     }
 
-    /// The image, verified. A file is read again only when it is not the very one that was verified before. The agent
-    /// is part of this binary and is written if it is not there.
+    /// The image, verified; it stays where it is until this process ends. A file is read again only when it is not the
+    /// very one that was verified before. The agent is part of this binary and is written if it is not there.
     pub fn load(&self) -> Result<BootImage, LoadError> {
         let digest = |component| {
             let recipe = self.recipe(component);
-            match self.cache.inspect(recipe) {
+            match self.cache.load(recipe) {
                 ComponentState::Present { manifest } => Ok(manifest.sha256),
                 ComponentState::Missing => Err(LoadError::Missing { component }),
                 ComponentState::Corrupt { reason } => {
@@ -61,8 +61,8 @@ impl ImageStore {
             }
         };
         let (kernel, root) = (digest(Component::Kernel)?, digest(Component::Root)?);
-        let agent = self.with_workshop(&Silent, |workshop| self.cache.obtain(&self.agent, workshop))?;
-        Ok(self.boot_image(kernel, root, agent.sha256))
+        self.with_workshop(&Silent, |workshop| self.cache.obtain(&self.agent, workshop))?;
+        Ok(self.boot_image(kernel, root, digest(Component::Agent)?))
     }
 
     /// Builds what is missing or corrupt. Of several processes that build into one cache, one does and the others wait.
