@@ -18,8 +18,9 @@ use crate::recipe::Workshop;
 /// How often a file is asked for before the build gives up. Each attempt goes on where the last one broke off.
 const ATTEMPTS: u32 = 5;
 
-/// The path of `download` in the cache, to which it is fetched unless it is there.
-pub(crate) fn fetch(download: &Download, workshop: &Workshop<'_>) -> Result<PathBuf, BuildError> {
+/// The path of `download` in the cache, to which it is fetched unless it is there. What has arrived is kept in `work`
+/// meanwhile, which is swept when this process is killed.
+pub(crate) fn fetch(download: &Download, work: &Path, workshop: &Workshop<'_>) -> Result<PathBuf, BuildError> {
     let path = workshop.downloads.join(&download.hash.hex);
     if hash_of(&path, download).is_ok_and(|hex| hex == download.hash.hex) {
         return Ok(path);
@@ -27,16 +28,17 @@ pub(crate) fn fetch(download: &Download, workshop: &Workshop<'_>) -> Result<Path
     let name = format!("{} {}: fetching", download.name, download.version);
     let mut stage = workshop.progress.stage(&name, Some(download.size_bytes), Unit::Bytes);
     let agent = agent();
-    let mut partial = Partial::create(&path, download)?;
+    let mut partial = Partial::create(work, download)?;
     let mut attempt = 1;
     loop {
         workshop.check()?;
         match partial.receive(&agent, download, stage.as_mut(), workshop) {
             Ok(()) => break,
-            Err(reason) if attempt == ATTEMPTS => {
+            Err(Interrupted::Here(error)) => return Err(error),
+            Err(Interrupted::There(reason)) if attempt == ATTEMPTS => {
                 return Err(DownloadError::Fetch { url: download.url.clone(), attempts: ATTEMPTS, reason }.into());
             }
-            Err(reason) => {
+            Err(Interrupted::There(reason)) => {
                 stage.message(&format!("trying again: {reason}"));
                 thread::sleep(Duration::from_millis(250 << attempt));
                 attempt += 1;
@@ -81,19 +83,28 @@ pub enum DownloadError {
     },
 }
 
+/// Why an attempt ended early.
+enum Interrupted {
+    /// The server or the network failed, and may not the next time.
+    There(String),
+    /// This host failed, or the build was given up. Nobody knows how much of a failed write is in the file, so there
+    /// is nothing to go on with.
+    Here(BuildError),
+}
+
 /// What has arrived so far.
 struct Partial {
-    file: tempfile::NamedTempFile,
+    file: File,
+    path: PathBuf,
     hasher: Hasher,
     length: u64,
 }
 
 impl Partial {
-    fn create(path: &Path, download: &Download) -> Result<Partial, DownloadError> {
-        let directory = path.parent().unwrap_or(Path::new("/"));
-        let file = tempfile::NamedTempFile::new_in(directory)
-            .map_err(|source| DownloadError::Write { path: directory.to_owned(), source })?;
-        Ok(Partial { file, hasher: Hasher::new(download.hash.algorithm), length: 0 })
+    fn create(work: &Path, download: &Download) -> Result<Partial, DownloadError> {
+        let path = work.join(&download.hash.hex);
+        let file = File::create(&path).map_err(|source| DownloadError::Write { path: path.clone(), source })?;
+        Ok(Partial { file, path, hasher: Hasher::new(download.hash.algorithm), length: 0 })
     }
 
     /// Asks for the rest and takes what comes.
@@ -103,18 +114,18 @@ impl Partial {
         download: &Download,
         stage: &mut dyn Stage,
         workshop: &Workshop<'_>,
-    ) -> Result<(), String> {
+    ) -> Result<(), Interrupted> {
         let mut request = agent.get(&download.url);
         if self.length > 0 {
             request = request.header("range", format!("bytes={}-", self.length));
         }
-        let response = request.call().map_err(|error| error.to_string())?;
+        let response = request.call().map_err(|error| Interrupted::There(error.to_string()))?;
         // A server that knows no ranges sends the whole file again: what is there already is passed over.
         let mut skip = if response.status() == StatusCode::PARTIAL_CONTENT { 0 } else { self.length };
         let mut body = response.into_body().into_reader();
         let mut buffer = vec![0; 1 << 16];
         loop {
-            let count = body.read(&mut buffer).map_err(|error| error.to_string())?;
+            let count = body.read(&mut buffer).map_err(|error| Interrupted::There(error.to_string()))?;
             if count == 0 {
                 break;
             }
@@ -122,30 +133,33 @@ impl Partial {
             skip -= passed as u64;
             let bytes = &buffer[passed..count];
             if self.length + bytes.len() as u64 > download.size_bytes {
-                return Err(format!("it is longer than {} bytes", download.size_bytes));
+                return Err(Interrupted::There(format!("it is longer than {} bytes", download.size_bytes)));
             }
-            self.file.write_all(bytes).map_err(|error| error.to_string())?;
+            self.file.write_all(bytes).map_err(|source| Interrupted::Here(self.write_error(source).into()))?;
             self.hasher.update(bytes);
             self.length += bytes.len() as u64;
             stage.advance(bytes.len() as u64);
-            workshop.check().map_err(|error| error.to_string())?;
+            workshop.check().map_err(Interrupted::Here)?;
         }
         if self.length < download.size_bytes {
-            return Err(format!("it ended after {} of {} bytes", self.length, download.size_bytes));
+            let reason = format!("it ended after {} of {} bytes", self.length, download.size_bytes);
+            return Err(Interrupted::There(reason));
         }
         Ok(())
     }
 
-    /// Gives it its name, if it is what was pinned.
+    /// Moves it to `path`, if it is what was pinned.
     fn keep(self, path: &Path, download: &Download) -> Result<(), DownloadError> {
+        self.file.sync_all().map_err(|source| self.write_error(source))?;
         let actual = self.hasher.hex();
         if actual != download.hash.hex {
             return Err(DownloadError::Hash { url: download.url.clone(), expected: download.hash.hex.clone(), actual });
         }
-        let write = |source| DownloadError::Write { path: path.to_owned(), source };
-        self.file.as_file().sync_all().map_err(write)?;
-        self.file.persist(path).map_err(|error| write(error.error))?;
-        Ok(())
+        fs::rename(&self.path, path).map_err(|source| DownloadError::Write { path: path.to_owned(), source })
+    }
+
+    fn write_error(&self, source: std::io::Error) -> DownloadError {
+        DownloadError::Write { path: self.path.clone(), source }
     }
 }
 
@@ -180,13 +194,14 @@ fn agent() -> Agent {
 mod tests {
     use std::io::{BufRead, BufReader, Write};
     use std::net::TcpListener;
-    use std::sync::atomic::AtomicBool;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
 
     use super::{DownloadError, fetch};
     use crate::error::BuildError;
     use crate::lock::{Algorithm, Download, Hash, Hasher};
-    use crate::progress::Silent;
+    use crate::progress::{Progress, Silent, Stage, Unit};
     use crate::recipe::Workshop;
 
     const CONTENT: &[u8] = b"some content that comes in two parts";
@@ -223,7 +238,29 @@ mod tests {
     }
 
     fn fetch_to(dir: &std::path::Path, download: &Download) -> Result<std::path::PathBuf, BuildError> {
-        fetch(download, &Workshop { progress: &Silent, downloads: dir, logs: dir, stop: &AtomicBool::new(false) })
+        let stop = AtomicBool::new(false);
+        let work = tempfile::tempdir_in(dir).unwrap();
+        fetch(download, work.path(), &Workshop { progress: &Silent, downloads: dir, logs: dir, stop: &stop })
+    }
+
+    /// Gives the build up when the first bytes arrive, and does not want to hear of another attempt.
+    #[derive(Clone)]
+    struct GivesUp(Arc<AtomicBool>);
+
+    impl Progress for GivesUp {
+        fn stage(&self, _: &str, _: Option<u64>, _: Unit) -> Box<dyn Stage> {
+            Box::new(self.clone())
+        }
+    }
+
+    impl Stage for GivesUp {
+        fn advance(&mut self, _: u64) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+        fn message(&mut self, line: &str) {
+            panic!("{line}");
+        }
+        fn finish(self: Box<Self>) {}
     }
 
     #[test]
@@ -266,6 +303,37 @@ mod tests {
         std::fs::write(dir.path().join(&download.hash.hex), [b'x'; 36]).unwrap();
         let path = fetch_to(dir.path(), &download).unwrap();
         assert_eq!(std::fs::read(path).unwrap(), CONTENT);
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn build_that_is_given_up_asks_for_no_second_attempt() {
+        let dir = tempfile::tempdir().unwrap();
+        let (url, server) = serve(&[("200 OK", 0, 10)]);
+        let stop = Arc::new(AtomicBool::new(false));
+        let progress = GivesUp(stop.clone());
+        let workshop = Workshop { progress: &progress, downloads: dir.path(), logs: dir.path(), stop: &stop };
+        let error = fetch(&pinned(url, CONTENT), dir.path(), &workshop).unwrap_err();
+        assert!(matches!(error, BuildError::Stopped), "{error}");
+        server.join().unwrap();
+    }
+
+    #[test]
+    fn file_that_cannot_be_written_is_not_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let (url, server) = serve(&[("200 OK", 0, 36)]);
+        let download = pinned(url, CONTENT);
+        let (work, downloads) = (dir.path().join("work"), dir.path().join("downloads"));
+        for directory in [&work, &downloads] {
+            std::fs::create_dir(directory).unwrap();
+        }
+        std::os::unix::fs::symlink("/dev/full", work.join(&download.hash.hex)).unwrap();
+        let progress = GivesUp(Arc::default());
+        let stop = AtomicBool::new(false);
+        let workshop = Workshop { progress: &progress, downloads: &downloads, logs: dir.path(), stop: &stop };
+        let error = fetch(&download, &work, &workshop).unwrap_err();
+        assert!(matches!(error, BuildError::Download(DownloadError::Write { .. })), "{error}");
+        assert_eq!(std::fs::read_dir(downloads).unwrap().count(), 0);
         server.join().unwrap();
     }
 }

@@ -17,7 +17,7 @@ pub enum LoadError {
         /// Which component.
         component: Component,
     },
-    /// A component is not what was built.
+    /// A component is not what was built, or that cannot be told.
     #[error("corrupt VM image: {path}: {reason}: run `sandbox-mcp image build`")]
     Corrupt {
         /// Which component.
@@ -54,6 +54,14 @@ pub enum BuildError {
     #[error("{path}: {reason}")]
     Unverified {
         /// The component's file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Others than this user can change what is in the cache.
+    #[error("{path} {reason}; give it to this user alone (chown, chmod go-w), or name another folder with --cache-dir")]
+    Untrusted {
+        /// The directory that is to be used.
         path: PathBuf,
         /// What is wrong with it.
         reason: String,

@@ -16,6 +16,8 @@ mod kernel;
 mod root;
 
 mod cache;
+mod entry;
+mod prune;
 mod recipe;
 
 mod debian;

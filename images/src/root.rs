@@ -64,7 +64,7 @@ impl Recipe for Root {
         let script = work.join("customize.sh");
         fs::write(&script, SCRIPT).at("write", &script)?;
         for pinned in &downloads {
-            let kept = download::fetch(pinned, workshop)?;
+            let kept = download::fetch(pinned, work, workshop)?;
             // mmdebstrap splits its arguments at spaces, so its inputs get names that have none.
             let input = work.join(&pinned.file);
             fs::copy(&kept, &input).at("copy", &kept)?;

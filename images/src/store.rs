@@ -27,6 +27,9 @@ pub struct ImageStore {
 impl ImageStore {
     /// Images under `cache_root`, which need not exist yet.
     pub fn new(cache_root: PathBuf) -> ImageStore {
+        // Tools run in directories of their own, where a relative path would lead elsewhere. It stays relative only
+        // when there is no working directory, and then it leads nowhere.
+        let cache_root = std::path::absolute(&cache_root).unwrap_or(cache_root);
         ImageStore { cache: Cache::new(cache_root), kernel: Kernel::new(), root: Root, agent: Agent }
     }
 
@@ -44,12 +47,12 @@ impl ImageStore {
         ImageStatus { components: Component::ALL.map(status).into() }
     }
 
-    /// The image, verified. A file is read again only when it is not the very one that was verified before. The agent
-    /// is part of this binary and is written if it is not there.
+    /// The image, verified; it stays where it is until this process ends. A file is read again only when it is not the
+    /// very one that was verified before. The agent is part of this binary and is written if it is not there.
     pub fn load(&self) -> Result<BootImage, LoadError> {
         let digest = |component| {
             let recipe = self.recipe(component);
-            match self.cache.inspect(recipe) {
+            match self.cache.load(recipe) {
                 ComponentState::Present { manifest } => Ok(manifest.sha256),
                 ComponentState::Missing => Err(LoadError::Missing { component }),
                 ComponentState::Corrupt { reason } => {
@@ -58,8 +61,8 @@ impl ImageStore {
             }
         };
         let (kernel, root) = (digest(Component::Kernel)?, digest(Component::Root)?);
-        let agent = self.with_workshop(&Silent, |workshop| self.cache.obtain(&self.agent, workshop))?;
-        Ok(self.boot_image(kernel, root, agent.sha256))
+        self.with_workshop(&Silent, |workshop| self.cache.obtain(&self.agent, workshop))?;
+        Ok(self.boot_image(kernel, root, digest(Component::Agent)?))
     }
 
     /// Builds what is missing or corrupt. Of several processes that build into one cache, one does and the others wait.
@@ -77,11 +80,8 @@ impl ImageStore {
                 let agent = self.obtain(Component::Agent, workshop);
                 (join(kernel), join(root), agent)
             });
-            // Of a failed component and one that was given up for it, the failure is what the caller wants to know.
-            match (kernel, root) {
-                (Ok(kernel), Ok(root)) => Ok(self.boot_image(kernel.sha256, root.sha256, agent?.sha256)),
-                (Err(BuildError::Stopped), Err(error)) | (Err(error), _) | (_, Err(error)) => Err(error),
-            }
+            let [kernel, root, agent] = all_or_failure([kernel, root, agent])?;
+            Ok(self.boot_image(kernel.sha256, root.sha256, agent.sha256))
         })
     }
 
@@ -118,6 +118,18 @@ impl ImageStore {
     }
 }
 
+/// Of a component that failed and those that were given up for it, the failure is what the caller wants to know.
+fn all_or_failure(results: [Result<Manifest, BuildError>; 3]) -> Result<[Manifest; 3], BuildError> {
+    match results {
+        [Ok(one), Ok(two), Ok(three)] => Ok([one, two, three]),
+        results => {
+            let mut failures = results.into_iter().filter_map(Result::err);
+            let is_cause = |error: &BuildError| !matches!(error, BuildError::Stopped);
+            Err(failures.find(is_cause).unwrap_or(BuildError::Stopped))
+        }
+    }
+}
+
 fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
@@ -126,8 +138,8 @@ fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
 mod tests {
     use sandbox_schemas::image::{Component, ComponentState};
 
-    use super::ImageStore;
-    use crate::error::LoadError;
+    use super::{ImageStore, all_or_failure};
+    use crate::error::{BuildError, LoadError};
     use crate::progress::Silent;
 
     #[test]
@@ -139,6 +151,26 @@ mod tests {
         assert_eq!(error.to_string(), "no VM image: run `sandbox-mcp image build`");
         assert!(!store.status().is_complete());
         assert!(!dir.path().join("cache").exists(), "looking creates nothing");
+    }
+
+    #[test]
+    fn failure_is_reported_and_not_what_was_given_up_for_it() {
+        let failed = |name: &str| BuildError::LostOptions(vec![name.to_owned()]);
+        let report = |results| all_or_failure(results).unwrap_err().to_string();
+        let stopped = || Err(BuildError::Stopped);
+        for place in 0..3 {
+            let mut results = [stopped(), stopped(), stopped()];
+            results[place] = Err(failed("the cause"));
+            assert!(report(results).ends_with("the cause"), "{place}");
+        }
+        assert!(report([stopped(), Err(failed("first")), Err(failed("second"))]).ends_with("first"));
+        assert_eq!(report([stopped(), stopped(), stopped()]), BuildError::Stopped.to_string());
+    }
+
+    #[test]
+    fn relative_cache_root_does_not_depend_on_where_a_tool_runs() {
+        let status = ImageStore::new("cache".into()).status();
+        assert!(status.components.iter().all(|component| component.path.is_absolute()));
     }
 
     #[test]

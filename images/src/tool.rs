@@ -1,7 +1,8 @@
 //! The host's build tools: whether they are there, and running them. The only place that starts processes.
 
 use std::collections::VecDeque;
-use std::ffi::OsStr;
+use std::env;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
@@ -18,6 +19,22 @@ use crate::recipe::Workshop;
 /// How many lines of a failed tool's output stand in the error.
 const TAIL_LINES: usize = 20;
 
+/// What tools see of this program's environment beside `PATH`: where temporary files go, and how the network is reached
+/// (by apt). All else could change what is built without changing its key: KCFLAGS, LLVM, MAKEFLAGS, TAR_OPTIONS,
+/// XZ_OPT, NODE_OPTIONS, SOURCE_DATE_EPOCH, and what other tools and versions will think of.
+const PASSED_ON: [&str; 10] = [
+    "HOME",
+    "TMPDIR",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+];
+
 /// Something that a recipe needs on the host.
 #[derive(Debug)]
 pub(crate) struct HostTool {
@@ -29,12 +46,11 @@ pub(crate) struct HostTool {
 
 /// Checks that the host has `tools`, so that a build does not fail after minutes.
 pub(crate) fn require(tools: impl Iterator<Item = &'static HostTool>) -> Result<(), MissingTools> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = search_path();
     let mut missing = MissingTools { names: Vec::new(), packages: Vec::new() };
     for tool in tools {
         // An absolute name replaces the directory that it is joined to.
-        let found =
-            std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]).any(|dir| dir.join(tool.name).is_file());
+        let found = env::split_paths(&path).any(|directory| directory.join(tool.name).is_file());
         if !found && !missing.names.contains(&tool.name) {
             missing.names.push(tool.name);
             missing.packages.push(tool.package);
@@ -45,6 +61,23 @@ pub(crate) fn require(tools: impl Iterator<Item = &'static HostTool>) -> Result<
     if missing.names.is_empty() { Ok(()) } else { Err(missing) }
 }
 
+/// Where tools are looked for: some are the administrator's, whose directory is not in every user's `PATH`.
+fn search_path() -> OsString {
+    let path = env::var_os("PATH").filter(|path| !path.is_empty());
+    let mut path = path.unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+    path.push(":/usr/sbin");
+    path
+}
+
+/// A program of the host that decides nothing by the environment, the input or the language of who builds.
+#[allow(clippy::disallowed_methods, reason = "the build tools are started here and nowhere else")]
+fn command(name: &str) -> Command {
+    let passed_on = PASSED_ON.into_iter().filter_map(|name| Some((name, env::var_os(name)?)));
+    let mut command = Command::new(name);
+    command.env_clear().envs(passed_on).env("PATH", search_path()).env("LC_ALL", "C").stdin(Stdio::null());
+    command
+}
+
 /// A run of a tool whose output goes to a log.
 pub(crate) struct Tool {
     name: &'static str,
@@ -53,15 +86,9 @@ pub(crate) struct Tool {
 
 impl Tool {
     /// A program of the host, found in `PATH`, working in `directory`.
-    #[allow(clippy::disallowed_methods, reason = "the build tools are started here and nowhere else")]
     pub(crate) fn new(name: &'static str, directory: &Path) -> Tool {
-        let mut command = Command::new(name);
-        command.current_dir(directory).stdin(Stdio::null()).env("LC_ALL", "C");
-        // A `make` above this program, or the caller's compiler settings, must not decide what is built.
-        for variable in ["MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "ARCH", "CROSS_COMPILE", "KBUILD_OUTPUT"]
-        {
-            command.env_remove(variable);
-        }
+        let mut command = command(name);
+        command.current_dir(directory);
         Tool { name, command }
     }
 
@@ -99,19 +126,21 @@ impl Tool {
         self.command.stdout(input.try_clone().map_err(start)?).stderr(input);
         die_with_this_thread(&mut self.command);
         let mut child = self.command.spawn().map_err(start)?;
+        let pid = Pid::from_raw(child.id().cast_signed());
         // The command holds the pipe's writing end; as long as it does, the output does not end.
         drop(self.command);
 
         let mut tail = VecDeque::with_capacity(TAIL_LINES);
         let mut output = BufReader::new(output);
         let mut line = Vec::new();
-        let mut stopped = false;
+        // A tool that is given up is listened to until it has ended, since its directory is removed next.
+        let mut given_up = None;
         loop {
             line.clear();
             if output.read_until(b'\n', &mut line).map_err(start)? == 0 {
                 break;
             }
-            log_file.write_all(&line).map_err(log_error)?;
+            let logged = log_file.write_all(&line).map_err(log_error);
             let text = String::from_utf8_lossy(&line);
             let text = text.trim_end();
             on_line(text);
@@ -119,15 +148,17 @@ impl Tool {
                 tail.pop_front();
             }
             tail.push_back(text.to_owned());
-            if !stopped && workshop.check().is_err() {
-                stopped = true;
-                // It may have ended by itself meanwhile.
-                let _ = signal::kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM);
+            if given_up.is_none() {
+                given_up = logged.map_err(BuildError::from).and_then(|()| workshop.check()).err();
+                if given_up.is_some() {
+                    // It may have ended by itself meanwhile.
+                    let _ = signal::kill(pid, Signal::SIGTERM);
+                }
             }
         }
         let status = child.wait().map_err(start)?;
-        if stopped {
-            return Err(BuildError::Stopped);
+        if let Some(error) = given_up {
+            return Err(error);
         }
         if status.success() {
             return Ok(());
@@ -137,9 +168,8 @@ impl Tool {
 }
 
 /// The first line that a program prints about its version; empty when it prints none.
-#[allow(clippy::disallowed_methods, reason = "the build tools are started here and nowhere else")]
 pub(crate) fn version(name: &str) -> String {
-    let output = Command::new(name).arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).output();
+    let output = command(name).arg("--version").stderr(Stdio::null()).output();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
     text.lines().next().unwrap_or_default().trim().to_owned()
 }
@@ -212,7 +242,8 @@ pub enum ToolError {
 mod tests {
     use std::sync::atomic::AtomicBool;
 
-    use super::{HostTool, Tool, require};
+    use super::{HostTool, PASSED_ON, Tool, ToolError, require};
+    use crate::error::BuildError;
     use crate::progress::Silent;
     use crate::recipe::Workshop;
 
@@ -259,6 +290,33 @@ mod tests {
         let endless = Tool::new("sh", dir.path()).args(["-c", "while :; do echo on; sleep 0.01; done"]);
         let set = |_: &str| stop.store(true, std::sync::atomic::Ordering::Relaxed);
         let error = endless.run(&dir.path().join("log"), &workshop, set).unwrap_err();
-        assert!(matches!(error, crate::error::BuildError::Stopped));
+        assert!(matches!(error, BuildError::Stopped));
+    }
+
+    #[test]
+    fn tool_whose_output_cannot_be_kept_has_ended_when_that_is_reported() {
+        let dir = tempfile::tempdir().unwrap();
+        let workshop =
+            Workshop { progress: &Silent, downloads: dir.path(), logs: dir.path(), stop: &AtomicBool::new(false) };
+        let script = "trap 'sleep 0.3; >ended; exit 1' TERM; echo on; while :; do sleep 0.01; done";
+        let error = Tool::new("sh", dir.path()).args(["-c", script]).run("/dev/full".as_ref(), &workshop, |_| ());
+        assert!(matches!(error, Err(BuildError::Tool(ToolError::Log { .. }))));
+        assert!(dir.path().join("ended").exists());
+    }
+
+    #[test]
+    fn environment_is_not_passed_on() {
+        // There is something to keep back: cargo gives a test many variables of its own.
+        let dir = tempfile::tempdir().unwrap();
+        let workshop =
+            Workshop { progress: &Silent, downloads: dir.path(), logs: dir.path(), stop: &AtomicBool::new(false) };
+        let mut seen = Vec::new();
+        let env = Tool::new("env", dir.path()).env("GIVEN", "value");
+        env.run(&dir.path().join("log"), &workshop, |line| seen.push(line.to_owned())).unwrap();
+        assert!(seen.contains(&"LC_ALL=C".to_owned()) && seen.contains(&"GIVEN=value".to_owned()), "{seen:?}");
+        let allowed = |name| PASSED_ON.contains(&name) || ["PATH", "LC_ALL", "GIVEN"].contains(&name);
+        for line in seen.iter().filter_map(|line| line.split_once('=')) {
+            assert!(allowed(line.0), "{line:?}");
+        }
     }
 }

@@ -144,7 +144,7 @@ pub enum ComponentState {
     },
     /// It was never built from today's inputs.
     Missing,
-    /// It is there but is not what was built.
+    /// It is there but is not what was built, may have been changed by another user, or cannot be looked at.
     Corrupt {
         /// What is wrong with it.
         reason: String,
