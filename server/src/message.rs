@@ -188,7 +188,9 @@ fn parse_one(text: &str) -> Incoming {
     let call = Call { method, params: envelope.params.map(ToOwned::to_owned) };
     match id {
         Some(id) => Incoming::Request { id, call },
-        None if has_id => invalid(None, &format!("`id` must be a string or an integer of at most {ID_MAX_BYTES} bytes")),
+        None if has_id => {
+            invalid(None, &format!("`id` must be a string or an integer of at most {ID_MAX_BYTES} bytes"))
+        }
         None => Incoming::Notification(call),
     }
 }
