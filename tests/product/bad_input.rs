@@ -115,7 +115,8 @@ fn the_command_line_is_checked() {
     assert!(status.success() && stdout.starts_with("sandbox-mcp "), "{stdout}");
 }
 
-/// What the server may use while the calls wait: their inputs, and what the allocator keeps.
+/// What the server may use while the calls wait: their inputs, and what the allocator keeps. 190 MiB were measured, and
+/// 890 MiB where each held its text as well.
 const RESIDENT_MAX_MB: u64 = 300;
 
 #[test]
@@ -135,5 +136,4 @@ fn a_call_that_waits_holds_its_input_and_not_its_text() {
         assert!(Instant::now() < until, "{} MiB are held for {CALLS} calls", server.resident_mb());
         std::thread::sleep(Duration::from_millis(20));
     }
-    eprintln!("RSS {}", server.resident_mb());
 }

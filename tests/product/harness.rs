@@ -107,12 +107,7 @@ impl Server {
 
     /// The VMs that the server has started and that are still there.
     pub fn virtual_machines(&self) -> Vec<u32> {
-        let is_machine = |pid: &u32| {
-            // Not a QEMU that is asked for its version, nor one whose end is only to be reaped.
-            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            String::from_utf8_lossy(&line).contains("microvm")
-        };
-        children(self.child.id()).into_iter().filter(is_machine).collect()
+        virtual_machines(self.child.id())
     }
 
     /// Waits until there are so many VMs.
@@ -146,6 +141,16 @@ fn wait_for(child: &mut Child) -> ExitStatus {
         }
         thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// The VMs that the server of this id has started and that are still there.
+pub fn virtual_machines(server: u32) -> Vec<u32> {
+    let is_machine = |pid: &u32| {
+        // Not a QEMU that is asked for its version, nor one whose end is only to be reaped.
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains("microvm")
+    };
+    children(server).into_iter().filter(is_machine).collect()
 }
 
 /// Processes whose parent is `pid`.
