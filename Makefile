@@ -6,11 +6,12 @@ PROGRAM := $(or $(CARGO_TARGET_DIR),target)/release/sandbox-mcp
 .PHONY: demo test lint bench setup program image
 .DEFAULT_GOAL := demo
 
-# A VM runs a line of Python.
+# A VM runs a line of Python. An answer that is an error fails the demo, and is shown.
 demo: image
-	@printf '%s\n' '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"execute_code","arguments":{"language":"python","code":"print(6*7)"}}}' \
-	    | $(PROGRAM) \
-	    | if command -v jq >/dev/null; then jq .; else cat; fi
+	@answer=$$(printf '%s\n' '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"execute_code","arguments":{"language":"python","code":"print(6*7)"}}}' \
+	    | $(PROGRAM)) || exit; \
+	if command -v jq >/dev/null; then printf '%s\n' "$$answer" | jq .; else printf '%s\n' "$$answer"; fi; \
+	case $$answer in *'"isError":false'*) ;; *) echo 'The demo failed: see the answer above.' >&2; exit 1 ;; esac
 
 # The tests start VMs, so the image comes first; it is built by the program that the tests are about.
 test: setup

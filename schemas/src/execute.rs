@@ -1,8 +1,10 @@
 //! The input of `execute_code`, and what makes one valid.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{self, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::language::Language;
 use crate::limits;
@@ -25,7 +27,7 @@ pub struct ExecuteInput {
     pub code: String,
 
     /// Seconds that the program may run; it is interrupted, then killed. Starting the VM does not count.
-    #[serde(default = "default_timeout_seconds")]
+    #[serde(default = "default_timeout_seconds", deserialize_with = "integer")]
     #[cfg_attr(
         feature = "json-schema",
         schemars(range(min = limits::TIMEOUT_MIN_SECONDS, max = limits::TIMEOUT_MAX_SECONDS))
@@ -43,7 +45,7 @@ pub struct ExecuteInput {
     pub stdin: String,
 
     /// Memory that the program and the files it writes may use together, in MiB.
-    #[serde(default = "default_memory_mb")]
+    #[serde(default = "default_memory_mb", deserialize_with = "integer")]
     #[cfg_attr(
         feature = "json-schema",
         schemars(range(min = limits::MEMORY_MIN_MB, max = limits::MEMORY_MAX_MB))
@@ -90,6 +92,35 @@ impl ExecuteInput {
         }
         check_env(&self.env)
     }
+}
+
+/// An integer as JSON Schema has it: `30`, `30.0` and `3e1` are the same number. Some clients write all numbers as floats.
+fn integer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    struct Integer;
+
+    impl Visitor<'_> for Integer {
+        type Value = u64;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an integer")
+        }
+
+        fn visit_u64<E: de::Error>(self, value: u64) -> Result<u64, E> {
+            Ok(value)
+        }
+
+        fn visit_i64<E: de::Error>(self, value: i64) -> Result<u64, E> {
+            u64::try_from(value).map_err(|_| E::invalid_value(Unexpected::Signed(value), &self))
+        }
+
+        fn visit_f64<E: de::Error>(self, value: f64) -> Result<u64, E> {
+            // Below that every integer has a float of its own. No limit is anywhere near.
+            const EXACT_BELOW: f64 = 9_007_199_254_740_992.0;
+            let is_integer = value.fract() == 0.0 && (0.0..EXACT_BELOW).contains(&value);
+            if is_integer { Ok(value as u64) } else { Err(E::invalid_value(Unexpected::Float(value), &self)) }
+        }
+    }
+    deserializer.deserialize_any(Integer)
 }
 
 fn check_code(code: &str) -> Result<(), InvalidInput> {
@@ -213,5 +244,21 @@ mod tests {
     fn raw_means_shell_and_defaults_are_filled_in() {
         let input: ExecuteInput = serde_json::from_str(r#"{"language":"raw","code":"ls"}"#).unwrap();
         assert_eq!(input, ExecuteInput::new(Language::Shell, "ls"));
+    }
+
+    #[test]
+    fn a_number_without_a_fraction_is_an_integer() {
+        let read = |number: &str| {
+            let json = format!(r#"{{"language":"python","code":"1","timeout_seconds":{number},"memory_mb":{number}}}"#);
+            let input = serde_json::from_str::<ExecuteInput>(&json).map_err(|error| error.to_string())?;
+            assert_eq!(input.timeout_seconds, input.memory_mb);
+            Ok::<_, String>(input.memory_mb)
+        };
+        for (number, value) in [("100", 100), ("100.0", 100), ("1e2", 100), ("0.0", 0), ("-0.0", 0)] {
+            assert_eq!(read(number), Ok(value), "{number}");
+        }
+        for number in ["30.5", "-1", "-1.0", "1e30", "\"30\"", "null", "true"] {
+            assert!(read(number).unwrap_err().contains("expected an integer"), "{number}");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! The tools that the server advertises, one row each. `schemas/tools/*.json` is generated from here and golden-tested.
 
 use schemars::generate::SchemaSettings;
+use schemars::transform::RecursiveTransform;
 use schemars::{JsonSchema, Schema};
 
 use crate::execute::ExecuteInput;
@@ -56,6 +57,7 @@ pub const TOOLS: &[ToolSpec] = &[ToolSpec {
 fn schema_of<T: JsonSchema>() -> Schema {
     // Sub-schemas are inlined: several clients do not follow `$ref`.
     let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
+    let settings = settings.with_transform(RecursiveTransform(remove_rust_formats));
     let mut schema = settings.into_generator().into_root_schema_for::<T>();
     // The type's name and description speak of Rust, not of the tool.
     schema.remove("title");
@@ -63,9 +65,18 @@ fn schema_of<T: JsonSchema>() -> Schema {
     schema
 }
 
+/// `uint64`, `double` and the like are schemars' own; strict validators refuse a format that they do not know.
+fn remove_rust_formats(schema: &mut Schema) {
+    let is_number = schema.get("type").is_some_and(|kind| kind == "integer" || kind == "number");
+    if is_number {
+        schema.remove("format");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::Value;
     use std::path::Path;
 
     /// The generated schemas are kept in the tree, so that a change of the interface shows in a diff.
@@ -97,6 +108,51 @@ mod tests {
         for entry in std::fs::read_dir(folder).unwrap() {
             let name = entry.unwrap().file_name().into_string().unwrap();
             assert!(TOOLS.iter().any(|tool| format!("{}.json", tool.name) == name), "{name} has no tool");
+        }
+    }
+
+    /// Every `format` in a schema. A property of that name would be an object, and is none.
+    fn formats(schema: &Value, found: &mut Vec<String>) {
+        match schema {
+            Value::Object(fields) => {
+                found.extend(fields.get("format").and_then(Value::as_str).map(String::from));
+                fields.values().for_each(|field| formats(field, found));
+            }
+            Value::Array(items) => items.iter().for_each(|item| formats(item, found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn only_formats_of_the_standard_are_advertised() {
+        // JSON Schema 2020-12, validation, section 7.3.
+        const STANDARD: [&str; 19] = [
+            "date-time",
+            "date",
+            "time",
+            "duration",
+            "email",
+            "idn-email",
+            "hostname",
+            "idn-hostname",
+            "ipv4",
+            "ipv6",
+            "uri",
+            "uri-reference",
+            "iri",
+            "iri-reference",
+            "uuid",
+            "uri-template",
+            "json-pointer",
+            "relative-json-pointer",
+            "regex",
+        ];
+        for tool in TOOLS {
+            let mut found = Vec::new();
+            formats((tool.input)().as_value(), &mut found);
+            formats((tool.output)().as_value(), &mut found);
+            found.retain(|format| !STANDARD.contains(&format.as_str()));
+            assert!(found.is_empty(), "{}: {found:?}", tool.name);
         }
     }
 

@@ -29,8 +29,9 @@ pub(crate) struct Machine {
     #[arg(long, value_enum, default_value_t = Accel::Auto, env = "SANDBOX_MCP_ACCEL")]
     accel: Accel,
 
-    /// Refuse to run without KVM, with which alone QEMU promises isolation (the same as --accel kvm)
-    #[arg(long, conflicts_with = "accel")]
+    /// Refuse to run without KVM, with which alone QEMU promises isolation. It wins over --accel and its variable
+    // No conflict with `accel`: clap counts a variable as present, and a stricter flag must not fail because of one.
+    #[arg(long)]
     require_kvm: bool,
 
     /// QEMU's binary [default: qemu-system-x86_64 in PATH or the usual places]
@@ -109,6 +110,17 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn kvm_that_is_required_wins() {
+        let choice = |arguments: &[&str]| {
+            let all = ["sandbox-mcp"].iter().chain(arguments);
+            Cli::try_parse_from(all).unwrap().machine.accelerator()
+        };
+        assert_eq!(choice(&["--accel", "tcg"]), AcceleratorChoice::Tcg);
+        assert_eq!(choice(&["--accel", "tcg", "--require-kvm"]), AcceleratorChoice::Kvm);
+        assert_eq!(choice(&["--require-kvm"]), AcceleratorChoice::Kvm);
     }
 
     #[test]

@@ -126,6 +126,7 @@ impl MessageDecoder {
                     self.state = State::Start;
                 }
                 State::Start | State::DiscardLine => {
+                    skip_blank(input);
                     let Some((length, header_bytes)) = headers(input)? else { return Ok(None) };
                     input.advance(header_bytes);
                     if length > MESSAGE_MAX_BYTES {
@@ -145,6 +146,8 @@ impl Decoder for MessageDecoder {
 
     fn decode(&mut self, input: &mut BytesMut) -> io::Result<Option<Frame>> {
         if self.framing.is_none() {
+            // What is skipped is gone: it is neither kept nor looked at again.
+            skip_blank(input);
             self.framing = recognise(input);
         }
         match self.framing {
@@ -165,10 +168,15 @@ impl Decoder for MessageDecoder {
     }
 }
 
+/// Drops the blank lines that may stand before anything.
+fn skip_blank(input: &mut BytesMut) {
+    let blank = input.len() - input.trim_ascii_start().len();
+    input.advance(blank);
+}
+
 /// Which framing the first bytes show; `None` while they could still be either.
 fn recognise(input: &[u8]) -> Option<Framing> {
     const HEADER: &[u8] = b"content-";
-    let input = input.trim_ascii_start();
     let start = &input[..input.len().min(HEADER.len())];
     if start.eq_ignore_ascii_case(HEADER) {
         Some(Framing::Headers)
@@ -182,11 +190,13 @@ fn recognise(input: &[u8]) -> Option<Framing> {
 /// The length that a header block announces, and the block's own; `None` while it is not whole.
 fn headers(input: &[u8]) -> io::Result<Option<(usize, usize)>> {
     let invalid = |message: &str| io::Error::new(io::ErrorKind::InvalidData, message);
+    // Only so far: what follows a block may be many others, and is looked at when it is its turn.
+    let head = &input[..input.len().min(HEADERS_MAX_BYTES)];
     let end = |pattern: &[u8]| {
-        input.windows(pattern.len()).position(|window| window == pattern).map(|at| (at, at + pattern.len()))
+        head.windows(pattern.len()).position(|window| window == pattern).map(|at| (at, at + pattern.len()))
     };
     let Some((end, block_bytes)) = end(b"\r\n\r\n").into_iter().chain(end(b"\n\n")).min() else {
-        let is_endless = input.len() > HEADERS_MAX_BYTES;
+        let is_endless = input.len() >= HEADERS_MAX_BYTES;
         return if is_endless { Err(invalid("a header block without an end")) } else { Ok(None) };
     };
     let block = std::str::from_utf8(&input[..end]).map_err(|_| invalid("a header block that is not text"))?;
@@ -246,6 +256,45 @@ mod tests {
     fn headers_are_recognised_and_followed() {
         check(b"Content-Length: 2\r\n\r\n{}content-length:3\r\nContent-Type: x\r\n\r\n[1]", &["{}", "[1]"]);
         check(b"Content-Length: 2\n\n{}", &["{}"]);
+    }
+
+    #[test]
+    fn blank_lines_between_header_blocks_are_skipped() {
+        check(b"\r\n \nContent-Length: 2\r\n\r\n{}\r\n\n \r\nContent-Length: 3\n\n[1]\n\n", &["{}", "[1]"]);
+    }
+
+    /// Feeds pieces; returns the frames and the most bytes that were held.
+    fn feed<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> (usize, usize) {
+        let mut decoder = MessageDecoder::default();
+        let (mut buffer, mut frames, mut most) = (BytesMut::new(), 0, 0);
+        for piece in pieces {
+            buffer.extend_from_slice(piece);
+            while decoder.decode(&mut buffer).unwrap().is_some() {
+                frames += 1;
+            }
+            most = most.max(buffer.len());
+        }
+        (frames, most)
+    }
+
+    #[test]
+    fn endless_blank_lines_are_neither_kept_nor_read_twice() {
+        // In small pieces, so that work which grows with what came before would take minutes.
+        let blank = b"\n \r\n".repeat(256);
+        for start in ["", "Content-Length: 2\r\n\r\n{}", "{}\n"] {
+            let pieces = std::iter::repeat_n(blank.as_slice(), 100_000);
+            let (frames, most) = feed([start.as_bytes()].into_iter().chain(pieces));
+            assert_eq!((frames, most), (usize::from(!start.is_empty()), 0), "after {start:?}");
+        }
+    }
+
+    #[test]
+    fn many_small_frames_at_once_take_linear_time() {
+        const COUNT: usize = 100_000;
+        for frame in ["Content-Length: 2\r\n\r\n{}", "{}\n"] {
+            let all = frame.repeat(COUNT);
+            assert_eq!(feed([all.as_bytes()].into_iter()), (COUNT, 0));
+        }
     }
 
     #[test]

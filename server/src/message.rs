@@ -1,8 +1,17 @@
 //! JSON-RPC 2.0 messages, read without trust: what is malformed is answered, with its id where that is readable.
 
+use std::fmt;
+
 use jsonrpsee::types::error::{ErrorObject, ErrorObjectOwned, INVALID_REQUEST_CODE, PARSE_ERROR_CODE};
-use serde::{Deserialize, Serialize};
+use serde::de::{self, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
+
+/// Most messages in one batch. Each is a task and an answer, and a message of a few bytes would otherwise buy thousands.
+const BATCH_MAX: usize = 100;
+
+/// Longest id, in bytes of JSON text. It is kept for as long as its request runs.
+const ID_MAX_BYTES: usize = 1024;
 
 /// The id of a request, exactly as the client wrote it: JSON text of a string or an integer.
 #[derive(Debug, Clone)]
@@ -16,8 +25,8 @@ pub(crate) enum RequestKey {
 }
 
 impl RequestId {
-    fn new(raw: Box<RawValue>) -> Option<RequestId> {
-        RequestKey::of(&raw).map(|_| RequestId(raw))
+    fn new(raw: &RawValue) -> Option<RequestId> {
+        RequestKey::of(raw).map(|_| RequestId(raw.to_owned()))
     }
 
     pub(crate) fn key(&self) -> RequestKey {
@@ -27,9 +36,12 @@ impl RequestId {
 }
 
 impl RequestKey {
-    /// `None` for what MCP does not allow as an id: null, fractions, booleans, arrays, objects.
+    /// `None` for what MCP does not allow as an id (null, fractions, booleans, arrays, objects), and for what is too long.
     pub(crate) fn of(raw: &RawValue) -> Option<RequestKey> {
         let text = raw.get();
+        if text.len() > ID_MAX_BYTES {
+            return None;
+        }
         if text.starts_with('"') {
             return serde_json::from_str(text).ok().map(RequestKey::Text);
         }
@@ -76,32 +88,69 @@ pub(crate) fn parse(frame: &[u8]) -> Parsed {
         }
     };
     if text.starts_with('[') {
-        return match serde_json::from_str::<Vec<Box<RawValue>>>(text) {
-            Ok(messages) if messages.is_empty() => {
+        return match serde_json::from_str::<Batch>(text) {
+            Ok(Batch(messages)) if messages.is_empty() => {
                 malformed(INVALID_REQUEST_CODE, "Invalid Request: an empty batch".into())
             }
-            Ok(messages) => Parsed::Batch(messages.iter().map(|message| parse_one(message.get())).collect()),
+            Ok(Batch(messages)) => Parsed::Batch(messages.iter().map(|message| parse_one(message.get())).collect()),
+            Err(fault) if fault.is_data() => malformed(INVALID_REQUEST_CODE, format!("Invalid Request: {fault}")),
             Err(fault) => malformed(PARSE_ERROR_CODE, format!("Parse error: {fault}")),
         };
     }
     Parsed::One(parse_one(text))
 }
 
-/// An object of JSON-RPC, field by field. Unknown fields are ignored, as JSON-RPC leaves them open.
+/// The messages of a batch, where they lie in the frame. Counted while they are read: what is over the limit is not looked
+/// at any more.
+struct Batch<'a>(Vec<&'a RawValue>);
+
+impl<'de> Deserialize<'de> for Batch<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Messages;
+
+        impl<'de> Visitor<'de> for Messages {
+            type Value = Batch<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a batch of at most {BATCH_MAX} messages")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut entries: A) -> Result<Batch<'de>, A::Error> {
+                let mut messages = Vec::new();
+                while let Some(message) = entries.next_element()? {
+                    if messages.len() == BATCH_MAX {
+                        return Err(de::Error::custom(format_args!("a batch of more than {BATCH_MAX} messages")));
+                    }
+                    messages.push(message);
+                }
+                Ok(Batch(messages))
+            }
+        }
+        deserializer.deserialize_seq(Messages)
+    }
+}
+
+/// An object of JSON-RPC, field by field, where it lies in the frame. Unknown fields are ignored, as JSON-RPC leaves them
+/// open.
 #[derive(Deserialize)]
-struct Envelope {
-    jsonrpc: Option<Box<RawValue>>,
-    #[serde(default, deserialize_with = "present")]
-    id: Option<Box<RawValue>>,
-    method: Option<Box<RawValue>>,
-    params: Option<Box<RawValue>>,
-    result: Option<Box<RawValue>>,
-    error: Option<Box<RawValue>>,
+struct Envelope<'a> {
+    #[serde(borrow)]
+    jsonrpc: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "present")]
+    id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    method: Option<&'a RawValue>,
+    #[serde(borrow)]
+    params: Option<&'a RawValue>,
+    #[serde(borrow)]
+    result: Option<&'a RawValue>,
+    #[serde(borrow)]
+    error: Option<&'a RawValue>,
 }
 
 /// Tells `"id": null` from no id at all.
-fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
-    Box::<RawValue>::deserialize(deserializer).map(Some)
+fn present<'de: 'a, 'a, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'a RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
 }
 
 fn parse_one(text: &str) -> Incoming {
@@ -136,10 +185,12 @@ fn parse_one(text: &str) -> Incoming {
     if envelope.params.as_ref().is_some_and(|params| !params.get().starts_with(['{', '['])) {
         return invalid(id, "`params` must be an object");
     }
-    let call = Call { method, params: envelope.params };
+    let call = Call { method, params: envelope.params.map(ToOwned::to_owned) };
     match id {
         Some(id) => Incoming::Request { id, call },
-        None if has_id => invalid(None, "`id` must be a string or an integer"),
+        None if has_id => {
+            invalid(None, &format!("`id` must be a string or an integer of at most {ID_MAX_BYTES} bytes"))
+        }
         None => Incoming::Notification(call),
     }
 }
@@ -240,6 +291,24 @@ mod tests {
         check("[]", r#""code":-32600"#);
         check(r#"[1,{"jsonrpc":"2.0","method":"a"}]"#, "notification a");
         assert!(describe(b"{\"a\":\"\xff\"}").contains("not UTF-8 at byte 6"));
+    }
+
+    #[test]
+    fn a_batch_is_counted_while_it_is_read() {
+        let ping = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
+        let batch = |count: usize| format!("[{}]", vec![ping; count].join(","));
+        assert_eq!(describe(batch(BATCH_MAX).as_bytes()).matches("request 1 ping").count(), BATCH_MAX);
+        let refused = describe(batch(BATCH_MAX + 1).as_bytes());
+        assert!(refused.contains("-32600") && refused.contains("more than 100 messages"), "{refused}");
+        // What comes behind the limit is not read, not even to see that it is no JSON.
+        check(&format!("[{}nonsense", "1,".repeat(BATCH_MAX + 1)), r#""id":null,"error":{"code":-32600"#);
+    }
+
+    #[test]
+    fn an_id_has_a_largest_size() {
+        let request = |id: usize| format!(r#"{{"jsonrpc":"2.0","id":"{}","method":"a"}}"#, "x".repeat(id));
+        check(&request(ID_MAX_BYTES - 2), "request \"xxx");
+        check(&request(ID_MAX_BYTES - 1), r#""id":null,"error":{"code":-32600"#);
     }
 
     #[test]

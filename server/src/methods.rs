@@ -1,5 +1,6 @@
 //! The method table: what a client can call, by jsonrpsee's dispatch. Reading and writing are not its business.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use jsonrpsee::core::server::{ConnectionId, MethodCallback, Methods};
@@ -8,6 +9,7 @@ use jsonrpsee::types::{Id, Params};
 use jsonrpsee::{Extensions, RpcModule};
 use rmcp::model::{
     CallToolRequestParams, DiscoverResult, InitializeRequestParams, InitializeResult, ListToolsResult, ProgressToken,
+    ProtocolVersion,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -17,14 +19,25 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::Backend;
 use crate::message::{Answer, Call, error};
 use crate::outbox::Outbox;
-use crate::protocol::{self, Connection};
-use crate::tools;
+use crate::protocol::{self, Connection, Era};
+use crate::tools::{self, ToolCall};
+
+/// The method that begins a connection of the legacy era.
+pub(crate) const INITIALIZE: &str = "initialize";
+
+/// The method with which a client of the modern era asks who is there.
+pub(crate) const DISCOVER: &str = "server/discover";
+
+/// The one method that takes time.
+pub(crate) const CALL_TOOL: &str = "tools/call";
 
 /// What a method can reach besides its parameters.
 #[derive(Clone)]
 pub(crate) struct CallContext {
     pub(crate) backend: Arc<Backend>,
     pub(crate) connection: Arc<Connection>,
+    /// What the connection had agreed on when the request came: what comes later does not change it.
+    pub(crate) agreed: Option<ProtocolVersion>,
     pub(crate) outbox: Outbox,
     /// Cancelled when the client does not want the answer any more.
     pub(crate) cancel: CancellationToken,
@@ -32,14 +45,24 @@ pub(crate) struct CallContext {
 
 type RpcResult = Result<Value, ErrorObjectOwned>;
 
+/// Which eras know a method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Spoken {
+    Always,
+    /// With a handshake, or bare.
+    InLegacy,
+    InModern,
+}
+
 /// The table. Each row takes the whole call: its era decides on the shape of the answer.
 pub(crate) fn table() -> anyhow::Result<Methods> {
+    use Spoken::{Always, InLegacy, InModern};
     let mut module = RpcModule::new(());
-    module.register_async_method("initialize", |params, _, context| answer(params, context, initialize))?;
-    module.register_async_method("ping", |params, _, context| answer(params, context, ping))?;
-    module.register_async_method("server/discover", |params, _, context| answer(params, context, discover))?;
-    module.register_async_method("tools/list", |params, _, context| answer(params, context, list_tools))?;
-    module.register_async_method("tools/call", |params, _, context| answer(params, context, call_tool))?;
+    module.register_async_method(INITIALIZE, |params, _, context| answer(params, context, InLegacy, initialize))?;
+    module.register_async_method("ping", |params, _, context| answer(params, context, InLegacy, ping))?;
+    module.register_async_method(DISCOVER, |params, _, context| answer(params, context, InModern, discover))?;
+    module.register_async_method("tools/list", |params, _, context| answer(params, context, Always, list_tools))?;
+    module.register_async_method(CALL_TOOL, |params, _, context| answer(params, context, Always, call_tool))?;
     Ok(module.into())
 }
 
@@ -48,11 +71,13 @@ pub(crate) async fn dispatch(methods: &Methods, call: Call, context: CallContext
     // jsonrpsee's ids cannot be negative, so it gets one of ours, and the client's stays outside.
     const INTERNAL_ID: Id<'static> = Id::Number(0);
     let Some(MethodCallback::Async(method)) = methods.method(&call.method) else {
-        return Err(error(METHOD_NOT_FOUND_CODE, format!("Method not found: {}", call.method)));
+        return Err(unknown_method(&call.method));
     };
     let mut extensions = Extensions::new();
     extensions.insert(context);
-    let params = Params::new(call.params.as_ref().map(|params| params.get())).into_owned();
+    let params = Params::new(call.params.as_deref().map(RawValue::get)).into_owned();
+    // The text of a request can be some megabytes, and a tool can take minutes: no copy stays that is not needed.
+    drop(call);
     let response = method(INTERNAL_ID, params, ConnectionId(0), usize::MAX, extensions).await;
 
     #[derive(Deserialize)]
@@ -67,8 +92,18 @@ pub(crate) async fn dispatch(methods: &Methods, call: Call, context: CallContext
     }
 }
 
+/// An unknown method. It is quoted, but not at any length: the answer waits for the client to read it.
+fn unknown_method(name: &str) -> ErrorObjectOwned {
+    error(METHOD_NOT_FOUND_CODE, format!("Method not found: {name:.200}"))
+}
+
 /// Reads `_meta`, calls the method, gives the result the shape of the request's era.
-async fn answer<F>(params: Params<'static>, extensions: Extensions, method: impl FnOnce(Request) -> F) -> RpcResult
+async fn answer<F>(
+    params: Params<'static>,
+    extensions: Extensions,
+    spoken: Spoken,
+    method: impl FnOnce(Request) -> F,
+) -> RpcResult
 where
     F: Future<Output = RpcResult>,
 {
@@ -82,9 +117,17 @@ where
     let meta = match params.as_str() {
         None => None,
         Some(_) => parse::<WithMeta>(&params)?.meta,
-    };
-    let era = context.connection.era(meta.as_ref())?;
-    let request = Request { params, meta: meta.unwrap_or_default(), context: context.clone() };
+    }
+    .unwrap_or_default();
+    let era = protocol::era(context.agreed.as_ref(), &meta)?;
+    match spoken {
+        Spoken::InLegacy if era == Era::Modern => {
+            return Err(error(METHOD_NOT_FOUND_CODE, "Method not found: this version does not have it"));
+        }
+        Spoken::InModern if era != Era::Modern => return Err(protocol::not_modern(&meta)),
+        _ => {}
+    }
+    let request = Request { params, meta, context: context.clone() };
     Ok(era.shape(method(request).await?))
 }
 
@@ -122,21 +165,35 @@ async fn list_tools(_: Request) -> RpcResult {
 }
 
 async fn call_tool(request: Request) -> RpcResult {
-    let params: CallToolRequestParams = parse(&request.params)?;
-    let progress_token = progress_token(&request.meta)?;
-    let arguments = params.arguments.unwrap_or_default();
-    let call = tools::ToolCall { arguments, progress_token, context: request.context };
-    let result = tools::call(&params.name, call)
+    let (name, call) = read_tool_call(request)?;
+    let result = tools::call(&name, call)
         .await
-        .ok_or_else(|| error(INVALID_PARAMS_CODE, format!("Unknown tool: {}", params.name)))?;
+        .ok_or_else(|| error(INVALID_PARAMS_CODE, format!("Unknown tool: {name:.200}")))?;
     to_value(result)
 }
 
+/// What a tool needs of a request. A function of its own, so that all else of the request is gone when the tool begins.
+fn read_tool_call(request: Request) -> Result<(Cow<'static, str>, ToolCall), ErrorObjectOwned> {
+    let params: CallToolRequestParams = parse(&request.params)?;
+    let progress_token = progress_token(&request.meta)?;
+    let arguments = params.arguments.unwrap_or_default();
+    Ok((params.name, ToolCall { arguments, progress_token, context: request.context }))
+}
+
+/// Longest progress token. It is in every notification.
+const TOKEN_MAX_BYTES: usize = 1024;
+
 fn progress_token(meta: &Map<String, Value>) -> Result<Option<ProgressToken>, ErrorObjectOwned> {
-    let Some(token) = meta.get("progressToken") else { return Ok(None) };
-    serde_json::from_value(token.clone())
-        .map(Some)
-        .map_err(|_| error(INVALID_PARAMS_CODE, "Invalid params: _meta.progressToken must be a string or an integer"))
+    // Clients that write out every field of a structure write null for what is not there.
+    let token = match meta.get("progressToken") {
+        None | Some(Value::Null) => return Ok(None),
+        Some(token) => token,
+    };
+    let is_short = token.as_str().is_none_or(|text| text.len() <= TOKEN_MAX_BYTES);
+    serde_json::from_value(token.clone()).ok().filter(|_| is_short).map(Some).ok_or_else(|| {
+        let rule = format!("must be an integer or a string of at most {TOKEN_MAX_BYTES} bytes");
+        error(INVALID_PARAMS_CODE, format!("Invalid params: _meta.progressToken {rule}"))
+    })
 }
 
 fn parse<T: for<'de> Deserialize<'de>>(params: &Params<'_>) -> Result<T, ErrorObjectOwned> {

@@ -1,6 +1,7 @@
 //! What goes out: one task alone writes to stdout. The channel to it is bounded, so that a client which does not read
 //! slows its own calls down and fills no memory.
 
+use std::io;
 use std::sync::{Arc, OnceLock};
 
 use tokio::io::{AsyncWrite, AsyncWriteExt};
@@ -55,13 +56,54 @@ impl Writer {
         self.messages.recv().await
     }
 
-    /// Writes until every sender is gone, or until the client does not take it any more.
-    pub(crate) async fn write_to(mut self, mut out: impl AsyncWrite + Unpin) -> std::io::Result<()> {
+    /// Writes until every sender is gone, or until the client does not read any more, which is its right. Any other failure
+    /// is one: answers were lost that somebody waits for.
+    pub(crate) async fn write_to(mut self, mut out: impl AsyncWrite + Unpin) -> io::Result<()> {
         while let Some(message) = self.messages.recv().await {
             let framing = self.framing.get().copied().unwrap_or(Framing::Lines);
-            out.write_all(&framing.frame(message.as_bytes())).await?;
-            out.flush().await?;
+            match write(&mut out, &framing.frame(message.as_bytes())).await {
+                Err(fault) if fault.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+                written => written?,
+            }
         }
         Ok(())
+    }
+}
+
+async fn write(out: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> io::Result<()> {
+    out.write_all(frame).await?;
+    out.flush().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    /// A stdout that cannot be written.
+    struct Broken(io::ErrorKind);
+
+    impl AsyncWrite for Broken {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Err(self.0.into()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_left_is_no_failure_and_all_else_is() {
+        for (kind, is_failure) in [(io::ErrorKind::BrokenPipe, false), (io::ErrorKind::StorageFull, true)] {
+            let (outbox, writer) = outbox();
+            outbox.send("{}".into()).await;
+            assert_eq!(writer.write_to(Broken(kind)).await.is_err(), is_failure, "{kind}");
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rmcp::model::{ProgressNotificationParam, ProgressToken};
-use sandbox_engine::{OutputSink, Stream};
+use sandbox_engine::{CancellationToken, OutputSink, Stream};
 use tokio::time::Instant;
 
 use crate::message::notification;
@@ -55,8 +55,9 @@ pub(crate) async fn report<T>(
     gathered: Gathered,
     token: ProgressToken,
     outbox: &Outbox,
+    cancel: &CancellationToken,
 ) -> T {
-    let mut reporter = Reporter { gathered, token, outbox, sent_characters: 0, last_sent: None };
+    let mut reporter = Reporter { gathered, token, outbox, cancel, sent_characters: 0, last_sent: None };
     let mut ticks = tokio::time::interval_at(Instant::now() + FIRST_AFTER, EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     tokio::pin!(work);
@@ -78,6 +79,7 @@ struct Reporter<'a> {
     gathered: Gathered,
     token: ProgressToken,
     outbox: &'a Outbox,
+    cancel: &'a CancellationToken,
     /// The progress value: it must rise with every notification, and does with every character.
     sent_characters: usize,
     last_sent: Option<Instant>,
@@ -85,6 +87,10 @@ struct Reporter<'a> {
 
 impl Reporter<'_> {
     fn send(&mut self) {
+        // A client that has cancelled may not know the token any more; the work needs a moment to end.
+        if self.cancel.is_cancelled() {
+            return;
+        }
         let text = self.gathered.take();
         if text.is_empty() {
             return;
@@ -110,6 +116,11 @@ mod tests {
     /// When notifications went out, and when the result was there: milliseconds since the start of a program that prints
     /// at `prints` and ends at `end`.
     async fn times(prints: &[u64], end: u64) -> (Vec<u64>, u64) {
+        times_until(prints, end, u64::MAX / 2).await
+    }
+
+    /// The same of a call that is cancelled at `cancelled`.
+    async fn times_until(prints: &[u64], end: u64, cancelled: u64) -> (Vec<u64>, u64) {
         let (outbox, mut sent) = outbox();
         let gathered = Gathered::default();
         let begun = Instant::now();
@@ -132,8 +143,18 @@ mod tests {
             }
             at
         });
-        report(work, gathered, ProgressToken(rmcp::model::NumberOrString::Number(1)), &outbox).await;
+        let cancel = CancellationToken::new();
+        let canceller = tokio::spawn({
+            let cancel = cancel.clone();
+            async move {
+                tokio::time::sleep(Duration::from_millis(cancelled)).await;
+                cancel.cancel();
+            }
+        });
+        let token = ProgressToken(rmcp::model::NumberOrString::Number(1));
+        report(work, gathered, token, &outbox, &cancel).await;
         let result = elapsed();
+        canceller.abort();
         drop(outbox);
         (notifications.await.unwrap(), result)
     }
@@ -152,5 +173,10 @@ mod tests {
     async fn a_result_keeps_its_distance_from_the_last_progress() {
         assert_eq!(times(&[10], 101).await, (vec![100], 105));
         assert_eq!(times(&[10], 106).await, (vec![100], 106));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cancelled_call_reports_nothing_more() {
+        assert_eq!(times_until(&[10, 160, 260], 1000, 180).await, (vec![100], 1000));
     }
 }

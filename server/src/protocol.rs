@@ -14,7 +14,7 @@ const VERSION_KEY: &str = "io.modelcontextprotocol/protocolVersion";
 const CAPABILITIES_KEY: &str = "io.modelcontextprotocol/clientCapabilities";
 const SERVER_INFO_KEY: &str = "io.modelcontextprotocol/serverInfo";
 
-/// What a client may keep of a list, in milliseconds: the tools change with the binary only.
+/// How long a client may keep a list or a discovery, in milliseconds: they change with the binary only.
 const LIST_TTL_MS: u64 = 3_600_000;
 
 /// What clients tell their model of this server. They cut it at 2 KB.
@@ -54,25 +54,40 @@ impl Connection {
         self.negotiated().is_none_or(|version| version == ProtocolVersion::V_2025_03_26)
     }
 
-    /// The era that a request belongs to, by its `_meta`.
-    pub(crate) fn era(&self, meta: Option<&Map<String, Value>>) -> Result<Era, ErrorObjectOwned> {
-        let Some(version) = meta.and_then(|meta| meta.get(VERSION_KEY)) else {
-            return Ok(self.negotiated().map_or(Era::Bare, Era::Legacy));
-        };
-        if version != ProtocolVersion::V_2026_07_28.as_str() {
-            let data = json!({ "supported": supported_versions(), "requested": version });
-            return Err(ErrorObject::owned(UNSUPPORTED_VERSION_CODE, "Unsupported protocol version", Some(data)));
-        }
-        if !meta.is_some_and(|meta| meta.get(CAPABILITIES_KEY).is_some_and(Value::is_object)) {
-            let message = format!("Invalid params: _meta[\"{CAPABILITIES_KEY}\"] is missing");
-            return Err(ErrorObject::owned(INVALID_PARAMS_CODE, message, None::<()>));
-        }
-        Ok(Era::Modern)
-    }
-
-    fn negotiated(&self) -> Option<ProtocolVersion> {
+    /// What was agreed on last.
+    pub(crate) fn negotiated(&self) -> Option<ProtocolVersion> {
         self.negotiated.read().ok().and_then(|version| version.clone())
     }
+}
+
+/// The era that a request belongs to, by its `_meta` and by what its connection had agreed on when it came.
+pub(crate) fn era(agreed: Option<&ProtocolVersion>, meta: &Map<String, Value>) -> Result<Era, ErrorObjectOwned> {
+    let Some(version) = meta.get(VERSION_KEY) else {
+        return Ok(agreed.cloned().map_or(Era::Bare, Era::Legacy));
+    };
+    if version != ProtocolVersion::V_2026_07_28.as_str() {
+        let data = json!({ "supported": supported_versions(), "requested": version });
+        return Err(ErrorObject::owned(UNSUPPORTED_VERSION_CODE, "Unsupported protocol version", Some(data)));
+    }
+    if lacks_capabilities(meta) {
+        return Err(missing(&[CAPABILITIES_KEY]));
+    }
+    Ok(Era::Modern)
+}
+
+/// The error of a request that only the modern era has, without that era's fields: names those that are missing.
+pub(crate) fn not_modern(meta: &Map<String, Value>) -> ErrorObjectOwned {
+    if lacks_capabilities(meta) { missing(&[VERSION_KEY, CAPABILITIES_KEY]) } else { missing(&[VERSION_KEY]) }
+}
+
+fn lacks_capabilities(meta: &Map<String, Value>) -> bool {
+    !meta.get(CAPABILITIES_KEY).is_some_and(Value::is_object)
+}
+
+fn missing(keys: &[&str]) -> ErrorObjectOwned {
+    let fields: Vec<String> = keys.iter().map(|key| format!("_meta[\"{key}\"]")).collect();
+    let message = format!("Invalid params: missing {}", fields.join(" and "));
+    ErrorObject::owned(INVALID_PARAMS_CODE, message, None::<()>)
 }
 
 impl Era {
@@ -84,7 +99,7 @@ impl Era {
                 fields.insert("resultType".into(), "complete".into());
                 let meta = fields.entry("_meta").or_insert_with(|| json!({}));
                 meta[SERVER_INFO_KEY] = json!(server_info());
-                if fields.contains_key("tools") {
+                if ["tools", "supportedVersions"].iter().any(|name| fields.contains_key(*name)) {
                     fields.insert("ttlMs".into(), LIST_TTL_MS.into());
                     fields.insert("cacheScope".into(), "public".into());
                 }
@@ -155,21 +170,29 @@ mod tests {
     #[test]
     fn a_modern_request_is_modern_also_after_initialize() {
         let connection = Connection::default();
-        assert_eq!(connection.era(None).unwrap(), Era::Bare);
+        let era_of = |meta: &Map<String, Value>| era(connection.negotiated().as_ref(), meta).unwrap();
+        assert_eq!(era_of(&Map::new()), Era::Bare);
         connection.negotiate(&ProtocolVersion::V_2025_06_18);
-        assert_eq!(connection.era(None).unwrap(), Era::Legacy(ProtocolVersion::V_2025_06_18));
-        assert_eq!(connection.era(Some(&meta("2026-07-28"))).unwrap(), Era::Modern);
+        assert_eq!(era_of(&Map::new()), Era::Legacy(ProtocolVersion::V_2025_06_18));
+        assert_eq!(era_of(&meta("2026-07-28")), Era::Modern);
     }
 
     #[test]
     fn what_a_modern_request_lacks_is_named() {
-        let connection = Connection::default();
-        let error = connection.era(Some(&meta("2027-01-01"))).unwrap_err();
+        let error = era(None, &meta("2027-01-01")).unwrap_err();
         assert_eq!(error.code(), UNSUPPORTED_VERSION_CODE);
         assert!(error.data().unwrap().get().contains("2027-01-01"));
         let mut incomplete = meta("2026-07-28");
         incomplete.remove(CAPABILITIES_KEY);
-        assert_eq!(connection.era(Some(&incomplete)).unwrap_err().code(), INVALID_PARAMS_CODE);
+        let error = era(None, &incomplete).unwrap_err();
+        assert_eq!(error.code(), INVALID_PARAMS_CODE);
+        assert_eq!(error.message(), format!("Invalid params: missing _meta[\"{CAPABILITIES_KEY}\"]"));
+
+        let both = format!("Invalid params: missing _meta[\"{VERSION_KEY}\"] and _meta[\"{CAPABILITIES_KEY}\"]");
+        assert_eq!(not_modern(&Map::new()).message(), both);
+        let mut unversioned = meta("2026-07-28");
+        unversioned.remove(VERSION_KEY);
+        assert_eq!(not_modern(&unversioned).message(), format!("Invalid params: missing _meta[\"{VERSION_KEY}\"]"));
     }
 
     #[test]

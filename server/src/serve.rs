@@ -1,6 +1,6 @@
 //! The server's one loop. Everything that can wake it is in [`Event`].
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,20 +13,21 @@ use sandbox_schemas::limits::MESSAGE_MAX_BYTES;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio_util::codec::FramedRead;
 
 use crate::backend::Backend;
-use crate::calls::Calls;
+use crate::calls::{Calls, Kind};
 use crate::cli::Cli;
 use crate::framing::{Frame, MessageDecoder};
 use crate::message::{self, Call, Incoming, Parsed, RequestId, RequestKey, error, respond};
-use crate::methods::{CallContext, dispatch, table};
+use crate::methods::{CALL_TOOL, CallContext, DISCOVER, INITIALIZE, dispatch, table};
 use crate::outbox::{Outbox, outbox};
 use crate::protocol::Connection;
 
-/// How long an answer may take to reach a client that is leaving. Clients send SIGTERM some 2 s after they close stdin.
-const LAST_WORDS_DEADLINE: Duration = Duration::from_secs(1);
+/// How long the end may take in all, once nobody waits for answers: what is ready is written, and VMs are waited for.
+/// Clients that asked with SIGTERM send SIGKILL some seconds later.
+const END_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Messages that are being worked on at the same time. More than the calls that can run and wait, so that it is met only
 /// when answers are not taken.
@@ -53,19 +54,23 @@ enum Event {
     InputFailed(std::io::Error),
     /// A message was dealt with.
     CallEnded,
-    /// Nobody takes our answers.
-    OutputEnded,
+    /// Nobody takes our answers any more, or they cannot be written.
+    OutputEnded(Written),
     /// We are asked to end.
     Asked(&'static str),
 }
 
-/// Why the server ends, which decides what happens to calls that run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How the task that writes has ended.
+type Written = Result<std::io::Result<()>, JoinError>;
+
+/// Why the server ends.
 enum Ending {
-    /// Their answers are wanted.
-    Finish,
-    /// They are not.
-    Cancel,
+    /// No more will come, and all is answered.
+    Finished,
+    /// There is no one to answer.
+    OutputEnded(Written),
+    /// A signal came.
+    Asked,
 }
 
 async fn serve(cli: Arc<Cli>) -> anyhow::Result<()> {
@@ -90,25 +95,59 @@ async fn serve(cli: Arc<Cli>) -> anyhow::Result<()> {
         calls: Calls::default(),
         tasks: JoinSet::new(),
         has_handshake: false,
+        input_fault: None,
     };
     let ending = server.run(&mut writing, &mut signals).await;
-    if ending == Ending::Cancel {
-        server.cancel_all().await;
+    let input_fault = server.input_fault.take();
+    let written = finish(server, ending, writing, &mut signals).await;
+    written?;
+    input_fault.map_or(Ok(()), |fault| Err(fault).context("reading stdin"))
+}
+
+/// Writes what is still to be written and waits for the VMs. A client that reads slowly gets all of its answers, unless
+/// a signal asks for an end; then all together has one deadline, and the next signal does not wait for that either.
+async fn finish(
+    server: Server,
+    ending: Ending,
+    writing: JoinHandle<std::io::Result<()>>,
+    signals: &mut Signals,
+) -> anyhow::Result<()> {
+    let is_finished = matches!(ending, Ending::Finished);
+    if !is_finished {
+        server.calls.cancel_all();
     }
-    // The writer ends when the last sender is gone and all is written.
-    drop(server);
-    let patience = match ending {
-        Ending::Finish => Duration::MAX,
-        Ending::Cancel => LAST_WORDS_DEADLINE,
-    };
-    if !writing.is_finished() {
+    let backend = server.backend.clone();
+    let mut writes = pin!(async move {
+        server.drain().await;
+        match ending {
+            Ending::OutputEnded(written) => written,
+            Ending::Finished | Ending::Asked => writing.await,
+        }
+    });
+    let mut written = None;
+    if is_finished {
         tokio::select! {
-            _ = tokio::time::timeout(patience, writing) => {}
-            _ = signals.next() => {}
+            how = &mut writes => written = Some(how),
+            signal = signals.next() => tracing::info!(signal, "ending"),
         }
     }
-    backend.shut_down().await;
-    Ok(())
+    let rest = async {
+        let write = async {
+            if written.is_none() {
+                written = Some(writes.await);
+            }
+        };
+        tokio::join!(write, backend.shut_down());
+    };
+    tokio::select! {
+        _ = tokio::time::timeout(END_DEADLINE, rest) => {}
+        signal = signals.next() => tracing::info!(signal, "ending at once"),
+    }
+    match written {
+        Some(written) => written.context("writing answers")?.context("writing answers"),
+        // Cut off by the deadline, or by a signal: as asked.
+        None => Ok(()),
+    }
 }
 
 struct Server {
@@ -119,8 +158,11 @@ struct Server {
     calls: Calls,
     /// Answers on their way: each is worked on, then waits for room to go out.
     tasks: JoinSet<()>,
-    /// Whether a client has introduced itself: then it is gone when its input ends, while `echo` still waits.
+    /// Whether a client has introduced itself: then it is gone when its input ends, and its runs with it, while `echo` still
+    /// waits.
     has_handshake: bool,
+    /// What broke the input, which the process ends with.
+    input_fault: Option<std::io::Error>,
 }
 
 impl Server {
@@ -130,7 +172,7 @@ impl Server {
         let mut is_reading = true;
         loop {
             if !is_reading && self.tasks.is_empty() {
-                return Ending::Finish;
+                return Ending::Finished;
             }
             // A client that sends without reading is not read either, until it has taken some answers.
             let takes_more = is_reading && self.tasks.len() < TASKS_MAX;
@@ -141,55 +183,60 @@ impl Server {
                     None => Event::InputEnded,
                 },
                 Some(_) = self.tasks.join_next() => Event::CallEnded,
-                _ = &mut *writing => Event::OutputEnded,
+                written = &mut *writing => Event::OutputEnded(written),
                 name = signals.next() => Event::Asked(name),
             };
             if let Some(framing) = input.decoder().framing() {
                 self.outbox.set_framing(framing);
             }
             match event {
-                Event::Frame(frame) => self.take_in(frame),
+                Event::Frame(frame) => self.take_in(frame).await,
                 Event::CallEnded => {}
-                Event::InputEnded if self.has_handshake => return Ending::Cancel,
-                Event::InputEnded => is_reading = false,
+                Event::InputEnded => {
+                    is_reading = false;
+                    if self.has_handshake {
+                        self.calls.cancel_runs();
+                    }
+                }
                 Event::InputFailed(fault) => {
                     self.refuse(format!("Invalid Request: {fault}"));
+                    self.input_fault = Some(fault);
                     is_reading = false;
                 }
-                Event::OutputEnded => return Ending::Cancel,
+                Event::OutputEnded(written) => return Ending::OutputEnded(written),
                 Event::Asked(signal) => {
                     tracing::info!(signal, "ending");
-                    return Ending::Cancel;
+                    return Ending::Asked;
                 }
             }
         }
     }
 
-    /// Ends what runs, without answers.
-    async fn cancel_all(&mut self) {
-        self.calls.cancel_all();
-        let all = async { while self.tasks.join_next().await.is_some() {} };
-        // An answer that was ready may still wait for a client that does not read.
-        let _ = tokio::time::timeout(LAST_WORDS_DEADLINE, all).await;
+    /// Waits until every answer is handed to the writer, which ends when the last sender is gone.
+    async fn drain(mut self) {
+        while self.tasks.join_next().await.is_some() {}
     }
 
-    fn take_in(&mut self, frame: Frame) {
+    async fn take_in(&mut self, frame: Frame) {
         let bytes = match frame {
             Frame::Message(bytes) => bytes,
             Frame::TooLong => return self.refuse(format!("Invalid Request: a message over {MESSAGE_MAX_BYTES} bytes")),
         };
         match message::parse(&bytes) {
             Parsed::One(incoming) => {
-                let response = self.begin(incoming);
+                let response = self.begin(incoming).await;
                 self.answer_with(response);
             }
             Parsed::Batch(_) if !self.connection.allows_batches() => {
                 self.refuse("Invalid Request: this version has no batches".into());
             }
             Parsed::Batch(all) => {
-                let all: Vec<Pending> = all.into_iter().map(|incoming| self.begin(incoming)).collect();
+                let mut begun = Vec::with_capacity(all.len());
+                for incoming in all {
+                    begun.push(self.begin(incoming).await);
+                }
                 self.answer_with(async move {
-                    let responses = join_all(all).await;
+                    let responses = join_all(begun).await;
                     let responses: Vec<String> = responses.into_iter().flatten().collect();
                     (!responses.is_empty()).then(|| format!("[{}]", responses.join(",")))
                 });
@@ -214,9 +261,9 @@ impl Server {
     }
 
     /// Starts what a message asks for.
-    fn begin(&mut self, incoming: Incoming) -> Pending {
+    async fn begin(&mut self, incoming: Incoming) -> Pending {
         match incoming {
-            Incoming::Request { id, call } => self.begin_request(id, call),
+            Incoming::Request { id, call } => self.begin_request(id, call).await,
             Incoming::Notification(call) => {
                 self.notice(&call);
                 done(None)
@@ -226,23 +273,33 @@ impl Server {
         }
     }
 
-    fn begin_request(&mut self, id: RequestId, call: Call) -> Pending {
-        let Some(live) = self.calls.enter(id.key()) else {
+    async fn begin_request(&mut self, id: RequestId, call: Call) -> Pending {
+        let kind = if call.method == CALL_TOOL { Kind::Run } else { Kind::Question };
+        let Some(live) = self.calls.enter(id.key(), kind) else {
             let answer = Err(error(INVALID_REQUEST_CODE, "Invalid Request: a request with this id is still running"));
             return done(Some(respond(Some(&id), &answer)));
         };
-        self.has_handshake |= matches!(call.method.as_str(), "initialize" | "server/discover");
+        self.has_handshake |= matches!(call.method.as_str(), INITIALIZE | DISCOVER);
         let context = CallContext {
             backend: self.backend.clone(),
             connection: self.connection.clone(),
+            agreed: self.connection.negotiated(),
             outbox: self.outbox.clone(),
             cancel: live.cancel.clone(),
         };
         let methods = self.methods.clone();
+        let is_handshake = call.method == INITIALIZE;
+        // In a task of its own, so that a panic of ours is an answer and not a silence.
+        let mut work = tokio::spawn(async move { dispatch(&methods, call, context).await });
+        // What a handshake agrees on holds for all that comes behind it, so none of that is looked at before. It takes no
+        // time and does not wait for the client.
+        let known = if is_handshake { Some((&mut work).await) } else { None };
         Box::pin(async move {
-            // In a task of its own, so that a panic of ours is an answer and not a silence.
-            let work = tokio::spawn(async move { dispatch(&methods, call, context).await });
-            let answer = work.await.unwrap_or_else(|fault| {
+            let ended = match known {
+                Some(ended) => ended,
+                None => work.await,
+            };
+            let answer = ended.unwrap_or_else(|fault| {
                 tracing::error!(%fault, "a call failed");
                 Err(error(INTERNAL_ERROR_CODE, "Internal error: the call failed; it may have run"))
             });

@@ -1,12 +1,14 @@
 //! A server as a client sees it: lines in, lines out, a deadline on everything.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 /// Above anything that is right, on a machine that is busy with other tests.
 pub const DEADLINE: Duration = Duration::from_secs(180);
@@ -15,6 +17,8 @@ pub const DEADLINE: Duration = Duration::from_secs(180);
 pub struct Server {
     pub child: Child,
     stdin: Option<ChildStdin>,
+    /// Lines as they are asked for: one is read ahead, the others stay in the pipe, so that a test which does not receive is
+    /// a client that does not read.
     lines: Receiver<String>,
 }
 
@@ -34,7 +38,7 @@ impl Server {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the server starts");
         let stdin = child.stdin.take();
         let stdout = BufReader::new(child.stdout.take().expect("stdout is a pipe"));
-        let (sender, lines) = mpsc::channel();
+        let (sender, lines) = mpsc::sync_channel(0);
         thread::spawn(move || {
             for line in stdout.lines() {
                 let Ok(line) = line else { return };
@@ -69,6 +73,18 @@ impl Server {
         self.stdin = None;
     }
 
+    /// The end that the server reads from, for a test that writes more than the server takes.
+    pub fn take_stdin(&mut self) -> ChildStdin {
+        self.stdin.take().expect("stdin is open")
+    }
+
+    /// Memory of the server's own that is in use, in MiB.
+    pub fn resident_mb(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("the server lives");
+        line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).expect("a number") / 1024
+    }
+
     /// The next message.
     pub fn receive(&mut self) -> Value {
         match self.lines.recv_timeout(DEADLINE) {
@@ -86,24 +102,12 @@ impl Server {
     }
 
     pub fn wait(&mut self) -> ExitStatus {
-        let until = Instant::now() + DEADLINE;
-        loop {
-            if let Some(status) = self.child.try_wait().expect("the server can be waited for") {
-                return status;
-            }
-            assert!(Instant::now() < until, "the server does not end");
-            thread::sleep(Duration::from_millis(5));
-        }
+        wait_for(&mut self.child)
     }
 
     /// The VMs that the server has started and that are still there.
     pub fn virtual_machines(&self) -> Vec<u32> {
-        let is_machine = |pid: &u32| {
-            // Not a QEMU that is asked for its version, nor one whose end is only to be reaped.
-            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            String::from_utf8_lossy(&line).contains("microvm")
-        };
-        children(self.child.id()).into_iter().filter(is_machine).collect()
+        virtual_machines(self.child.id())
     }
 
     /// Waits until there are so many VMs.
@@ -122,6 +126,31 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Waits for a process, and kills it when it does not end.
+fn wait_for(child: &mut Child) -> ExitStatus {
+    let until = Instant::now() + DEADLINE;
+    loop {
+        if let Some(status) = child.try_wait().expect("the server can be waited for") {
+            return status;
+        }
+        if Instant::now() > until {
+            let _ = child.kill();
+            panic!("the server does not end");
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The VMs that the server of this id has started and that are still there.
+pub fn virtual_machines(server: u32) -> Vec<u32> {
+    let is_machine = |pid: &u32| {
+        // Not a QEMU that is asked for its version, nor one whose end is only to be reaped.
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains("microvm")
+    };
+    children(server).into_iter().filter(is_machine).collect()
 }
 
 /// Processes whose parent is `pid`.
@@ -154,18 +183,44 @@ pub fn execute_request(id: impl Into<Value>, arguments: Value) -> Value {
     request(id, "tools/call", json!({"name": "execute_code", "arguments": arguments}))
 }
 
+pub const QEMU: &str = "qemu-system-x86_64";
+
+/// A folder with a QEMU that does not say which one it is: calls wait for the engine's start.
+pub fn slow_qemu() -> TempDir {
+    fake_qemu("sleep 9")
+}
+
+/// A folder with a QEMU that is a shell script.
+pub fn fake_qemu(script: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(QEMU);
+    std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    folder
+}
+
 /// Runs the binary as `echo '<request>' | sandbox-mcp` does: all of stdout, all of stderr, and the status.
 pub fn pipe_through(command: &mut Command, input: &[u8]) -> (String, String, ExitStatus) {
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the server starts");
-    child.stdin.take().unwrap().write_all(input).unwrap();
-    let mut stderr = child.stderr.take().unwrap();
-    let errors = thread::spawn(move || {
+    let mut stdin = child.stdin.take().unwrap();
+    let (input, is_empty) = (input.to_vec(), input.is_empty());
+    // Each pipe has a thread, so that none is waited for while another is full.
+    let writing = thread::spawn(move || stdin.write_all(&input));
+    let output = read_all(child.stdout.take().unwrap());
+    let errors = read_all(child.stderr.take().unwrap());
+    let status = wait_for(&mut child);
+    let written = writing.join().unwrap();
+    assert!(is_empty || written.is_ok(), "the server did not read its input: {written:?}");
+    (output.join().unwrap(), errors.join().unwrap(), status)
+}
+
+fn read_all(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
+    thread::spawn(move || {
         let mut text = String::new();
-        stderr.read_to_string(&mut text).map(|_| text)
-    });
-    let output = child.wait_with_output().unwrap();
-    (String::from_utf8(output.stdout).unwrap(), errors.join().unwrap().unwrap(), output.status)
+        pipe.read_to_string(&mut text).expect("output is UTF-8");
+        text
+    })
 }
 
 /// The structured result of one call on a server of its own.

@@ -14,6 +14,7 @@ mod harness;
 
 mod bad_input;
 mod clients;
+mod ending;
 mod javascript;
 mod lifecycle;
 mod limits;

@@ -189,3 +189,65 @@ fn batches_are_for_those_who_may_send_them() {
     assert_eq!(server.receive()["error"]["code"], -32600);
     server.expect_silence(Duration::from_millis(100));
 }
+
+#[test]
+fn what_is_agreed_on_holds_for_what_comes_behind_it_and_for_nothing_before() {
+    let batch = json!([request(3, "ping", json!({}))]);
+    let list = |id: u32| request(id, "tools/list", json!({}));
+    // At once, many times: an order that is luck would show.
+    for _ in 0..20 {
+        let messages = [list(1), request(2, "initialize", initialize_params("2024-11-05")), batch.clone(), list(4)]
+            .map(|m| m.to_string());
+        let (stdout, _, status) = pipe_through(&mut command(), messages.join("\n").as_bytes());
+        assert!(status.success());
+        let answers: Vec<Value> = stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let answer = |id: Value| answers.iter().find(|answer| answer["id"] == id).unwrap_or_else(|| panic!("{stdout}"));
+        assert_eq!(answers.len(), 4, "{stdout}");
+        assert!(answer(json!(1))["result"]["tools"][0].get("outputSchema").is_some(), "before the handshake");
+        assert_eq!(answer(Value::Null)["error"]["code"], -32600, "a batch is not of this version");
+        assert!(answer(json!(4))["result"]["tools"][0].get("outputSchema").is_none(), "behind the handshake");
+    }
+}
+
+#[test]
+fn a_batch_that_is_too_long_is_one_error() {
+    let batch = format!("[{}]\n", vec![request(1, "ping", json!({})).to_string(); 10_000].join(","));
+    let (stdout, _, status) = pipe_through(&mut command(), batch.as_bytes());
+    assert!(status.success());
+    let answer: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((&answer["id"], &answer["error"]["code"]), (&Value::Null, &json!(-32600)));
+}
+
+#[test]
+fn each_era_has_its_methods() {
+    let mut server = Server::start();
+    let meta = json!({"io.modelcontextprotocol/protocolVersion": "2026-07-28",
+        "io.modelcontextprotocol/clientCapabilities": {}});
+    for method in ["ping", "initialize"] {
+        let mut params = initialize_params("2025-11-25");
+        params["_meta"] = meta.clone();
+        server.send(&request(1, method, params));
+        assert_eq!(server.receive()["error"]["code"], -32601, "{method}");
+    }
+    for params in [json!({}), json!({"_meta": {}}), json!({"_meta": null})] {
+        server.send(&request(2, "server/discover", params));
+        let error = server.receive()["error"].clone();
+        assert_eq!(error["code"], -32602, "{error}");
+        assert!(error["message"].as_str().unwrap().contains("io.modelcontextprotocol/protocolVersion"), "{error}");
+    }
+    server.send(&request(3, "server/discover", json!({"_meta": meta})));
+    let discovered = server.receive()["result"].clone();
+    assert_eq!((&discovered["ttlMs"], &discovered["cacheScope"]), (&json!(3_600_000), &json!("public")));
+}
+
+#[test]
+fn a_token_that_is_null_is_none() {
+    let mut server = Server::start();
+    // The arguments are wrong, so that no VM is needed to see how far it came.
+    let params = json!({"name": "execute_code", "arguments": {}, "_meta": {"progressToken": null}});
+    server.send(&request(1, "tools/call", params));
+    assert_eq!(server.receive()["result"]["isError"], true);
+    let params = json!({"name": "execute_code", "arguments": {}, "_meta": {"progressToken": "x".repeat(2000)}});
+    server.send(&request(2, "tools/call", params));
+    assert_eq!(server.receive()["error"]["code"], -32602);
+}

@@ -14,17 +14,19 @@ pub(crate) async fn call(call: ToolCall) -> Result<CallToolResult, ToolError> {
     // Before the engine is asked for: bad input is bad input also where nothing is installed.
     input.validate().map_err(|error| ToolError { code: ErrorCode::InvalidInput, message: error.to_string() })?;
     let context = call.context;
-    let engine = context
-        .backend
-        .engine()
-        .await
-        .map_err(|error| ToolError { code: ErrorCode::NotInstalled, message: error.to_string() })?;
+    // An engine that is still starting is not waited for by a call that nobody wants any more.
+    let engine = tokio::select! {
+        biased;
+        () = context.cancel.cancelled() => return Err(ExecuteError::Cancelled.into()),
+        engine = context.backend.engine() => engine,
+    };
+    let engine = engine.map_err(|error| ToolError { code: ErrorCode::NotInstalled, message: error.to_string() })?;
 
     let gathered = Gathered::default();
     let mut sink = gathered.clone();
     let execution = engine.execute(input, &mut sink, context.cancel.clone());
     let outcome = match call.progress_token {
-        Some(token) => progress::report(execution, gathered, token, &context.outbox).await,
+        Some(token) => progress::report(execution, gathered, token, &context.outbox, &context.cancel).await,
         None => execution.await,
     };
     Ok(result(&outcome?))

@@ -1,0 +1,151 @@
+//! The advertised schemas, read by a validator as a client reads them: they accept what we accept and what we send.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use jsonschema::Validator;
+use sandbox_schemas::accelerator::Accelerator;
+use sandbox_schemas::execute::ExecuteInput;
+use sandbox_schemas::limits;
+use sandbox_schemas::outcome::{ExecuteOutcome, Timing};
+use sandbox_schemas::tools::{EXECUTE_CODE, TOOLS, ToolSpec};
+use serde_json::{Value, json};
+
+fn execute_code() -> &'static ToolSpec {
+    TOOLS.iter().find(|tool| tool.name == EXECUTE_CODE).unwrap()
+}
+
+fn validator(schema: fn() -> schemars::Schema) -> Validator {
+    let schema = schema().to_value();
+    jsonschema::meta::validate(&schema).unwrap();
+    jsonschema::validator_for(&schema).unwrap()
+}
+
+/// The error of an input by our own reckoning.
+fn our_error(input: &Value) -> Option<String> {
+    match serde_json::from_value::<ExecuteInput>(input.clone()) {
+        Err(error) => Some(error.to_string()),
+        Ok(input) => input.validate().err().map(|error| error.to_string()),
+    }
+}
+
+/// A good input with one field changed.
+fn with(field: &str, value: Value) -> Value {
+    let mut input = json!({ "language": "python", "code": "print(1)" });
+    input[field] = value;
+    input
+}
+
+#[test]
+fn what_we_accept_the_schema_accepts() {
+    let validator = validator(execute_code().input);
+    let variables: serde_json::Map<String, Value> =
+        (0..limits::ENV_MAX_VARIABLES).map(|n| (format!("V{n}"), json!(""))).collect();
+    let mut inputs = vec![
+        with("code", json!("é".repeat(limits::CODE_MAX_BYTES / 2))),
+        with("stdin", json!("x".repeat(limits::STDIN_MAX_BYTES))),
+        with("stdin", json!("\0")),
+        with("env", json!({ "A": "b=c", "é": "" })),
+        with("env", json!(variables)),
+    ];
+    inputs.extend(["python", "javascript", "shell", "raw"].map(|name| with("language", json!(name))));
+    inputs.extend([json!(1), json!(300), json!(30.0), json!(3e1)].map(|number| with("timeout_seconds", number)));
+    inputs.extend([json!(64), json!(2048), json!(512.0)].map(|number| with("memory_mb", number)));
+    for input in inputs {
+        let shown: String = input.to_string().chars().take(200).collect();
+        assert_eq!(our_error(&input), None, "{shown}");
+        assert!(validator.is_valid(&input), "{shown}");
+    }
+}
+
+#[test]
+fn what_the_schema_refuses_we_refuse() {
+    let validator = validator(execute_code().input);
+    let variables: serde_json::Map<String, Value> =
+        (0..=limits::ENV_MAX_VARIABLES).map(|n| (format!("V{n}"), json!(""))).collect();
+    let mut inputs = vec![
+        json!({}),
+        json!([]),
+        json!({ "language": "python" }),
+        json!({ "code": "1" }),
+        with("code", json!("")),
+        with("code", json!("#".repeat(limits::CODE_MAX_BYTES + 1))),
+        with("code", json!(1)),
+        with("code", Value::Null),
+        with("language", json!("Python")),
+        with("language", json!("cobol")),
+        with("stdin", json!("x".repeat(limits::STDIN_MAX_BYTES + 1))),
+        with("stdin", Value::Null),
+        with("env", json!("A=1")),
+        with("env", json!({ "A": 1 })),
+        with("env", json!(variables)),
+        with("colour", json!("red")),
+    ];
+    let not_numbers = [json!("30"), json!(30.5), json!(-1), json!(-1.0), json!(1e30), Value::Null, json!(true)];
+    for number in not_numbers.into_iter().chain([json!(0), json!(301), json!(301.0)]) {
+        inputs.push(with("timeout_seconds", number));
+    }
+    inputs.extend([json!(63), json!(2049), json!(64.5)].map(|number| with("memory_mb", number)));
+    for input in inputs {
+        let shown: String = input.to_string().chars().take(200).collect();
+        assert!(!validator.is_valid(&input), "{shown}");
+        assert!(our_error(&input).is_some(), "{shown}");
+    }
+}
+
+#[test]
+fn only_what_a_schema_cannot_say_is_left_to_us() {
+    let validator = validator(execute_code().input);
+    for (input, expected) in [
+        (with("code", json!(" \n")), "code: is empty"),
+        (with("code", json!("a\0")), "code: has a NUL byte"),
+        // Characters are not bytes.
+        (with("code", json!("é".repeat(limits::CODE_MAX_BYTES / 2 + 1))), "code: is 1048578 bytes"),
+        (with("env", json!({ "A=B": "x" })), "env: has the name"),
+        (with("env", json!({ "": "x" })), "env: has a variable with an empty name"),
+        (with("env", json!({ "A": "x".repeat(limits::ENV_MAX_BYTES) })), "env: is 131075 bytes"),
+    ] {
+        assert!(validator.is_valid(&input), "{expected}");
+        let error = our_error(&input).unwrap_or_default();
+        assert!(error.starts_with(expected), "{error:?} instead of {expected:?}");
+    }
+}
+
+#[test]
+fn a_result_satisfies_the_output_schema() {
+    let validator = validator(execute_code().output);
+    let outcome = |exit_code, accelerator| ExecuteOutcome {
+        exit_code,
+        stdout: "42\n\u{fffd}".into(),
+        stderr: String::new(),
+        timed_out: exit_code == -1,
+        truncated: true,
+        stdout_bytes: u64::MAX,
+        stderr_bytes: 0,
+        invalid_utf8: true,
+        out_of_memory: false,
+        timing: Timing { setup_ms: 0.25, boot_ms: 1000.0, connect_ms: 0.0, execute_ms: 1.5, total_ms: 1001.75 },
+        execution_time_ms: 1.5,
+        spawn_ms: 0.5,
+        process_ms: 1.25,
+        cpu_time_ms: 0.75,
+        memory_peak_mb: 12.5,
+        warm_pool_hit: false,
+        accelerator,
+    };
+    for exit_code in [-1, 0, 137, 255] {
+        for accelerator in [Accelerator::Kvm, Accelerator::Tcg] {
+            let result = serde_json::to_value(outcome(exit_code, accelerator)).unwrap();
+            assert!(validator.is_valid(&result), "{result}");
+        }
+    }
+    // The schema does say something.
+    let good = serde_json::to_value(outcome(0, Accelerator::Tcg)).unwrap();
+    for field in good.as_object().unwrap().keys() {
+        let mut lacking = good.clone();
+        lacking.as_object_mut().unwrap().remove(field);
+        assert!(!validator.is_valid(&lacking), "{field} is not required");
+        let mut wrong = good.clone();
+        wrong[field] = json!([]);
+        assert!(!validator.is_valid(&wrong), "{field} may be anything");
+    }
+}
