@@ -60,6 +60,21 @@ impl Admission {
         }
     }
 
+    /// A place that can be had now, and that nobody waits for.
+    pub(crate) fn try_enter(&self, memory_mb: u64) -> Option<Place> {
+        if self.waiting.load(Ordering::Acquire) > 0 {
+            return None;
+        }
+        let vm = self.places.clone().try_acquire_owned().ok()?;
+        let memory = self.memory_mb.clone().try_acquire_many_owned(u32::try_from(memory_mb).ok()?).ok()?;
+        Some(Place { _vm: vm, _memory: memory })
+    }
+
+    /// More memory for a VM that has a place, if it can be had now.
+    pub(crate) fn try_grow(&self, memory_mb: u64) -> Option<OwnedSemaphorePermit> {
+        self.memory_mb.clone().try_acquire_many_owned(u32::try_from(memory_mb).ok()?).ok()
+    }
+
     /// Waits for a place of so much memory, first come, first served.
     pub(crate) async fn enter(&self, memory_mb: u64) -> Result<Place, ExecuteError> {
         let waiter = Waiter::new(&self.waiting, self.limits.waiting);

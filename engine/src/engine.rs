@@ -1,22 +1,26 @@
 //! The engine: everything that a machine needs is checked once at its start; then it executes.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::image::BootImage;
 use sandbox_schemas::language::Language;
-use sandbox_schemas::limits::{MEMORY_MIN_MB, VM_OVERHEAD_MB};
+use sandbox_schemas::limits::{MEMORY_DEFAULT_MB, MEMORY_MIN_MB, VM_OVERHEAD_MB};
 use sandbox_schemas::outcome::ExecuteOutcome;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admission::{Admission, Limits, Place};
 use crate::error::{ExecuteError, StartError, VmError};
-use crate::qemu::{LaunchSpec, Qemu, accelerate, tsc_khz};
-use crate::run::{OutputSink, Preparation, run};
-use crate::vm::{Booting, Ready};
+use crate::pool::Pool;
+use crate::qemu::{LaunchSpec, Qemu, Start, accelerate, tsc_khz};
+use crate::run::{OutputSink, Preparation, program, run};
+use crate::template::{Templates, rehearsals};
+use crate::vm::{Booting, Program, Running, Waiting, hello};
 
 /// Which accelerator a user allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -39,40 +43,89 @@ pub struct EngineConfig {
     pub accelerator: AcceleratorChoice,
     /// How much runs at once.
     pub limits: Limits,
+    /// VMs that wait for a program, started in advance.
+    pub warm_pool_size: usize,
+    /// Whether VMs are restored from a template; else each boots.
+    pub uses_templates: bool,
     /// What VMs boot.
     pub image: BootImage,
-    /// Where verdicts on this machine are remembered.
+    /// Where templates, and verdicts on this machine, are kept.
     pub cache_dir: PathBuf,
 }
 
-/// Runs programs, each in a VM of its own.
+/// Runs programs, each in a VM of its own. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Engine(Arc<Inner>);
+
 #[derive(Debug)]
-pub struct Engine {
+struct Inner {
     qemu: Qemu,
     spec: LaunchSpec,
     admission: Admission,
+    templates: Option<Templates>,
+    pool: Pool,
     runs: TaskTracker,
+    /// Cancelled when nothing more is to be prepared.
+    closing: CancellationToken,
 }
 
+/// Memory of a VM that waits, in MiB: what most programs ask for.
+const WAITING_MEMORY_MB: u64 = MEMORY_DEFAULT_MB + VM_OVERHEAD_MB;
+
+/// How long a guest that was ready may take to lay a program out and say that it starts: milliseconds, if it is not hung.
+/// What waits may be lost by a hang of the whole machine, and is not waited for as long.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+const WAKE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How long the pool is not filled after that has failed.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// A restored guest takes 0.1-0.2 s under TCG to do all that; one that is not there by then will not come.
+const RESTORE_DEADLINE: Duration = Duration::from_secs(20);
+
 impl Engine {
-    /// Finds QEMU and decides on the accelerator.
+    /// Finds QEMU and decides on the accelerator. A template, and the pool, come after that, in the background.
     pub async fn start(config: EngineConfig) -> Result<Engine, StartError> {
         let qemu = Qemu::find(config.qemu.as_deref()).await?;
         let tsc_khz = tsc_khz();
         let boot = |accelerator| LaunchSpec {
             accelerator,
             memory_mb: MEMORY_MIN_MB + VM_OVERHEAD_MB,
+            start: Start::Boot,
             tsc_khz,
             image: config.image.clone(),
         };
         let accelerator = accelerate::decide(&qemu, config.accelerator, &config.cache_dir, boot).await?;
         tracing::info!(qemu = %qemu.version(), %accelerator, "engine started");
-        Ok(Engine { qemu, spec: boot(accelerator), admission: Admission::new(config.limits), runs: TaskTracker::new() })
+        let spec = boot(accelerator);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let inner = Arc::new(Inner {
+            templates: config.uses_templates.then(|| Templates::new(&config.cache_dir, &spec)),
+            pool: Pool::new(if config.uses_templates { config.warm_pool_size } else { 0 }, cores),
+            qemu,
+            spec,
+            admission: Admission::new(config.limits),
+            runs: TaskTracker::new(),
+            closing: CancellationToken::new(),
+        });
+        // What is half done when it is not wanted any more is dropped, and its VM with it.
+        let closing = inner.closing.clone();
+        let filling = fill(inner.clone());
+        inner.runs.spawn(async move { closing.run_until_cancelled(filling).await });
+        Ok(Engine(inner))
     }
 
     /// What executes the guests.
     pub fn accelerator(&self) -> Accelerator {
-        self.spec.accelerator
+        self.0.spec.accelerator
+    }
+
+    /// Makes the template that VMs are restored from, unless it is there. `false` when there is none to be had.
+    pub async fn prepare(&self) -> bool {
+        match &self.0.templates {
+            Some(templates) => templates.base(&self.0.qemu).await.is_some(),
+            None => false,
+        }
     }
 
     /// Runs a program in a fresh VM. Whatever comes of it, its VM is being killed when this returns, and its place is free
@@ -83,46 +136,183 @@ impl Engine {
         sink: &mut dyn OutputSink,
         cancel: CancellationToken,
     ) -> Result<ExecuteOutcome, ExecuteError> {
-        let _token = self.runs.token();
+        let _token = self.0.runs.token();
         request.validate()?;
         tokio::select! {
             biased;
             () = cancel.cancelled() => Err(ExecuteError::Cancelled),
-            outcome = self.execute_uncancelled(request, sink) => outcome,
+            outcome = self.0.execute(request, sink) => outcome,
         }
+    }
+
+    /// No program will come after those that run: VMs need not be kept for any.
+    pub fn expect_no_more(&self) {
+        self.0.closing.cancel();
+        self.0.pool.close();
     }
 
     /// Waits until every run has ended and its VM is gone.
     pub async fn shut_down(&self) {
-        self.runs.close();
-        self.runs.wait().await;
-        self.qemu.wait_for_all().await;
+        self.expect_no_more();
+        self.0.runs.close();
+        self.0.runs.wait().await;
+        self.0.qemu.wait_for_all().await;
     }
+}
 
-    async fn execute_uncancelled(
-        &self,
-        request: ExecuteInput,
-        sink: &mut dyn OutputSink,
-    ) -> Result<ExecuteOutcome, ExecuteError> {
+/// What a program needs of a VM.
+struct Wanted {
+    accepted: Instant,
+    language: Language,
+    memory_mb: u64,
+    program: Program,
+}
+
+/// A program that has started.
+struct Started {
+    vm: Running,
+    preparation: Preparation,
+    /// What its VM takes beyond what it was admitted with.
+    _more: Option<OwnedSemaphorePermit>,
+}
+
+impl Inner {
+    async fn execute(&self, request: ExecuteInput, sink: &mut dyn OutputSink) -> Result<ExecuteOutcome, ExecuteError> {
         let accepted = Instant::now();
-        let memory_mb = request.memory_mb + VM_OVERHEAD_MB;
-        let place = self.admission.enter(memory_mb).await?;
-        let setup = accepted.elapsed();
-        let before_run = |error: VmError| ExecuteError::FailedBeforeRun { reason: error.to_string() };
-        let vm = self.boot(memory_mb, request.language, place).await.map_err(before_run)?;
-        let boot = accepted.elapsed() - setup;
-        let preparation = Preparation { accepted, setup, boot, accelerator: self.accelerator() };
-        run(vm, request, preparation, sink).await.map_err(|error| match error {
-            VmError::Guest(reason) => ExecuteError::FailedBeforeRun { reason },
-            other => ExecuteError::OutcomeUnknown { reason: other.to_string() },
-        })
+        let _activity = self.pool.begin();
+        let timeout = Duration::from_secs(request.timeout_seconds);
+        let (language, memory_mb) = (request.language, request.memory_mb + VM_OVERHEAD_MB);
+        let program = program(request).map_err(before_run)?;
+        let wanted = Wanted { accepted, language, memory_mb, program };
+        let started = match self.wake(&wanted).await {
+            Some(started) => started,
+            None => match self.restore(&wanted).await? {
+                Some(started) => started,
+                None => self.boot(&wanted).await?,
+            },
+        };
+        drop(wanted);
+        let ended = run(started.vm, timeout, started.preparation, sink).await;
+        ended.map_err(|error| ExecuteError::OutcomeUnknown { reason: error.to_string() })
     }
 
-    async fn boot(&self, memory_mb: u64, language: Language, place: Place) -> Result<Ready, VmError> {
+    /// In a VM of the pool; `None` when there is none that serves.
+    async fn wake(&self, wanted: &Wanted) -> Option<Started> {
+        let more = match wanted.memory_mb.saturating_sub(WAITING_MEMORY_MB) {
+            0 => None,
+            more_mb => Some(self.admission.try_grow(more_mb)?),
+        };
+        let vm = self.pool.take()?;
+        let handed_over = Instant::now();
+        match vm.start(&wanted.program, WAKE_DEADLINE).await {
+            Ok(vm) => {
+                let connect = vm.started - handed_over;
+                let preparation = Preparation { connect, warm_pool_hit: true, ..self.preparation(wanted, true) };
+                Some(Started { vm, preparation, _more: more })
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a VM of the pool did not start its program; another one will");
+                None
+            }
+        }
+    }
+
+    /// In a clone of the template; `None` when there is none, or it does not serve.
+    async fn restore(&self, wanted: &Wanted) -> Result<Option<Started>, ExecuteError> {
+        let Some(templates) = &self.templates else { return Ok(None) };
+        let Some(template) = templates.base(&self.qemu).await else { return Ok(None) };
+        let place = self.enter(wanted.memory_mb).await?;
+        let launched = Instant::now();
+        let started = async {
+            let vm = Booting::launch(&self.qemu, &templates.spec(&template), hello(Vec::new())?, place).await?;
+            // The program lies there when the guest wakes.
+            vm.start(&wanted.program, RESTORE_DEADLINE).await
+        };
+        match started.await {
+            Ok(vm) => Ok(Some(Started { preparation: self.timed(wanted, launched, &vm, true), vm, _more: None })),
+            Err(error) => {
+                tracing::warn!(%error, "a clone of the template did not start its program; a VM that boots will");
+                templates.note_failure(&template).await;
+                Ok(None)
+            }
+        }
+    }
+
+    /// In a VM that boots.
+    async fn boot(&self, wanted: &Wanted) -> Result<Started, ExecuteError> {
+        let place = self.enter(wanted.memory_mb).await?;
+        let launched = Instant::now();
         // No larger than it must be: it bounds the VM on the host too.
-        let spec = LaunchSpec { memory_mb, ..self.spec.clone() };
-        let booting = Booting::launch(&self.qemu, &spec, vec![language], place).await?;
-        booting.ready(boot_deadline(self.accelerator())).await
+        let spec = LaunchSpec { memory_mb: wanted.memory_mb, ..self.spec.clone() };
+        let deadline = boot_deadline(self.spec.accelerator);
+        let started = async {
+            let vm = Booting::launch(&self.qemu, &spec, hello(vec![wanted.language])?, place).await?;
+            vm.ready(deadline).await?.start(&wanted.program, START_DEADLINE).await
+        };
+        let vm = started.await.map_err(before_run)?;
+        Ok(Started { preparation: self.timed(wanted, launched, &vm, false), vm, _more: None })
+    }
+
+    /// Waits for a place. What only waits in the pool gives its own up first.
+    async fn enter(&self, memory_mb: u64) -> Result<Place, ExecuteError> {
+        if let Some(place) = self.admission.try_enter(memory_mb) {
+            return Ok(place);
+        }
+        self.pool.clear();
+        self.admission.enter(memory_mb).await
+    }
+
+    /// A VM for the pool, as far as it can be had without anybody waiting for it.
+    async fn make_waiting(&self) -> Result<Option<Waiting>, VmError> {
+        let Some(templates) = &self.templates else { return Ok(None) };
+        let Some(template) = templates.base(&self.qemu).await else { return Ok(None) };
+        let Some(place) = self.admission.try_enter(WAITING_MEMORY_MB) else { return Ok(None) };
+        let vm = Booting::launch(&self.qemu, &templates.spec(&template), hello(Vec::new())?, place).await?;
+        let mut vm = vm.ready(RESTORE_DEADLINE).await?;
+        for program in rehearsals()? {
+            vm = vm.rehearse(&program, RESTORE_DEADLINE).await?;
+        }
+        Ok(Some(vm.into_waiting()))
+    }
+
+    fn timed(&self, wanted: &Wanted, launched: Instant, vm: &Running, template_hit: bool) -> Preparation {
+        Preparation {
+            setup: launched - wanted.accepted,
+            boot: vm.ready - launched,
+            connect: vm.started - vm.ready,
+            ..self.preparation(wanted, template_hit)
+        }
+    }
+
+    fn preparation(&self, wanted: &Wanted, template_hit: bool) -> Preparation {
+        Preparation {
+            accepted: wanted.accepted,
+            setup: Duration::ZERO,
+            boot: Duration::ZERO,
+            connect: Duration::ZERO,
+            accelerator: self.spec.accelerator,
+            warm_pool_hit: false,
+            template_hit,
+        }
+    }
+}
+
+fn before_run(error: VmError) -> ExecuteError {
+    ExecuteError::FailedBeforeRun { reason: error.to_string() }
+}
+
+/// Keeps the pool full until it is closed.
+async fn fill(engine: Arc<Inner>) {
+    while engine.pool.is_wanting().await {
+        match engine.make_waiting().await {
+            Ok(Some(vm)) => engine.pool.put(vm),
+            // No template, or no room: what runs comes first.
+            Ok(None) => tokio::time::sleep(RETRY_AFTER).await,
+            Err(error) => {
+                tracing::warn!(%error, "a VM for the pool did not come up");
+                tokio::time::sleep(RETRY_AFTER).await;
+            }
+        }
     }
 }
 

@@ -1,9 +1,9 @@
 //! Runs programs in microVMs, for an ideal caller: `engine.execute(request, sink, cancel)`. Knows no JSON-RPC and no MCP.
 //!
 //! ```text
-//! execute -> admission -> Booting -> Ready -> Running -> spent (destroyed)
-//!                            |         |         |
-//!                            '---------'---------'--> destroyed on any error, cancel or drop
+//! execute -> pool ----------------------------> Waiting --.
+//!       '--> admission -> template -> Booting -----------+--> Running -> spent (destroyed)
+//!                      '--> boot ---> Booting -> Ready --'
 //! ```
 //!
 //! Invariants: nothing outside `qemu/` starts a process or knows QEMU; a VM that has run a program cannot run another,
@@ -19,6 +19,9 @@ mod capture;
 mod run;
 mod vm;
 mod wire;
+
+mod pool;
+mod template;
 
 mod qemu;
 

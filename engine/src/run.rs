@@ -1,4 +1,4 @@
-//! One program on a VM that is ready: streams, deadlines, the outcome.
+//! One program that has started: streams, deadlines, the outcome.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use sandbox_schemas::wire::{Execute, Finished, GuestFrame, Stream};
 
 use crate::capture::Capture;
 use crate::error::VmError;
-use crate::vm::{Ready, Running, unexpected};
+use crate::vm::{Program, Running, unexpected};
 
 /// From an interrupt to the kill: time for an exception to be printed, not more. Printing Python's first traceback, which
 /// imports what prints it, took 0.45-0.55 s under TCG.
@@ -24,9 +24,6 @@ fn interrupt_grace(accelerator: Accelerator) -> Duration {
 /// From the kill to the VM's end.
 const KILL_GRACE: Duration = Duration::from_millis(500);
 
-/// How long a ready guest may take to lay a program out and say that it starts: milliseconds, if it is not hung.
-const START_DEADLINE: Duration = Duration::from_secs(30);
-
 /// How long a frame of a few bytes may wait for the guest to read. A guest that does not is past persuading.
 const NUDGE_DEADLINE: Duration = Duration::from_millis(100);
 
@@ -36,13 +33,16 @@ pub trait OutputSink: Send {
     fn output(&mut self, stream: Stream, text: &str);
 }
 
-/// Where the time went until the program was handed over.
+/// Where the VM came from, and where the time went until it ran the program.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Preparation {
     pub(crate) accepted: Instant,
     pub(crate) setup: Duration,
     pub(crate) boot: Duration,
+    pub(crate) connect: Duration,
     pub(crate) accelerator: Accelerator,
+    pub(crate) warm_pool_hit: bool,
+    pub(crate) template_hit: bool,
 }
 
 /// How far a program has been persuaded to end.
@@ -53,18 +53,13 @@ enum Persuasion {
     Killed,
 }
 
-/// Hands the program over and stays with it to its end. The VM is spent then, whatever came of it.
+/// Stays with a program that has started to its end. The VM is spent then, whatever came of it.
 pub(crate) async fn run(
-    vm: Ready,
-    request: ExecuteInput,
+    mut vm: Running,
+    timeout: Duration,
     preparation: Preparation,
     sink: &mut dyn OutputSink,
 ) -> Result<ExecuteOutcome, VmError> {
-    let timeout = Duration::from_secs(request.timeout_seconds);
-    let handed_over = Instant::now();
-    let mut vm = vm.start(program(request), START_DEADLINE).await?;
-    let connect = vm.started - handed_over;
-
     let mut stdout = Capture::new(STDOUT_MAX_BYTES);
     let mut stderr = Capture::new(STDERR_MAX_BYTES);
     let mut persuasion = Persuasion::None;
@@ -98,11 +93,11 @@ pub(crate) async fn run(
     let timing = Timing {
         setup_ms: milliseconds(preparation.setup),
         boot_ms: milliseconds(preparation.boot),
-        connect_ms: milliseconds(connect),
+        connect_ms: milliseconds(preparation.connect),
         execute_ms: milliseconds(execute),
         total_ms: milliseconds(preparation.accepted.elapsed()),
     };
-    Ok(outcome(finished, timed_out, stdout, stderr, timing, preparation.accelerator))
+    Ok(outcome(finished, timed_out, stdout, stderr, timing, preparation))
 }
 
 /// The next step, or `None` when there is none left.
@@ -118,16 +113,18 @@ async fn persuade(vm: &mut Running, persuasion: Persuasion) -> Option<Persuasion
     Some(next)
 }
 
-fn program(request: ExecuteInput) -> Execute {
-    Execute {
+/// A request as the guest gets it.
+pub(crate) fn program(request: ExecuteInput) -> Result<Program, VmError> {
+    Program::new(Execute {
         language: request.language,
+        is_rehearsal: false,
         code: request.code,
         stdin: request.stdin,
         env: request.env.into_iter().collect(),
         memory_bytes: request.memory_mb * 1024 * 1024,
         stdout_max: STDOUT_MAX_BYTES as u64,
         stderr_max: STDERR_MAX_BYTES as u64,
-    }
+    })
 }
 
 fn outcome(
@@ -136,7 +133,7 @@ fn outcome(
     stdout: Capture,
     stderr: Capture,
     timing: Timing,
-    accelerator: Accelerator,
+    preparation: Preparation,
 ) -> ExecuteOutcome {
     let stdout = stdout.finish(finished.map_or(0, |finished| finished.stdout_bytes));
     let stderr = stderr.finish(finished.map_or(0, |finished| finished.stderr_bytes));
@@ -157,8 +154,9 @@ fn outcome(
         process_ms: finished.map_or(0.0, |finished| milliseconds(Duration::from_micros(finished.process_us))),
         cpu_time_ms: finished.map_or(0.0, |finished| milliseconds(Duration::from_micros(finished.cpu_us))),
         memory_peak_mb: finished.map_or(0.0, |finished| finished.memory_peak_bytes as f64 / (1024.0 * 1024.0)),
-        warm_pool_hit: false,
-        accelerator,
+        warm_pool_hit: preparation.warm_pool_hit,
+        template_hit: preparation.template_hit,
+        accelerator: preparation.accelerator,
     }
 }
 

@@ -1,19 +1,27 @@
 //! One VM's life. A type per phase, so that what is illegal does not compile; dropping any of them destroys the VM.
+//!
+//! ```text
+//! Booting --ready--> Ready --rehearse--> Ready --into_waiting--> Waiting
+//!    |                 |                                            |
+//!    '------start------'--------------------start-------------------'--> Running --> destroyed
+//! ```
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use futures_util::FutureExt;
 use sandbox_schemas::language::Language;
-use sandbox_schemas::wire::{Execute, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION};
+use sandbox_schemas::wire::{self, Execute, Exit, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION};
 
 use crate::error::VmError;
-use crate::qemu::{LaunchSpec, Qemu, QemuProcess};
+use crate::qemu::{LaunchSpec, Monitor, Qemu, QemuProcess, Start};
 use crate::wire::Wire;
 
-/// A process and its wire: what every phase holds.
+/// A process, its wire, and its monitor where it has one: what every phase holds.
 #[derive(Debug)]
 struct Machine {
     process: QemuProcess,
     wire: Wire,
+    monitor: Option<Monitor>,
 }
 
 impl Machine {
@@ -25,11 +33,57 @@ impl Machine {
         }
     }
 
+    async fn send(&mut self, frames: &[u8]) -> Result<(), VmError> {
+        match self.wire.send(frames).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.explain(error).await),
+        }
+    }
+
+    /// The next frame, or QEMU's word that none will come.
     async fn receive(&mut self) -> Result<GuestFrame, VmError> {
-        match self.wire.receive().await {
+        let failure = async {
+            match &mut self.monitor {
+                Some(monitor) => monitor.failure().await,
+                None => std::future::pending().await,
+            }
+        };
+        let received = tokio::select! {
+            frame = self.wire.receive() => frame,
+            error = failure => Err(error),
+        };
+        match received {
             Ok(GuestFrame::Failed { reason }) => Err(VmError::Guest(reason)),
             Ok(frame) => Ok(frame),
             Err(error) => Err(self.explain(error).await),
+        }
+    }
+
+    async fn expect_ready(&mut self) -> Result<(), VmError> {
+        match self.receive().await? {
+            GuestFrame::Ready => Ok(()),
+            other => Err(unexpected("ready", &other)),
+        }
+    }
+
+    /// Writes `frames`, the last of which is a program; waits until the guest says that it has started.
+    async fn start(mut self, frames: &[u8], says_ready: bool, deadline: Duration) -> Result<Running, VmError> {
+        let hand_over = async {
+            self.send(frames).await?;
+            let mut ready = Instant::now();
+            if says_ready {
+                self.expect_ready().await?;
+                ready = Instant::now();
+            }
+            match self.receive().await? {
+                GuestFrame::Started => Ok(ready),
+                other => Err(unexpected("started", &other)),
+            }
+        };
+        match tokio::time::timeout(deadline, hand_over).await {
+            Err(_) => Err(VmError::Deadline(deadline)),
+            Ok(Ok(ready)) => Ok(Running { machine: self, ready, started: Instant::now() }),
+            Ok(Err(error)) => Err(error),
         }
     }
 }
@@ -46,10 +100,18 @@ pub(crate) struct Ready {
     machine: Machine,
 }
 
+/// The guest has waited for a program for so long that it needs to be told the time again.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    machine: Machine,
+}
+
 /// The guest runs its program. There is no way back.
 #[derive(Debug)]
 pub(crate) struct Running {
     machine: Machine,
+    /// When the guest was ready for the program.
+    pub(crate) ready: Instant,
     /// When the guest said that the program had started.
     pub(crate) started: Instant,
 }
@@ -59,43 +121,94 @@ impl Booting {
     pub(crate) async fn launch(
         qemu: &Qemu,
         spec: &LaunchSpec,
-        warm: Vec<Language>,
+        hello: Hello,
         keep: impl Send + 'static,
     ) -> Result<Booting, VmError> {
         let (wire, guest_end) = Wire::pair()?;
-        let process = qemu.spawn(spec, guest_end, keep)?;
-        let mut machine = Machine { process, wire };
-        let hello = HostFrame::Hello(hello(warm)?);
-        if let Err(error) = machine.wire.send(&hello).await {
-            return Err(machine.explain(error).await);
+        let (monitor, monitor_end) =
+            if spec.start.has_monitor() { Some(Monitor::pair()?).unzip() } else { (None, None) };
+        let process = qemu.spawn(spec, guest_end, monitor_end, keep)?;
+        let mut machine = Machine { process, wire, monitor };
+        if let (Start::Restore { state, .. }, Some(monitor)) = (&spec.start, &mut machine.monitor) {
+            monitor.begin_restore(state).await?;
         }
+        // It lies in the socket until the guest reads it: for a restored one, when it wakes.
+        machine.send(&encode(&HostFrame::Hello(hello))?).await?;
         Ok(Booting { machine })
     }
 
     /// Waits until the guest is ready, but not for ever.
     pub(crate) async fn ready(mut self, deadline: Duration) -> Result<Ready, VmError> {
-        match tokio::time::timeout(deadline, self.machine.receive()).await {
+        match tokio::time::timeout(deadline, self.machine.expect_ready()).await {
             Err(_) => Err(VmError::Deadline(deadline)),
-            Ok(Ok(GuestFrame::Ready)) => Ok(Ready { machine: self.machine }),
-            Ok(Ok(other)) => Err(unexpected("ready", &other)),
+            Ok(Ok(())) => Ok(Ready { machine: self.machine }),
             Ok(Err(error)) => Err(error),
         }
+    }
+
+    /// Hands over the program before the guest is ready for it, so that it finds it there. Until [`Running`] is reached it
+    /// has no effect outside the VM, and can be run in another.
+    pub(crate) async fn start(self, program: &Program, deadline: Duration) -> Result<Running, VmError> {
+        self.machine.start(&program.0, true, deadline).await
     }
 }
 
 impl Ready {
-    /// Hands over the program. From the first byte of this on, it may have run.
-    pub(crate) async fn start(mut self, program: Execute, deadline: Duration) -> Result<Running, VmError> {
-        let hand_over = async {
-            self.machine.wire.send(&HostFrame::Execute(program)).await?;
-            self.machine.receive().await
+    /// Hands over the program.
+    pub(crate) async fn start(self, program: &Program, deadline: Duration) -> Result<Running, VmError> {
+        self.machine.start(&program.0, false, deadline).await
+    }
+
+    /// Runs a program of ours in the interpreter that will run the next one.
+    pub(crate) async fn rehearse(mut self, program: &Program, deadline: Duration) -> Result<Ready, VmError> {
+        let rehearsal = async {
+            self.machine.send(&program.0).await?;
+            loop {
+                match self.machine.receive().await? {
+                    GuestFrame::Started | GuestFrame::Output { .. } => {}
+                    GuestFrame::Finished(finished) if finished.exit == Exit::Code(0) => return Ok(()),
+                    GuestFrame::Finished(finished) => {
+                        return Err(VmError::Guest(format!("a rehearsal ended with {:?}", finished.exit)));
+                    }
+                    other => return Err(unexpected("output", &other)),
+                }
+            }
         };
-        match tokio::time::timeout(deadline, hand_over).await {
+        match tokio::time::timeout(deadline, rehearsal).await {
             Err(_) => Err(VmError::Deadline(deadline)),
-            Ok(Ok(GuestFrame::Started)) => Ok(Running { machine: self.machine, started: Instant::now() }),
-            Ok(Ok(other)) => Err(unexpected("started", &other)),
+            Ok(Ok(())) => Ok(self),
             Ok(Err(error)) => Err(error),
         }
+    }
+
+    /// Stops the VM for good and takes its device state; its memory is in the file that it was started with.
+    pub(crate) async fn save(mut self, deadline: Duration) -> Result<Vec<u8>, VmError> {
+        let Some(monitor) = &mut self.machine.monitor else {
+            return Err(VmError::Spawn("a VM without a monitor cannot be saved".into()));
+        };
+        match tokio::time::timeout(deadline, monitor.save()).await {
+            Err(_) => Err(VmError::Deadline(deadline)),
+            Ok(Ok(state)) => Ok(state),
+            Ok(Err(error)) => Err(self.machine.explain(error).await),
+        }
+    }
+
+    pub(crate) fn into_waiting(self) -> Waiting {
+        Waiting { machine: self.machine }
+    }
+}
+
+impl Waiting {
+    /// Whether it still waits: a guest that says anything, or has ended, does not.
+    pub(crate) fn is_sound(&mut self) -> bool {
+        self.machine.receive().now_or_never().is_none()
+    }
+
+    /// Tells the guest the time, and hands over the program.
+    pub(crate) async fn start(self, program: &Program, deadline: Duration) -> Result<Running, VmError> {
+        let mut frames = encode(&HostFrame::Hello(hello(Vec::new())?))?;
+        frames.extend_from_slice(&program.0);
+        self.machine.start(&frames, true, deadline).await
     }
 }
 
@@ -112,13 +225,39 @@ impl Running {
 
     /// Ctrl-C for the program.
     pub(crate) async fn interrupt(&mut self) -> Result<(), VmError> {
-        self.machine.wire.send(&HostFrame::Interrupt).await
+        self.machine.wire.send(&encode(&HostFrame::Interrupt)?).await
     }
 
     /// The end of all the program's processes.
     pub(crate) async fn kill(&mut self) -> Result<(), VmError> {
-        self.machine.wire.send(&HostFrame::Kill).await
+        self.machine.wire.send(&encode(&HostFrame::Kill)?).await
     }
+}
+
+/// A program as it goes over the wire: encoded once, whichever VM takes it in the end.
+#[derive(Debug)]
+pub(crate) struct Program(Vec<u8>);
+
+impl Program {
+    pub(crate) fn new(program: Execute) -> Result<Program, VmError> {
+        encode(&HostFrame::Execute(program)).map(Program)
+    }
+}
+
+/// What makes a VM itself: names and randomness of its own, and the time that it is now.
+pub(crate) fn hello(warm: Vec<Language>) -> Result<Hello, VmError> {
+    let mut random = [0; 48];
+    getrandom::fill(&mut random).map_err(|error| VmError::Spawn(format!("reading random bytes: {error}")))?;
+    let (entropy, id) = random.split_at(32);
+    let mut hello = Hello {
+        protocol: PROTOCOL_VERSION,
+        realtime_ns: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64),
+        entropy: [0; 32],
+        vm_id: id.iter().map(|byte| format!("{byte:02x}")).collect(),
+        warm,
+    };
+    hello.entropy.copy_from_slice(entropy);
+    Ok(hello)
 }
 
 pub(crate) fn unexpected(expected: &str, found: &GuestFrame) -> VmError {
@@ -132,17 +271,6 @@ pub(crate) fn unexpected(expected: &str, found: &GuestFrame) -> VmError {
     VmError::Protocol(format!("{expected} was expected, {found} came"))
 }
 
-fn hello(warm: Vec<Language>) -> Result<Hello, VmError> {
-    let mut random = [0; 48];
-    getrandom::fill(&mut random).map_err(|error| VmError::Spawn(format!("reading random bytes: {error}")))?;
-    let (entropy, id) = random.split_at(32);
-    let mut hello = Hello {
-        protocol: PROTOCOL_VERSION,
-        realtime_ns: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64),
-        entropy: [0; 32],
-        vm_id: id.iter().map(|byte| format!("{byte:02x}")).collect(),
-        warm,
-    };
-    hello.entropy.copy_from_slice(entropy);
-    Ok(hello)
+fn encode(frame: &HostFrame) -> Result<Vec<u8>, VmError> {
+    wire::encode(frame).map_err(|error| VmError::Protocol(error.to_string()))
 }

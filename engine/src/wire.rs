@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use futures_util::StreamExt;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use sandbox_schemas::limits::GUEST_FRAME_MAX_BYTES;
-use sandbox_schemas::wire::{self, GuestFrame, HostFrame, PREFIX_BYTES};
+use sandbox_schemas::wire::{self, GuestFrame, PREFIX_BYTES};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -38,10 +38,9 @@ impl Wire {
         Ok((Wire { frames: FramedRead::new(reader, codec), writer }, StdUnixStream::from(theirs)))
     }
 
-    /// Sends a frame. Not cancel-safe: a caller that gives up in the middle gives up the VM.
-    pub(crate) async fn send(&mut self, frame: &HostFrame) -> Result<(), VmError> {
-        let bytes = wire::encode(frame).map_err(|error| VmError::Protocol(error.to_string()))?;
-        self.writer.write_all(&bytes).await.map_err(|error| VmError::Ended(format!(" (writing to it: {error})")))
+    /// Sends whole frames. Not cancel-safe: a caller that gives up in the middle gives up the VM.
+    pub(crate) async fn send(&mut self, frames: &[u8]) -> Result<(), VmError> {
+        self.writer.write_all(frames).await.map_err(|error| VmError::Ended(format!(" (writing to it: {error})")))
     }
 
     /// The next frame; an error when the guest is gone or talks nonsense. Cancel-safe.

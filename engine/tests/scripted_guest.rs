@@ -57,6 +57,8 @@ async fn engine(script: &str, frames: &[u8]) -> (Engine, TempDir) {
         },
         qemu: Some(qemu),
         accelerator: AcceleratorChoice::Tcg,
+        warm_pool_size: 0,
+        uses_templates: false,
         limits: Limits { vms: 2, memory_mb: 4096, waiting: 2, wait: Duration::from_secs(5) },
         cache_dir: folder.path().to_path_buf(),
     };

@@ -1,19 +1,23 @@
 # Warms this bash, then lets it run its script as `bash main.sh` would. Bash reads this file before its script, as its
 # BASH_ENV, so that nothing of it is left on the stack when the script begins.
-# Descriptors: 1000 tells to go, 1001 takes what is said to the agent.
+# Descriptors: 1000 tells to go (`P`: to rehearse a program of the agent's and to stay), 1001 takes what is said to the agent.
 
 unset BASH_ENV
-# Once through what every program goes through, so that no program is the first.
-: "$(printf x)" && [[ a == a ]] && true | true
-
 printf R >&1001
-# Without a word the agent does not need this interpreter.
-IFS= read -r -u 1000 _sandbox || exit 0
+while true; do
+  # Without a word the agent does not need this interpreter.
+  IFS= read -r -u 1000 _sandbox || exit 0
+  [[ $_sandbox == P ]] || break
+  (exec 1000<&- 1001>&-; . /run/program/main.sh)
+  printf 'D0\n' >&1001
+done
 while IFS= read -r -d '' _sandbox; do
   export "$_sandbox"
 done </run/program/env
 # The end of this process is the end of the program; its children must not hold the agent's pipes open.
 exec 1000<&- 1001>&-
+# Clones of this VM have the same generator state until it is seeded anew.
+RANDOM=$SRANDOM
 if [[ -n ${BASH_ENV-} ]]; then
   # The program's own, expanded as bash would have done.
   eval "_sandbox=\"$BASH_ENV\""

@@ -1,35 +1,61 @@
 // Runs one program in this warmed Node.js, as `node main.js` would.
 //
-// argv: this file, the program's path. Descriptors: 1000 tells to go, 1001 takes what is said to the agent.
+// argv: this file, the program's path. Descriptors: 1000 tells to go (`P`: to rehearse a program of the agent's and to stay),
+// 1001 takes what is said to the agent.
 'use strict';
 
 const fs = require('node:fs');
 const Module = require('node:module');
 const path = require('node:path');
 const { pathToFileURL } = require('node:url');
+const v8 = require('node:v8');
 const vm = require('node:vm');
 
 const REQUEST = 1000;
+const WORKSPACE = process.cwd();
+const IN_WORKSPACE = path.join(WORKSPACE, 'main.js');
 const written = process.argv[2];
+let programUrl;
 
 // Opened anew, the control pipe is closed in children; the numbered one would be theirs too.
 const control = fs.openSync('/proc/self/fd/1001', 'w');
 fs.closeSync(1001);
 
 warmUp();
-say('R');
-const told = fs.readSync(REQUEST, Buffer.alloc(2));
-fs.closeSync(REQUEST);
-if (told === 0) process.reallyExit(0); // The agent does not need this interpreter.
-
-applyEnvironment(path.join(path.dirname(written), 'env'));
-const program = nameByKind(written);
-process.argv = [process.argv[0], program];
-process.execArgv = [];
-resolveFromWorkspace(program);
 announceExit();
-// From a tick of its own, so that the program's stack traces do not show this file.
-process.nextTick(Module.runMain, program);
+registerResolver();
+say('R');
+hear();
+
+/** Waits for word from the agent, and runs programs until there is one that is not a rehearsal. */
+function hear() {
+  const told = Buffer.alloc(2);
+  if (fs.readSync(REQUEST, told) === 0) process.reallyExit(0); // The agent does not need this interpreter.
+  const isRehearsal = told.toString().startsWith('P');
+  if (!isRehearsal) fs.closeSync(REQUEST);
+  applyEnvironment(path.join(path.dirname(written), 'env'));
+  const program = nameByKind(written);
+  process.argv = [process.argv[0], program];
+  process.execArgv = [];
+  resolveFromWorkspace(program);
+  if (isRehearsal) {
+    setImmediate(rehearse, program);
+  } else {
+    // Clones of this VM have the same generator state until it is seeded anew.
+    v8.setFlagsFromString(`--random-seed=${randomSeed()}`);
+    // From a tick of its own, so that the program's stack traces do not show this file.
+    process.nextTick(Module.runMain, program);
+  }
+}
+
+/** Runs a script to its end as if it were the program, and leaves no trace of it. */
+function rehearse(program) {
+  Module.runMain(program);
+  delete Module._cache[program];
+  delete process.mainModule;
+  say('D0\n');
+  setImmediate(hear);
+}
 
 /** Touches what is made lazily: the streams, the console's formatting, the compiler. */
 function warmUp() {
@@ -38,6 +64,15 @@ function warmUp() {
   void require('node:util').inspect({ a: [1, 'x', new Map()] });
   void new vm.Script('(async () => { await 1; })()').runInThisContext();
   void Module.createRequire('/workspace/');
+}
+
+/** From 1 to 2^31 - 1: what V8 takes. */
+function randomSeed() {
+  const source = fs.openSync('/dev/urandom', 'r');
+  const bytes = Buffer.alloc(4);
+  fs.readSync(source, bytes);
+  fs.closeSync(source);
+  return (bytes.readUInt32LE() >>> 1) || 1;
 }
 
 function say(words) {
@@ -99,31 +134,32 @@ function isModule(source) {
  * as well: programs mix them with top-level await.
  */
 function resolveFromWorkspace(file) {
-  const programUrl = pathToFileURL(file).href;
-  const workspace = process.cwd();
-  const inWorkspace = path.join(workspace, 'main.js');
-  const parentURL = pathToFileURL(inWorkspace).href;
-  Module.registerHooks({
-    resolve(specifier, context, next) {
-      if (context.parentURL !== programUrl) return next(specifier, context);
-      const isRelative = /^\.\.?(\/|$)/.test(specifier);
-      return next(isRelative ? path.resolve(workspace, specifier) : specifier, { ...context, parentURL });
-    },
-  });
+  programUrl = pathToFileURL(file).href;
   // `require` of a package looks beside the file whatever a hook says, and then here.
   const { NODE_PATH } = process.env;
-  process.env.NODE_PATH = [path.join(workspace, 'node_modules'), NODE_PATH].filter(Boolean).join(path.delimiter);
+  process.env.NODE_PATH = [path.join(WORKSPACE, 'node_modules'), NODE_PATH].filter(Boolean).join(path.delimiter);
   Module._initPaths();
   if (NODE_PATH === undefined) delete process.env.NODE_PATH;
   else process.env.NODE_PATH = NODE_PATH;
   if (/\.m[jt]s$/.test(file)) {
     const module = { exports: {}, filename: file, id: '.' };
-    const require = Module.createRequire(inWorkspace);
+    const require = Module.createRequire(IN_WORKSPACE);
     require.main = module;
     for (const [name, value] of Object.entries({ require, module, __filename: file, __dirname: path.dirname(file) })) {
       Object.defineProperty(globalThis, name, { value, writable: true, configurable: true, enumerable: false });
     }
   }
+}
+
+function registerResolver() {
+  const parentURL = pathToFileURL(IN_WORKSPACE).href;
+  Module.registerHooks({
+    resolve(specifier, context, next) {
+      if (context.parentURL !== programUrl) return next(specifier, context);
+      const isRelative = /^\.\.?(\/|$)/.test(specifier);
+      return next(isRelative ? path.resolve(WORKSPACE, specifier) : specifier, { ...context, parentURL });
+    },
+  });
 }
 
 /** Says the exit code once all `exit` listeners have run, before the process takes itself apart. */

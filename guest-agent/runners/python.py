@@ -1,6 +1,7 @@
 """Runs one program in this warmed interpreter, as `python3 main.py` would.
 
-argv: this file, the program's path. Descriptors: 1000 tells to go, 1001 takes what is said to the agent.
+argv: this file, the program's path. Descriptors: 1000 tells to go (`P`: to rehearse a program of the agent's and to stay),
+1001 takes what is said to the agent.
 """
 # Few imports: while VMs are booted for their run, each is time that a user waits for.
 import _posixsubprocess
@@ -21,24 +22,29 @@ def main():
     os.set_inheritable(CONTROL, False)
     runner_pid = os.getpid()
     keep_order()
-    warm_up()
-    known = set(sys.modules)
+    settle()
     os.write(CONTROL, b"R")
-    if not os.read(REQUEST, 2):
-        os._exit(0)  # The agent does not need this interpreter.
-    os.close(REQUEST)
-    apply_environment(os.path.join(os.path.dirname(program), "env"))
-    if "random" in sys.modules:
-        # A clone of this VM has the same generator state until it is seeded anew.
-        sys.modules["random"].seed()
-    code = run(program)
-    code = finish(code, known)
-    if os.getpid() == runner_pid:
-        try:
-            os.write(CONTROL, b"D%d\n" % code)
-        except OSError:
-            pass  # The program closed it; the exit says the same.
-    os._exit(code)
+    while True:
+        told = os.read(REQUEST, 2)
+        if not told:
+            os._exit(0)  # The agent does not need this interpreter.
+        if is_last := told[:1] != b"P":
+            os.close(REQUEST)
+        known = set(sys.modules)
+        apply_environment(os.path.join(os.path.dirname(program), "env"))
+        if "random" in sys.modules:
+            # A clone of this VM has the same generator state until it is seeded anew.
+            sys.modules["random"].seed()
+        code = run(program)
+        code = finish(code, known, is_last)
+        if os.getpid() == runner_pid:
+            try:
+                os.write(CONTROL, b"D%d\n" % code)
+            except OSError:
+                pass  # The program closed it; the exit says the same.
+        if is_last:
+            os._exit(code)
+        settle()
 
 
 def keep_order():
@@ -63,9 +69,7 @@ def flushing(function):
     return flushed
 
 
-def warm_up():
-    """Goes once through what every program goes through, so that no program is the first."""
-    exec(compile("try:\n 1/0\nexcept ZeroDivisionError as e: f'{e!r}'", "<warm-up>", "exec"), {})
+def settle():
     gc.collect()
     # What is here now is never garbage: later collections need not look at it.
     gc.freeze()
@@ -115,9 +119,11 @@ def report(error):
     return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
-def finish(code, known):
+def finish(code, known, is_last):
     """What an interpreter does when it ends, as far as a program can see it."""
-    for step in (wait_for_threads, run_exit_functions, drop_main, flush_streams):
+    # Of these, the first two can be done once only.
+    steps = (wait_for_threads, run_exit_functions, drop_main, flush_streams)
+    for step in steps if is_last else steps[2:]:
         try:
             step()
         except BaseException as error:

@@ -13,7 +13,6 @@ use nix::unistd::{Pid, read};
 use sandbox_schemas::language::Language;
 use sandbox_schemas::wire::{Execute, Exit, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION};
 
-use crate::cgroup;
 use crate::error::{Context, Error, Result};
 use crate::identity;
 use crate::port::Port;
@@ -114,7 +113,7 @@ impl Agent {
                 }
                 Ok(())
             }
-            HostFrame::Kill => cgroup::kill_all(),
+            HostFrame::Kill => self.run.as_ref().map_or(Ok(()), |run| run.runner.cgroup.kill_all()),
         }
     }
 
@@ -190,10 +189,10 @@ impl Agent {
     }
 
     fn finish(&mut self, exit: Exit) -> Result<()> {
-        match self.run.take() {
-            Some(mut run) => run.finish(exit, &mut self.port),
-            None => Ok(()),
+        if let Some(run) = self.run.take() {
+            self.runners.extend(run.finish(exit, &mut self.port)?);
         }
+        Ok(())
     }
 
     /// Reaps every child that has ended: runners, and orphans that PID 1 inherits.
@@ -222,6 +221,10 @@ impl Agent {
         }
         let Some(index) = self.runners.iter().position(|runner| runner.pid == pid) else { return Ok(()) };
         let runner = self.runners.swap_remove(index);
+        if self.run.is_some() {
+            // A program may kill all that is its user's; what it does not use itself is not missed.
+            return Ok(());
+        }
         let mut words = vec![0; 4096];
         let length = read(runner.stderr.as_fd(), &mut words).unwrap_or(0);
         let reason = format!(

@@ -1,61 +1,108 @@
 //! The cgroup that all of a program's processes are in: its limits, its figures, its end.
+//!
+//! Each interpreter that is kept warm has one of its own, so that those which the program does not use count for nothing.
 
-use std::fs;
-use std::path::Path;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
+use sandbox_schemas::language::Language;
 use sandbox_schemas::limits;
 
 use crate::error::{Context, Result};
 
 const ROOT: &str = "/sys/fs/cgroup";
-const USER: &str = "/sys/fs/cgroup/user";
 
-/// The file that a process writes `0` to in order to join.
-pub(crate) const JOIN_FILE: &str = "/sys/fs/cgroup/user/cgroup.procs";
-
-/// Makes the cgroup. The agent stays outside: what a program uses up is never the agent's.
+/// Lets cgroups have limits. The agent stays in the root: what a program uses up is never the agent's.
 pub(crate) fn set_up() -> Result<()> {
-    write(ROOT, "cgroup.subtree_control", "+memory +pids +cpu")?;
-    fs::create_dir(USER).context("creating the user's cgroup")?;
-    write(USER, "pids.max", &limits::PROCESSES_MAX.to_string())
+    write(Path::new(ROOT), "cgroup.subtree_control", "+memory +pids +cpu")
 }
 
-/// Bounds what the processes and the files they write take together.
-pub(crate) fn limit_memory(bytes: u64) -> Result<()> {
-    write(USER, "memory.max", &bytes.to_string())
+/// A cgroup. It stays when this is dropped, as its processes do.
+pub(crate) struct Cgroup {
+    folder: PathBuf,
 }
 
-/// Kills every process in it, however it has forked.
-pub(crate) fn kill_all() -> Result<()> {
-    write(USER, "cgroup.kill", "1")
+impl Cgroup {
+    /// The one of a language, made if it is not there.
+    pub(crate) fn of(language: Language) -> Result<Cgroup> {
+        let folder = Path::new(ROOT).join(language.name());
+        if !folder.exists() {
+            fs::create_dir(&folder).context(format!("creating {}", folder.display()))?;
+            write(&folder, "pids.max", &limits::PROCESSES_MAX.to_string())?;
+        }
+        Ok(Cgroup { folder })
+    }
+
+    /// The file that a process writes `0` to in order to join.
+    pub(crate) fn join_file(&self) -> PathBuf {
+        self.folder.join("cgroup.procs")
+    }
+
+    /// Bounds what the processes and the files they write take together.
+    pub(crate) fn limit_memory(&self, bytes: u64) -> Result<()> {
+        write(&self.folder, "memory.max", &bytes.to_string())
+    }
+
+    /// Kills every process in it, however it has forked.
+    pub(crate) fn kill_all(&self) -> Result<()> {
+        write(&self.folder, "cgroup.kill", "1")
+    }
+
+    /// Begins to measure from what is there now.
+    pub(crate) fn meter(&self) -> Meter {
+        // What was used for warming does not count. A write resets the peak for those who read through this descriptor.
+        let mut peak = File::options().read(true).write(true).open(self.folder.join("memory.peak")).ok();
+        if let Some(peak) = &mut peak {
+            let _ = peak.write(b"reset");
+        }
+        Meter { cpu_before_us: self.cpu_us(), oom_kills_before: self.oom_kills(), peak }
+    }
+
+    fn cpu_us(&self) -> u64 {
+        self.keyed("cpu.stat", "usage_usec")
+    }
+
+    fn oom_kills(&self) -> u64 {
+        self.keyed("memory.events", "oom_kill")
+    }
+
+    fn keyed(&self, file: &str, key: &str) -> u64 {
+        // The figures inform; a kernel that lacks one must not fail a run.
+        let text = fs::read_to_string(self.folder.join(file)).unwrap_or_default();
+        let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+        value.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+    }
 }
 
-/// CPU time of all its processes until now, in microseconds.
-pub(crate) fn cpu_us() -> u64 {
-    keyed("cpu.stat", "usage_usec")
+/// What a program has used since its start.
+pub(crate) struct Meter {
+    cpu_before_us: u64,
+    oom_kills_before: u64,
+    peak: Option<File>,
 }
 
-/// Most memory used at once, in bytes.
-pub(crate) fn memory_peak_bytes() -> u64 {
-    read("memory.peak").trim().parse().unwrap_or(0)
+impl Meter {
+    /// CPU time of all processes, in microseconds.
+    pub(crate) fn cpu_us(&self, cgroup: &Cgroup) -> u64 {
+        cgroup.cpu_us().saturating_sub(self.cpu_before_us)
+    }
+
+    /// Processes that the kernel killed for want of memory.
+    pub(crate) fn oom_kills(&self, cgroup: &Cgroup) -> u64 {
+        cgroup.oom_kills().saturating_sub(self.oom_kills_before)
+    }
+
+    /// Most memory used at once, in bytes.
+    pub(crate) fn memory_peak_bytes(&self) -> u64 {
+        let mut digits = [0; 32];
+        // From the file's beginning: the reset has moved the descriptor on.
+        let length = self.peak.as_ref().and_then(|peak| peak.read_at(&mut digits, 0).ok()).unwrap_or(0);
+        std::str::from_utf8(&digits[..length]).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    }
 }
 
-/// Processes that the kernel killed for want of memory.
-pub(crate) fn oom_kills() -> u64 {
-    keyed("memory.events", "oom_kill")
-}
-
-fn keyed(file: &str, key: &str) -> u64 {
-    let text = read(file);
-    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
-    value.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
-}
-
-/// The figures inform; a kernel that lacks one must not fail a run.
-fn read(file: &str) -> String {
-    fs::read_to_string(Path::new(USER).join(file)).unwrap_or_default()
-}
-
-fn write(folder: &str, file: &str, value: &str) -> Result<()> {
-    fs::write(Path::new(folder).join(file), value).context(format!("writing {value:?} to {folder}/{file}"))
+fn write(folder: &Path, file: &str, value: &str) -> Result<()> {
+    fs::write(folder.join(file), value).context(format!("writing {value:?} to {}/{file}", folder.display()))
 }

@@ -1,5 +1,7 @@
 //! What a program may not do: an ordinary user's rights, and fewer system calls than that.
 
+use std::path::Path;
+
 use nix::libc;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::SigSet;
@@ -7,7 +9,6 @@ use nix::unistd::{Gid, Uid, setgid, setgroups, setsid, setuid};
 use sandbox_schemas::limits;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
-use crate::cgroup;
 use crate::error::{Context, Result};
 
 /// The user that programs run as.
@@ -71,11 +72,11 @@ pub(crate) fn filter() -> Result<BpfProgram> {
 }
 
 /// Turns the calling process, a fresh child of the agent, into the user's: no way back.
-pub(crate) fn become_user(filter: &BpfProgram) -> std::io::Result<()> {
+pub(crate) fn become_user(filter: &BpfProgram, cgroup: &Path) -> std::io::Result<()> {
     setsid()?;
     // The agent blocks the signals that it waits for; a program expects none to be blocked.
     SigSet::empty().thread_set_mask()?;
-    std::fs::write(cgroup::JOIN_FILE, "0")?;
+    std::fs::write(cgroup, "0")?;
     setrlimit(Resource::RLIMIT_NOFILE, limits::OPEN_FILES_MAX, limits::OPEN_FILES_MAX)?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     setgroups(&[])?;

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 use nix::unistd::{read, write};
 use sandbox_schemas::wire::{Execute, Exit, Finished, GuestFrame, Stream};
 
-use crate::cgroup;
+use crate::cgroup::{Cgroup, Meter};
 use crate::error::{Context, Result};
 use crate::output::Output;
 use crate::port::Port;
@@ -21,10 +21,11 @@ pub(crate) struct Run {
     stdin: Vec<u8>,
     stdin_written: usize,
     started: Instant,
-    cpu_before_us: u64,
+    meter: Meter,
     /// Closed by some runners before the program starts, and by programs that close all they find.
     control: Option<OwnedFd>,
     said: Vec<u8>,
+    is_rehearsal: bool,
 }
 
 impl Run {
@@ -33,16 +34,17 @@ impl Run {
     /// program's doing.
     pub(crate) fn start(warm: Option<Runner>, request: Execute, port: &mut Port) -> Result<Run> {
         let has_own_start = warm.is_none();
-        cgroup::limit_memory(request.memory_bytes)?;
+        let cgroup = Cgroup::of(request.language)?;
+        cgroup.limit_memory(request.memory_bytes)?;
         runner::lay_out(request.language, &request.code, &request.env, has_own_start)?;
         port.send(&GuestFrame::Started)?;
-        let cpu_before_us = cgroup::cpu_us();
+        let meter = cgroup.meter();
         let started = Instant::now();
         let mut runner = match warm {
             Some(runner) => runner,
             None => Runner::spawn(request.language, &request.env)?,
         };
-        runner.go();
+        runner.go(request.is_rehearsal);
         let mut run = Run {
             stdout: Output::new(Stream::Stdout, runner.stdout.try_clone().context("stdout")?, request.stdout_max),
             stderr: Output::new(Stream::Stderr, runner.stderr.try_clone().context("stderr")?, request.stderr_max),
@@ -51,8 +53,9 @@ impl Run {
             stdin_written: 0,
             runner,
             started,
-            cpu_before_us,
+            meter,
             said: Vec::new(),
+            is_rehearsal: request.is_rehearsal,
         };
         run.feed_stdin();
         Ok(run)
@@ -60,12 +63,13 @@ impl Run {
 
     /// The pipe that wants more input, if there is more.
     pub(crate) fn stdin(&self) -> Option<&OwnedFd> {
-        self.runner.stdin.as_ref()
+        // It belongs to the program that comes after the rehearsals.
+        self.runner.stdin.as_ref().filter(|_| !self.is_rehearsal)
     }
 
     /// Writes what fits; closes the pipe behind the last byte.
     pub(crate) fn feed_stdin(&mut self) {
-        while let Some(pipe) = &self.runner.stdin {
+        while let Some(pipe) = self.stdin() {
             let rest = &self.stdin[self.stdin_written..];
             match if rest.is_empty() { Ok(0) } else { write(pipe, rest) } {
                 Ok(0) => self.runner.stdin = None,
@@ -103,8 +107,8 @@ impl Run {
         Some(Exit::Code(code))
     }
 
-    /// Sends what the program had still written, and how it ended.
-    pub(crate) fn finish(&mut self, exit: Exit, port: &mut Port) -> Result<()> {
+    /// Sends what the program had still written, and how it ended. The runner comes back from a rehearsal.
+    pub(crate) fn finish(mut self, exit: Exit, port: &mut Port) -> Result<Option<Runner>> {
         let process_us = self.started.elapsed().as_micros() as u64;
         self.stdout.drain(port)?;
         self.stderr.drain(port)?;
@@ -114,9 +118,10 @@ impl Run {
             stderr_bytes: self.stderr.bytes,
             spawn_us: self.runner.spawn_us.unwrap_or(process_us),
             process_us,
-            cpu_us: cgroup::cpu_us().saturating_sub(self.cpu_before_us),
-            memory_peak_bytes: cgroup::memory_peak_bytes(),
-            oom_kills: cgroup::oom_kills(),
-        }))
+            cpu_us: self.meter.cpu_us(&self.runner.cgroup),
+            memory_peak_bytes: self.meter.memory_peak_bytes(),
+            oom_kills: self.meter.oom_kills(&self.runner.cgroup),
+        }))?;
+        Ok(self.is_rehearsal.then_some(self.runner))
     }
 }

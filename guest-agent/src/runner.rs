@@ -1,8 +1,9 @@
 //! An interpreter that waits for its program: spawned as the user, warmed, told once to go.
 //!
 //! What the agent and a runner say to each other travels on two pipes of their own, never on the program's streams:
-//! the agent writes one byte (`G`) on the request pipe; the runner writes `R` on the control pipe when it is warm and
-//! `D`, exit code, newline when the program has ended. A program that ends in any other way is seen by its exit.
+//! the agent writes a line on the request pipe (`G`: go, the only program; `P`: a rehearsal, stay for another); the runner
+//! writes `R` on the control pipe when it is warm and `D`, exit code, newline when the program has ended. A program that
+//! ends in any other way is seen by its exit.
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -17,6 +18,7 @@ use nix::unistd::{Pid, fchown, pipe2};
 use sandbox_schemas::language::Language;
 
 use crate::boot::{PROGRAM_DIR, RUNNER_DIR, WORKSPACE_DIR};
+use crate::cgroup::Cgroup;
 use crate::confine::{self, USER_GID, USER_UID};
 use crate::error::{Context, Result};
 
@@ -133,6 +135,7 @@ fn is_runners(language: Language, name: &str) -> bool {
 /// A spawned interpreter.
 pub(crate) struct Runner {
     pub(crate) language: Language,
+    pub(crate) cgroup: Cgroup,
     pub(crate) pid: Pid,
     pub(crate) stdin: Option<OwnedFd>,
     pub(crate) stdout: OwnedFd,
@@ -161,6 +164,8 @@ impl Runner {
         }
 
         let filter = confine::filter()?;
+        let cgroup = Cgroup::of(language)?;
+        let join_file = cgroup.join_file();
         let spawned = Instant::now();
         #[allow(clippy::disallowed_methods, reason = "the agent's one place that starts a program")]
         let mut command = Command::new(recipe.command[0]);
@@ -180,7 +185,7 @@ impl Runner {
             // dup2 leaves close-on-exec off at the target, on at the source.
             place(&request_read, REQUEST_FD)?;
             place(&control_write, CONTROL_FD)?;
-            confine::become_user(&filter)
+            confine::become_user(&filter, &join_file)
         };
         #[allow(unsafe_code, reason = "rights are given up between fork and exec")]
         // SAFETY: the agent has one thread, so that nothing in the child can wait for a lock that another thread held.
@@ -190,6 +195,7 @@ impl Runner {
         let child = command.spawn().context(format!("starting {}", recipe.command[0]))?;
         Ok(Runner {
             language,
+            cgroup,
             // The agent reaps every child itself, orphans included; the handle is of no use.
             pid: Pid::from_raw(child.id() as i32),
             stdin: Some(stdin_write),
@@ -208,9 +214,9 @@ impl Runner {
     }
 
     /// Lets it run the program that was laid out.
-    pub(crate) fn go(&mut self) {
+    pub(crate) fn go(&mut self, is_rehearsal: bool) {
         // A runner that died meanwhile is noticed by its exit.
-        let _ = nix::unistd::write(&self.request, b"G\n");
+        let _ = nix::unistd::write(&self.request, if is_rehearsal { b"P\n" } else { b"G\n" });
     }
 
     /// Ends an interpreter that is of no use; its memory is free afterwards.

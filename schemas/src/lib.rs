@@ -12,6 +12,7 @@ pub mod wire;
 
 pub mod accelerator;
 pub mod image;
+pub mod template;
 
 #[cfg(feature = "json-schema")]
 pub mod tools;

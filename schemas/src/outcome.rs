@@ -41,6 +41,8 @@ pub struct ExecuteOutcome {
     pub memory_peak_mb: f64,
     /// Whether the VM came from a pool of started ones; then `setup_ms` and `boot_ms` are 0.
     pub warm_pool_hit: bool,
+    /// Whether the VM, now or when it was put into the pool, was restored from a template instead of booted.
+    pub template_hit: bool,
     /// What executed the guest: `kvm` (hardware) or `tcg` (translation: slower, and a weaker boundary).
     pub accelerator: Accelerator,
 }
@@ -49,9 +51,9 @@ pub struct ExecuteOutcome {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 pub struct Timing {
-    /// From the accepted call until QEMU was started: waiting for a free place, and preparing.
+    /// From the accepted call until QEMU was started: waiting for a free place, and preparing. 0 when a VM was waiting.
     pub setup_ms: f64,
-    /// From QEMU's start until the guest was ready, its interpreter warmed.
+    /// From QEMU's start until the guest was ready, its interpreter warmed. 0 when a VM was waiting.
     pub boot_ms: f64,
     /// From handing over the program until the guest said that it had started.
     pub connect_ms: f64,

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::language::Language;
 
 /// Version of this protocol. Host and agent are built together; it catches an image that was mixed by hand.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Bytes of a frame's length prefix.
 pub const PREFIX_BYTES: usize = 4;
@@ -17,9 +17,10 @@ pub const PREFIX_BYTES: usize = 4;
 /// What the host says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum HostFrame {
-    /// The first frame of every VM, before any user byte runs: what makes this VM another than its origin.
+    /// The first frame of every VM, before any user byte runs: what makes this VM another than its origin. Comes again
+    /// when a VM was restored, or has waited.
     Hello(Hello),
-    /// Run a program. One at a time.
+    /// Run a program. One at a time; none after it, unless it was a rehearsal.
     Execute(Execute),
     /// Interrupt the run as Ctrl-C would (SIGINT to its process group).
     Interrupt,
@@ -47,6 +48,9 @@ pub struct Hello {
 pub struct Execute {
     /// Which interpreter runs it.
     pub language: Language,
+    /// Whether it is a program of the host's own, run so that the next one finds everything touched and translated: the
+    /// interpreter stays, and waits for another.
+    pub is_rehearsal: bool,
     /// The program.
     pub code: String,
     /// All that its standard input holds.

@@ -130,6 +130,7 @@ fn a_result_satisfies_the_output_schema() {
         cpu_time_ms: 0.75,
         memory_peak_mb: 12.5,
         warm_pool_hit: false,
+        template_hit: false,
         accelerator,
     };
     for exit_code in [-1, 0, 137, 255] {

@@ -2,6 +2,7 @@
 //! user has installed meanwhile is found.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use sandbox_engine::{Engine, EngineConfig, StartError};
 use sandbox_images::{ImageStore, LoadError};
@@ -30,23 +31,46 @@ pub(crate) enum BackendError {
 #[derive(Debug)]
 pub(crate) struct Backend {
     cli: Arc<Cli>,
-    engine: Mutex<Option<Arc<Engine>>>,
+    engine: Mutex<Option<Engine>>,
+    /// Whether there will be no calls beside those that there are.
+    expects_no_more: AtomicBool,
 }
 
 impl Backend {
     pub(crate) fn new(cli: Arc<Cli>) -> Self {
-        Backend { cli, engine: Mutex::new(None) }
+        Backend { cli, engine: Mutex::new(None), expects_no_more: AtomicBool::new(false) }
     }
 
     /// The engine. Calls that come while it starts wait for it.
-    pub(crate) async fn engine(&self) -> Result<Arc<Engine>, BackendError> {
+    pub(crate) async fn engine(&self) -> Result<Engine, BackendError> {
         let mut engine = self.engine.lock().await;
         if let Some(engine) = &*engine {
             return Ok(engine.clone());
         }
-        let started = Arc::new(self.start().await?);
+        let started = self.start().await?;
         *engine = Some(started.clone());
+        if self.expects_no_more.load(Ordering::Acquire) {
+            started.expect_no_more();
+        }
         Ok(started)
+    }
+
+    /// Does what the first call would wait for, while the client still thinks.
+    pub(crate) async fn prepare(&self) {
+        match self.engine().await {
+            Ok(engine) => drop(engine.prepare().await),
+            Err(error) => tracing::warn!(%error, "no program can run yet"),
+        }
+    }
+
+    /// No calls will come: VMs that wait for one are of no use.
+    pub(crate) fn expect_no_more(&self) {
+        self.expects_no_more.store(true, Ordering::Release);
+        if let Ok(engine) = self.engine.try_lock()
+            && let Some(engine) = &*engine
+        {
+            engine.expect_no_more();
+        }
     }
 
     /// Waits until every VM is gone. An engine that is still starting is not waited for: its trial VM ends with us.
@@ -67,6 +91,8 @@ impl Backend {
             qemu: self.cli.machine.qemu.clone(),
             accelerator: self.cli.machine.accelerator(),
             limits: self.cli.machine.limits(),
+            warm_pool_size: self.cli.machine.warm_pool_size(),
+            uses_templates: self.cli.machine.uses_templates(),
             image,
             cache_dir,
         };

@@ -41,6 +41,14 @@ pub(crate) struct Machine {
     /// VMs that exist at the same time; further calls wait [default: by cores and memory]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     max_vms: Option<u16>,
+
+    /// VMs that wait for a program, started in advance; 0 for none [default: one a processor, at most 4]
+    #[arg(long, value_name = "N", env = "SANDBOX_MCP_WARM_POOL_SIZE", value_parser = clap::value_parser!(u16).range(0..=64))]
+    warm_pool_size: Option<u16>,
+
+    /// Boot every VM instead of restoring it from a template: slower
+    #[arg(long)]
+    no_templates: bool,
 }
 
 #[derive(Debug, Clone, Copy, Subcommand)]
@@ -75,6 +83,15 @@ impl Machine {
             Accel::Kvm => AcceleratorChoice::Kvm,
             Accel::Tcg => AcceleratorChoice::Tcg,
         }
+    }
+
+    pub(crate) fn uses_templates(&self) -> bool {
+        !self.no_templates
+    }
+
+    pub(crate) fn warm_pool_size(&self) -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        self.warm_pool_size.map_or(cores.min(4), usize::from)
     }
 
     pub(crate) fn limits(&self) -> Limits {

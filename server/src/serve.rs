@@ -78,14 +78,9 @@ async fn serve(cli: Arc<Cli>) -> anyhow::Result<()> {
     let mut writing = tokio::spawn(writer.write_to(tokio::io::stdout()));
     let mut signals = Signals::listen()?;
     let backend = Arc::new(Backend::new(cli));
-    // Most of what the first call would wait for is done while the client still thinks.
     tokio::spawn({
         let backend = backend.clone();
-        async move {
-            if let Err(error) = backend.engine().await {
-                tracing::warn!(%error, "no program can run yet");
-            }
-        }
+        async move { backend.prepare().await }
     });
     let mut server = Server {
         methods: table()?,
@@ -194,6 +189,7 @@ impl Server {
                 Event::CallEnded => {}
                 Event::InputEnded => {
                     is_reading = false;
+                    self.backend.expect_no_more();
                     if self.has_handshake {
                         self.calls.cancel_runs();
                     }

@@ -16,7 +16,7 @@ fn a_result_has_its_figures() {
     for flag in ["timed_out", "truncated", "invalid_utf8", "out_of_memory", "warm_pool_hit"] {
         assert_eq!(outcome[flag], false, "{flag}");
     }
-    assert_eq!(outcome["accelerator"], "tcg");
+    assert_eq!((&outcome["accelerator"], &outcome["template_hit"]), (&json!("tcg"), &json!(true)));
     let number = |value: &serde_json::Value| value.as_f64().unwrap();
     for figure in ["execution_time_ms", "spawn_ms", "process_ms", "cpu_time_ms", "memory_peak_mb"] {
         assert!(number(&outcome[figure]) > 0.0, "{figure} in {outcome}");
@@ -25,7 +25,7 @@ fn a_result_has_its_figures() {
     let parts = ["setup_ms", "boot_ms", "connect_ms", "execute_ms"].map(|part| number(&timing[part]));
     let (sum, total) = (parts.iter().sum::<f64>(), number(&timing["total_ms"]));
     assert!(sum <= total + 1.0 && sum > 0.8 * total, "{timing}");
-    assert!(parts[1] > 100.0, "a VM that boots in {} ms is none", parts[1]);
+    assert!(parts[0] > 0.0 && parts[1] > 0.0, "no VM is restored in no time: {timing}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::engine::AcceleratorChoice;
 use crate::error::StartError;
 use crate::qemu::binary::Qemu;
 use crate::qemu::command::LaunchSpec;
-use crate::vm::Booting;
+use crate::vm::{Booting, hello};
 
 /// KVM's device.
 pub(crate) const DEVICE: &str = "/dev/kvm";
@@ -82,7 +82,7 @@ async fn try_kvm(qemu: &Qemu, cache_dir: &Path, spec: &LaunchSpec) -> Result<(),
 }
 
 async fn trial(qemu: &Qemu, spec: &LaunchSpec) -> Result<(), String> {
-    let attempt = async { Booting::launch(qemu, spec, Vec::new(), ()).await?.ready(TRIAL_DEADLINE).await };
+    let attempt = async { Booting::launch(qemu, spec, hello(Vec::new())?, ()).await?.ready(TRIAL_DEADLINE).await };
     attempt.await.map(drop).map_err(|error| format!("a trial VM failed: {error}"))
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio_util::task::TaskTracker;
 
 use crate::error::{StartError, VmError};
-use crate::qemu::command::LaunchSpec;
+use crate::qemu::command::{self, LaunchSpec};
 use crate::qemu::process::{self, QemuProcess};
 
 const NAME: &str = "qemu-system-x86_64";
@@ -30,6 +30,8 @@ const VERSION_DEADLINE: Duration = Duration::from_secs(10);
 pub(crate) struct Qemu {
     path: PathBuf,
     version: Version,
+    /// What it says of its version, the distribution's words included.
+    words: String,
     /// Counts the processes that are not reaped yet.
     processes: TaskTracker,
 }
@@ -37,8 +39,8 @@ pub(crate) struct Qemu {
 /// As `7.2`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Version {
-    major: u32,
-    minor: u32,
+    pub(super) major: u32,
+    pub(super) minor: u32,
 }
 
 impl Qemu {
@@ -49,12 +51,12 @@ impl Qemu {
             None => search(std::env::var_os("PATH").as_deref())
                 .ok_or_else(|| StartError::QemuMissing { name: NAME, searched: USUAL_PLACES.join(", ") })?,
         };
-        let version = ask_version(&path).await?;
+        let (version, words) = ask_version(&path).await?;
         if version < OLDEST {
             let (found, needed) = (version.to_string(), OLDEST.to_string());
             return Err(StartError::QemuTooOld { path, found, needed });
         }
-        Ok(Qemu { path, version, processes: TaskTracker::new() })
+        Ok(Qemu { path, version, words, processes: TaskTracker::new() })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -65,14 +67,20 @@ impl Qemu {
         self.version
     }
 
+    pub(crate) fn words(&self) -> &str {
+        &self.words
+    }
+
     /// Starts a VM whose wire is `guest_end`. `keep` is dropped once its process is gone.
     pub(crate) fn spawn(
         &self,
         spec: &LaunchSpec,
         guest_end: UnixStream,
+        monitor_end: Option<UnixStream>,
         keep: impl Send + 'static,
     ) -> Result<QemuProcess, VmError> {
-        let (process, reaping) = process::spawn(&self.path, spec, guest_end)?;
+        let (process, reaping) =
+            process::spawn(&self.path, command::arguments(spec, self.version), spec, guest_end, monitor_end)?;
         self.processes.spawn(async move {
             reaping.await;
             drop(keep);
@@ -92,7 +100,7 @@ fn search(path: Option<&OsStr>) -> Option<PathBuf> {
     in_path.chain(USUAL_PLACES.iter().map(PathBuf::from)).map(|folder| folder.join(NAME)).find(|file| file.is_file())
 }
 
-async fn ask_version(path: &Path) -> Result<Version, StartError> {
+async fn ask_version(path: &Path) -> Result<(Version, String), StartError> {
     let unusable = |reason: String| StartError::QemuUnusable { path: path.to_path_buf(), reason };
     #[allow(clippy::disallowed_methods, reason = "this folder is the one that starts QEMU")]
     let output = tokio::process::Command::new(path).arg("--version").stdin(Stdio::null()).kill_on_drop(true).output();
@@ -102,10 +110,11 @@ async fn ask_version(path: &Path) -> Result<Version, StartError> {
         Err(_) => return Err(unusable(format!("`--version` took longer than {VERSION_DEADLINE:?}"))),
     };
     let text = String::from_utf8_lossy(&output.stdout);
-    parse_version(&text).ok_or_else(|| {
-        let said = text.lines().next().unwrap_or_default().to_string();
-        unusable(format!("`--version` says {said:?} ({})", output.status))
-    })
+    let said = text.lines().next().unwrap_or_default().to_string();
+    match parse_version(&said) {
+        Some(version) => Ok((version, said)),
+        None => Err(unusable(format!("`--version` says {said:?} ({})", output.status))),
+    }
 }
 
 /// From `QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)`.

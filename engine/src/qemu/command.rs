@@ -1,9 +1,16 @@
 //! QEMU's command line, as a pure function of what is to be launched.
 
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
+use std::sync::Arc;
 
 use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::image::BootImage;
+
+use crate::qemu::binary::Version;
+
+/// From this version on, QEMU maps a file privately that it has opened for reading alone. Before, it wants one that it may
+/// write to, and must not be trusted not to.
+pub(crate) const OPENS_RAM_READ_ONLY: Version = Version { major: 8, minor: 2 };
 
 /// The guest's wire, as QEMU sees it. The numbers are ours to choose: nothing else is open in QEMU.
 pub(crate) const WIRE_FD: RawFd = 3;
@@ -14,15 +21,38 @@ pub(crate) const INITRD_FD: RawFd = 5;
 /// The root image.
 pub(crate) const ROOT_FD: RawFd = 6;
 
+/// The memory, where it is a file.
+pub(crate) const RAM_FD: RawFd = 7;
+/// The monitor, where there is one.
+pub(crate) const MONITOR_FD: RawFd = 8;
+
 /// What is to be launched.
 #[derive(Debug, Clone)]
 pub(crate) struct LaunchSpec {
     pub(crate) accelerator: Accelerator,
     /// Memory of the VM, in MiB.
     pub(crate) memory_mb: u64,
+    /// What it starts with in its memory.
+    pub(crate) start: Start,
     /// Frequency of the host's time stamp counter, in kHz.
     pub(crate) tsc_khz: u64,
     pub(crate) image: BootImage,
+}
+
+/// The difference between a VM that boots and one that is restored, as data.
+#[derive(Debug, Clone)]
+pub(crate) enum Start {
+    /// It boots, in memory that is gone with it.
+    Boot,
+    /// It boots, in memory that stays: a template in the making.
+    BootIn(Arc<OwnedFd>),
+    /// It continues where a template was saved, with whose memory it begins; what it writes is its own.
+    Restore {
+        /// The memory, read-only by its opening or by a seal.
+        ram: Arc<OwnedFd>,
+        /// The state of the devices.
+        state: Arc<[u8]>,
+    },
 }
 
 /// No PCI, no ACPI, no BIOS, no serial port: less to emulate, less to attack. The interval timer and the interrupt
@@ -35,27 +65,21 @@ const MACHINE: &str = "microvm,acpi=off,pit=on,pic=on,rtc=on,isa-serial=off,x-op
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
 /// The arguments of one launch.
-pub(crate) fn arguments(spec: &LaunchSpec) -> Vec<String> {
+pub(crate) fn arguments(spec: &LaunchSpec, version: Version) -> Vec<String> {
     let accelerator = match spec.accelerator {
         Accelerator::Kvm => "kvm",
         // One virtual CPU: a thread per CPU would only add locking.
         Accelerator::Tcg => "tcg,thread=single",
     };
     let memory = spec.memory_mb;
-    // The files are opened by the server and named by descriptor: QEMU may run as a user who cannot reach their folder.
-    let open = |fd: RawFd| format!("/proc/self/fd/{fd}");
-    let pairs = [
+    let mut pairs = vec![
         ("-cpu", "max".to_string()),
         ("-accel", accelerator.to_string()),
         ("-m", format!("{memory}M")),
         ("-smp", "1".to_string()),
-        // Anonymous memory that is only there once touched, and never in a core dump.
-        ("-object", format!("memory-backend-ram,id=ram,size={memory}M,prealloc=off,merge=off,dump=off")),
+        ("-object", format!("{},id=ram,size={memory}M,prealloc=off,merge=off,dump=off", backend(&spec.start, version))),
         ("-M", MACHINE.to_string()),
         ("-global", "virtio-mmio.force-legacy=false".to_string()),
-        ("-kernel", open(KERNEL_FD)),
-        ("-initrd", open(INITRD_FD)),
-        ("-append", kernel_arguments(spec)),
         ("-drive", format!("if=none,id=root,format=raw,readonly=on,file={},file.locking=off", open(ROOT_FD))),
         ("-device", "virtio-blk-device,drive=root".to_string()),
         ("-device", "virtio-serial-device,max_ports=2".to_string()),
@@ -63,8 +87,57 @@ pub(crate) fn arguments(spec: &LaunchSpec) -> Vec<String> {
         ("-device", "virtserialport,chardev=wire,name=agent,nr=1".to_string()),
         ("-sandbox", SANDBOX.to_string()),
     ];
+    if spec.start.boots() {
+        pairs.extend([("-kernel", open(KERNEL_FD)), ("-initrd", open(INITRD_FD)), ("-append", kernel_arguments(spec))]);
+    } else {
+        pairs.push(("-incoming", "defer".to_string()));
+    }
+    if spec.start.has_monitor() {
+        pairs.extend([
+            ("-chardev", format!("socket,id=monitor,fd={MONITOR_FD}")),
+            ("-mon", "chardev=monitor,mode=control".to_string()),
+        ]);
+    }
     let switches = ["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"].map(String::from);
     switches.into_iter().chain(pairs.into_iter().flat_map(|(name, value)| [name.to_string(), value])).collect()
+}
+
+impl Start {
+    /// Whether the kernel is needed.
+    pub(crate) fn boots(&self) -> bool {
+        !matches!(self, Start::Restore { .. })
+    }
+
+    /// Whether QEMU takes commands: without need it does not.
+    pub(crate) fn has_monitor(&self) -> bool {
+        !matches!(self, Start::Boot)
+    }
+
+    /// The file that the memory is in.
+    pub(crate) fn ram(&self) -> Option<&Arc<OwnedFd>> {
+        match self {
+            Start::Boot => None,
+            Start::BootIn(ram) | Start::Restore { ram, .. } => Some(ram),
+        }
+    }
+}
+
+/// The files are opened by the server and named by descriptor: QEMU may run as a user who cannot reach their folder.
+fn open(fd: RawFd) -> String {
+    format!("/proc/self/fd/{fd}")
+}
+
+/// Memory that is only there once touched.
+fn backend(start: &Start, version: Version) -> String {
+    let path = open(RAM_FD);
+    match start {
+        Start::Boot => "memory-backend-ram".into(),
+        Start::BootIn(_) => format!("memory-backend-file,mem-path={path},share=on"),
+        Start::Restore { .. } if version >= OPENS_RAM_READ_ONLY => {
+            format!("memory-backend-file,mem-path={path},share=off,readonly=on,rom=off")
+        }
+        Start::Restore { .. } => format!("memory-backend-file,mem-path={path},share=off"),
+    }
 }
 
 /// `reboot=t panic=-1`: a guest that panics or stops triple-faults, at which QEMU exits.
@@ -85,7 +158,10 @@ fn kernel_arguments(spec: &LaunchSpec) -> String {
 mod tests {
     use super::*;
 
-    fn line(accelerator: Accelerator) -> String {
+    const OLD: Version = Version { major: 7, minor: 2 };
+    const NEW: Version = Version { major: 10, minor: 0 };
+
+    fn line(accelerator: Accelerator, start: Start, version: Version) -> String {
         let digest = "0".repeat(64).parse().unwrap();
         let image = BootImage {
             kernel: "vmlinux".into(),
@@ -95,18 +171,36 @@ mod tests {
             initrd: "agent.cpio".into(),
             initrd_sha256: digest,
         };
-        arguments(&LaunchSpec { accelerator, memory_mb: 256, tsc_khz: 2_000_000, image }).join(" ")
+        arguments(&LaunchSpec { accelerator, memory_mb: 256, start, tsc_khz: 2_000_000, image }, version).join(" ")
+    }
+
+    fn file() -> Arc<OwnedFd> {
+        Arc::new(std::fs::File::open("/dev/null").unwrap().into())
+    }
+
+    fn restore() -> Start {
+        Start::Restore { ram: file(), state: Arc::new([]) }
     }
 
     #[test]
     fn a_vm_has_one_way_out_and_no_other_device() {
-        for accelerator in [Accelerator::Kvm, Accelerator::Tcg] {
-            let line = line(accelerator);
+        let starts = [Start::Boot, Start::BootIn(file()), restore()];
+        let launches = starts.into_iter().flat_map(|start| {
+            [
+                (Accelerator::Kvm, start.clone(), OLD),
+                (Accelerator::Tcg, start.clone(), OLD),
+                (Accelerator::Tcg, start, NEW),
+            ]
+        });
+        for (accelerator, start, version) in launches {
+            let has_monitor = start.has_monitor();
+            let line = line(accelerator, start, version);
             let devices: Vec<&str> =
                 line.split(" -device ").skip(1).map(|rest| rest.split([' ', ',']).next().unwrap()).collect();
             assert_eq!(devices, ["virtio-blk-device", "virtio-serial-device", "virtserialport"]);
             assert!(line.contains("-nodefaults") && line.contains("-no-user-config"));
-            for absent in ["netdev", "-nic", "virtfs", "vhost", "monitor", "-qmp ", "-serial ", "-incoming"] {
+            assert_eq!(line.contains("chardev=monitor"), has_monitor, "a monitor only where it is needed");
+            for absent in ["netdev", "-nic", "virtfs", "vhost", "-qmp ", "-serial ", "-monitor "] {
                 assert!(!line.contains(absent), "{absent} in {line}");
             }
             assert!(line.contains("-sandbox on,") && line.contains("spawn=deny"));
@@ -116,10 +210,22 @@ mod tests {
 
     #[test]
     fn the_accelerator_and_its_clock_are_the_only_difference() {
-        let tcg = line(Accelerator::Tcg).replace("tcg,thread=single", "kvm");
+        let tcg = line(Accelerator::Tcg, Start::Boot, OLD).replace("tcg,thread=single", "kvm");
         assert_eq!(
-            line(Accelerator::Kvm),
+            line(Accelerator::Kvm, Start::Boot, OLD),
             tcg.replace(" tsc=reliable tsc_early_khz=2000000 nolapic_timer no_timer_check", "")
         );
+    }
+
+    #[test]
+    fn a_template_is_written_once_and_then_only_read() {
+        let made = line(Accelerator::Tcg, Start::BootIn(file()), NEW);
+        assert!(made.contains("share=on") && made.contains(" -kernel ") && !made.contains("-incoming"));
+        for version in [OLD, NEW] {
+            let restored = line(Accelerator::Tcg, restore(), version);
+            assert!(restored.contains("share=off") && restored.contains("-incoming defer"));
+            assert!(!restored.contains(" -kernel "), "what it would load is in memory already");
+            assert_eq!(restored.contains("readonly=on,rom=off"), version == NEW);
+        }
     }
 }

@@ -4,11 +4,13 @@
 mod binary;
 mod clock;
 mod command;
+mod monitor;
 mod process;
 
 pub(crate) mod accelerate;
 
 pub(crate) use binary::Qemu;
 pub(crate) use clock::tsc_khz;
-pub(crate) use command::LaunchSpec;
+pub(crate) use command::{LaunchSpec, OPENS_RAM_READ_ONLY, Start, arguments};
+pub(crate) use monitor::{Monitor, STATE_MAX_BYTES};
 pub(crate) use process::QemuProcess;

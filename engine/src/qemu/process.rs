@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 
 use crate::error::VmError;
 use crate::qemu::accelerate;
-use crate::qemu::command::{self, INITRD_FD, KERNEL_FD, LaunchSpec, ROOT_FD, WIRE_FD};
+use crate::qemu::command::{INITRD_FD, KERNEL_FD, LaunchSpec, MONITOR_FD, RAM_FD, ROOT_FD, WIRE_FD};
 
 /// Debian's `nobody`: who QEMU is when the server is root. It owns nothing.
 const NOBODY: u32 = 65534;
@@ -40,28 +40,37 @@ pub(crate) struct QemuProcess {
     _kill: oneshot::Sender<()>,
 }
 
-/// Starts QEMU; the future that comes with it ends when the process is gone, and has to run for that. Must be called from a thread that lives as long as the server (a runtime worker): the kernel ends the
-/// child with the thread that started it.
+/// Starts QEMU; the future that comes with it ends when the process is gone, and has to run for that. Must be called from a
+/// thread that lives as long as the server (a runtime worker): the kernel ends the child with the thread that started it.
 pub(crate) fn spawn(
     qemu: &Path,
+    arguments: Vec<String>,
     spec: &LaunchSpec,
     guest_end: UnixStream,
+    monitor_end: Option<UnixStream>,
 ) -> Result<(QemuProcess, impl Future<Output = ()> + use<>), VmError> {
     let open = |path: &Path| -> Result<OwnedFd, VmError> {
         let file = File::open(path).map_err(|error| VmError::Spawn(format!("{}: {error}", path.display())))?;
         Ok(file.into())
     };
-    let mappings = vec![
+    let mut mappings = vec![
         FdMapping { parent_fd: guest_end.into(), child_fd: WIRE_FD },
-        FdMapping { parent_fd: open(&spec.image.kernel)?, child_fd: KERNEL_FD },
-        FdMapping { parent_fd: open(&spec.image.initrd)?, child_fd: INITRD_FD },
         FdMapping { parent_fd: open(&spec.image.root)?, child_fd: ROOT_FD },
     ];
+    if spec.start.boots() {
+        mappings.push(FdMapping { parent_fd: open(&spec.image.kernel)?, child_fd: KERNEL_FD });
+        mappings.push(FdMapping { parent_fd: open(&spec.image.initrd)?, child_fd: INITRD_FD });
+    }
+    if let Some(ram) = spec.start.ram() {
+        let ram = ram.try_clone().map_err(|error| VmError::Spawn(format!("the memory's file: {error}")))?;
+        mappings.push(FdMapping { parent_fd: ram, child_fd: RAM_FD });
+    }
+    mappings.extend(monitor_end.map(|end| FdMapping { parent_fd: end.into(), child_fd: MONITOR_FD }));
 
     #[allow(clippy::disallowed_methods, reason = "this folder is the one that starts QEMU")]
     let mut command = std::process::Command::new(qemu);
     command
-        .args(command::arguments(spec))
+        .args(arguments)
         // QEMU needs nothing of the user's environment, and could tell a guest's conqueror about it.
         .env_clear()
         .current_dir("/")

@@ -1,0 +1,165 @@
+//! VMs that wait for a program: restored, rehearsed, idle. Whoever takes one waits for milliseconds.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::vm::Waiting;
+
+/// So long after a program has begun, the pool is left alone: what fills it must not slow down who was just served, nor a
+/// client that sends one program after the other.
+const REST: Duration = Duration::from_millis(100);
+
+/// The pool, and what decides when it is filled. Who fills it is the engine.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    size: usize,
+    /// Programs that may run while a VM is made.
+    spare: usize,
+    waiting: Mutex<VecDeque<Waiting>>,
+    activity: Mutex<Activity>,
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct Activity {
+    running: usize,
+    last_begun: Instant,
+    is_closed: bool,
+}
+
+/// A program that runs. Its drop says that it has ended.
+#[derive(Debug)]
+pub(crate) struct Running<'a>(&'a Pool);
+
+impl Pool {
+    /// A pool for `size` VMs, on a machine with so many processors.
+    pub(crate) fn new(size: usize, cores: usize) -> Pool {
+        Pool {
+            size,
+            // Filling takes one of them.
+            spare: cores.saturating_sub(1),
+            waiting: Mutex::default(),
+            activity: Mutex::new(Activity { running: 0, last_begun: Instant::now(), is_closed: false }),
+            changed: Notify::new(),
+        }
+    }
+
+    /// A VM that is known to be sound, if there is one.
+    pub(crate) fn take(&self) -> Option<Waiting> {
+        let mut waiting = lock(&self.waiting);
+        while let Some(mut vm) = waiting.pop_front() {
+            if vm.is_sound() {
+                return Some(vm);
+            }
+            tracing::warn!("a VM ended while it waited");
+        }
+        None
+    }
+
+    /// Takes a new VM in.
+    pub(crate) fn put(&self, vm: Waiting) {
+        if !lock(&self.activity).is_closed {
+            lock(&self.waiting).push_back(vm);
+        }
+    }
+
+    /// Ends what waits, to make room for something else.
+    pub(crate) fn clear(&self) {
+        lock(&self.waiting).clear();
+    }
+
+    /// No more VMs are needed, nor will be.
+    pub(crate) fn close(&self) {
+        lock(&self.activity).is_closed = true;
+        self.clear();
+        self.changed.notify_one();
+    }
+
+    /// A program begins.
+    pub(crate) fn begin(&self) -> Running<'_> {
+        let mut activity = lock(&self.activity);
+        activity.running += 1;
+        activity.last_begun = Instant::now();
+        Running(self)
+    }
+
+    /// Waits until a VM is wanted, and the machine has nothing better to do than to make it. `false` when none will be.
+    pub(crate) async fn is_wanting(&self) -> bool {
+        loop {
+            let changed = self.changed.notified();
+            let due = {
+                let activity = lock(&self.activity);
+                if activity.is_closed || self.size == 0 {
+                    return false;
+                }
+                let can = activity.running <= self.spare && lock(&self.waiting).len() < self.size;
+                can.then_some(activity.last_begun + REST)
+            };
+            match due {
+                Some(due) if due <= Instant::now() => return true,
+                Some(due) => tokio::select! {
+                    () = changed => {}
+                    () = tokio::time::sleep_until(due) => {}
+                },
+                None => changed.await,
+            }
+        }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.activity).running -= 1;
+        self.0.changed.notify_one();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// When a VM is wanted, in milliseconds from now; `None` when it is not within a second.
+    async fn wanted_after(pool: &Pool) -> Option<u128> {
+        let begun = Instant::now();
+        let wanting = tokio::time::timeout(Duration::from_secs(1), pool.is_wanting()).await;
+        wanting.ok().filter(|wanting| *wanting).map(|_| begun.elapsed().as_millis())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pool_is_filled_when_the_machine_has_nothing_better_to_do() {
+        let pool = Pool::new(2, 2);
+        assert_eq!(wanted_after(&pool).await, Some(100), "who starts the server may have a program already");
+        let first = pool.begin();
+        assert_eq!(wanted_after(&pool).await, Some(100), "one processor is free");
+        let second = pool.begin();
+        assert_eq!(wanted_after(&pool).await, None, "none is");
+        drop(second);
+        assert_eq!(wanted_after(&pool).await, Some(0));
+        drop(first);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_single_processor_serves_programs_first() {
+        let pool = Pool::new(2, 1);
+        let first = pool.begin();
+        assert_eq!(wanted_after(&pool).await, None);
+        drop(first);
+        assert_eq!(wanted_after(&pool).await, Some(0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pool_of_none_or_one_that_is_closed_wants_nothing() {
+        assert_eq!(wanted_after(&Pool::new(0, 2)).await, None);
+        let pool = Pool::new(2, 2);
+        pool.close();
+        assert!(!pool.is_wanting().await);
+    }
+}

@@ -1,0 +1,83 @@
+//! The making of a template: a VM boots, its interpreters become warm and rehearse, then it is saved.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sandbox_schemas::language::Language;
+use sandbox_schemas::limits::{MEMORY_MAX_MB, STDERR_MAX_BYTES, STDOUT_MAX_BYTES};
+use sandbox_schemas::wire::Execute;
+use tokio::sync::oneshot;
+
+use crate::engine::boot_deadline;
+use crate::error::VmError;
+use crate::qemu::{LaunchSpec, Qemu, Start};
+use crate::template::ram;
+use crate::vm::{Booting, Program, hello};
+
+/// What a template's VM has in its clock, less than what it is. Generators that are seeded anew after so much time (OpenSSL's
+/// in Node.js after an hour or two) are then due for it in every clone, whose clock is right.
+const CLOCK_LAG: Duration = Duration::from_secs(24 * 3600);
+
+/// A rehearsal takes 0.1-1 s under TCG.
+const REHEARSAL_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Saving takes some 20 ms.
+const SAVE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// What every interpreter goes through once before it is saved, so that no program is the first. What it leaves behind in a
+/// program's sight must be harmless: modules that are loaded already.
+pub(crate) const REHEARSALS: [(Language, &str); 3] = [
+    (Language::Python, include_str!("rehearsal.py")),
+    (Language::Javascript, include_str!("rehearsal.cjs")),
+    (Language::Shell, include_str!("rehearsal.sh")),
+];
+
+/// What a saved VM is.
+#[derive(Debug)]
+pub(crate) struct Saved {
+    /// Its memory; nobody uses it any more.
+    pub(crate) ram: File,
+    /// The state of its devices.
+    pub(crate) state: Vec<u8>,
+}
+
+/// Boots a VM by `spec`, whose memory it shall have, and saves it.
+pub(crate) async fn build(qemu: &Qemu, spec: &LaunchSpec) -> Result<Saved, VmError> {
+    let no_memory = |error: std::io::Error| VmError::Spawn(format!("memory for a template: {error}"));
+    let memory = ram::create(spec.memory_mb * 1024 * 1024).map_err(no_memory)?;
+    let shared: Arc<OwnedFd> = Arc::new(memory.try_clone().map_err(no_memory)?.into());
+    let spec = LaunchSpec { start: Start::BootIn(shared), ..spec.clone() };
+
+    let languages = REHEARSALS.iter().map(|(language, _)| *language).collect();
+    let mut hello = hello(languages)?;
+    hello.realtime_ns = hello.realtime_ns.saturating_sub(CLOCK_LAG.as_nanos() as u64);
+    let (keep, gone) = oneshot::channel::<()>();
+    let deadline = boot_deadline(spec.accelerator);
+    let mut vm = Booting::launch(qemu, &spec, hello, keep).await?.ready(deadline).await?;
+    for program in rehearsals()? {
+        vm = vm.rehearse(&program, REHEARSAL_DEADLINE).await?;
+    }
+    let state = vm.save(SAVE_DEADLINE).await?;
+    // Its end is the end of its mapping; only then is the memory what it will stay.
+    let _ = gone.await;
+    Ok(Saved { ram: memory, state })
+}
+
+/// The programs that a VM rehearses.
+pub(crate) fn rehearsals() -> Result<Vec<Program>, VmError> {
+    let program = |&(language, code): &(Language, &str)| {
+        Program::new(Execute {
+            language,
+            is_rehearsal: true,
+            code: code.into(),
+            stdin: String::new(),
+            env: Vec::new(),
+            memory_bytes: MEMORY_MAX_MB * 1024 * 1024,
+            stdout_max: STDOUT_MAX_BYTES as u64,
+            stderr_max: STDERR_MAX_BYTES as u64,
+        })
+    };
+    REHEARSALS.iter().map(program).collect()
+}

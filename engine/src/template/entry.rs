@@ -1,0 +1,262 @@
+//! A template on disk: `ram`, `state`, `manifest.json`, and `verified.json` beside them.
+
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nix::unistd::Uid;
+use sandbox_schemas::accelerator::Accelerator;
+use sandbox_schemas::image::Digest;
+use sandbox_schemas::template::{TEMPLATE_FORMAT, TemplateManifest, TemplateStamp};
+use sandbox_store::{At, FileError, create_private_directory, identity, write_json};
+use sha2::{Digest as _, Sha256};
+
+use crate::qemu::STATE_MAX_BYTES;
+use crate::template::build::Saved;
+use crate::template::{Template, ram};
+
+const RAM: &str = "ram";
+const STATE: &str = "state";
+const MANIFEST: &str = "manifest.json";
+const STAMP: &str = "verified.json";
+
+/// How much the frequency of a host's time stamp counter may differ from the one that a template counts by. Two measurements
+/// on one host differ by some parts in a million; a clone's clock is wrong by as much.
+const TSC_TOLERANCE: f64 = 0.001;
+
+/// What is known of a template besides its files.
+#[derive(Debug, Clone)]
+pub(crate) struct Origin {
+    pub(crate) key: Digest,
+    pub(crate) tsc_khz: u64,
+    pub(crate) accelerator: Accelerator,
+    pub(crate) qemu: String,
+}
+
+/// Why an entry cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unusable {
+    #[error("there is none")]
+    Missing,
+    #[error("{0}")]
+    Damaged(String),
+}
+
+impl Unusable {
+    fn damaged(what: &str, reason: impl std::fmt::Display) -> Unusable {
+        Unusable::Damaged(format!("{what}: {reason}"))
+    }
+}
+
+/// Writes an entry's files into a new directory.
+pub(crate) fn write(folder: &Path, saved: &Saved, origin: &Origin) -> Result<(), FileError> {
+    create_private_directory(folder)?;
+    let (ram_path, state_path) = (folder.join(RAM), folder.join(STATE));
+    let file = File::create_new(&ram_path).at("create", &ram_path)?;
+    // QEMU may run as another user; that only its owner reaches it is the folder's doing.
+    file.set_permissions(fs::Permissions::from_mode(0o644)).at("set the mode of", &ram_path)?;
+    let ram = ram::save(&saved.ram, &file).at("write", &ram_path)?;
+    file.sync_all().at("sync", &ram_path)?;
+    let mut file = File::create_new(&state_path).at("create", &state_path)?;
+    file.write_all(&saved.state).and_then(|()| file.sync_all()).at("write", &state_path)?;
+    let manifest = TemplateManifest {
+        format: TEMPLATE_FORMAT,
+        key: origin.key,
+        ram,
+        state_sha256: digest(&saved.state),
+        tsc_khz: origin.tsc_khz,
+        accelerator: origin.accelerator,
+        qemu: origin.qemu.clone(),
+        created_unix_seconds: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+    };
+    write_json(folder, MANIFEST, &manifest)
+}
+
+/// Reads an entry, and believes nothing of it that it has not seen. `copies` is for a QEMU that must not have the file.
+pub(crate) fn load(folder: &Path, origin: &Origin, copies: bool) -> Result<Template, Unusable> {
+    check_owner(folder)?;
+    let lease = File::open(folder.join(MANIFEST)).map_err(|error| Unusable::damaged(MANIFEST, error))?;
+    // Who wants to remove the entry asks for the exclusive lock.
+    lease.try_lock_shared().map_err(|error| Unusable::damaged(MANIFEST, error))?;
+    let manifest: TemplateManifest =
+        serde_json::from_reader(&lease).map_err(|error| Unusable::damaged(MANIFEST, error))?;
+    if (manifest.format, manifest.key) != (TEMPLATE_FORMAT, origin.key) {
+        return Err(Unusable::damaged(MANIFEST, "it is of another entry"));
+    }
+    if manifest.tsc_khz.abs_diff(origin.tsc_khz) as f64 > origin.tsc_khz as f64 * TSC_TOLERANCE {
+        let (saved, here) = (manifest.tsc_khz, origin.tsc_khz);
+        return Err(Unusable::damaged(MANIFEST, format!("it counts time by {saved} kHz, this host by {here} kHz")));
+    }
+
+    let open = |name: &str| File::open(folder.join(name)).map_err(|error| Unusable::damaged(name, error));
+    let (ram_file, state_file) = (open(RAM)?, open(STATE)?);
+    let metadata = |file: &File| file.metadata().map_err(|error| Unusable::damaged("metadata", error));
+    let (ram_metadata, state_metadata) = (metadata(&ram_file)?, metadata(&state_file)?);
+    if ram_metadata.len() != manifest.ram.size_bytes {
+        return Err(Unusable::damaged(RAM, format!("it has {} bytes", ram_metadata.len())));
+    }
+    // Small enough to be hashed each time.
+    let state = read_state(state_file).map_err(|error| Unusable::damaged(STATE, error))?;
+    if digest(&state) != manifest.state_sha256 {
+        return Err(Unusable::damaged(STATE, "its SHA-256 is not the manifest's"));
+    }
+    let stamp = stamp(&ram_metadata, &state_metadata, &manifest);
+    let known = fs::read(folder.join(STAMP)).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    if known.as_ref() != Some(&stamp) {
+        let found = ram::hash(&ram_file).map_err(|error| Unusable::damaged(RAM, error))?;
+        if found != manifest.ram {
+            return Err(Unusable::damaged(RAM, "its SHA-256 is not the manifest's"));
+        }
+        // Without a stamp it is hashed again the next time, which costs time and nothing else.
+        let _ = write_json(folder, STAMP, &stamp);
+    }
+    let ram: OwnedFd = if copies {
+        ram::sealed_copy(&ram_file).map_err(|error| Unusable::damaged(RAM, error))?
+    } else {
+        ram_file.into()
+    };
+    Ok(Template {
+        ram: Arc::new(ram),
+        state: state.into(),
+        memory_mb: manifest.ram.size_bytes / (1024 * 1024),
+        tsc_khz: manifest.tsc_khz,
+        failures: AtomicU32::new(0),
+        _lease: lease,
+    })
+}
+
+/// A device state is trusted input to QEMU: nobody else may have had a hand in it.
+fn check_owner(folder: &Path) -> Result<(), Unusable> {
+    let metadata = match fs::metadata(folder) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Unusable::Missing),
+        Err(error) => return Err(Unusable::damaged("the entry", error)),
+    };
+    let user = Uid::effective();
+    if metadata.uid() != user.as_raw() || metadata.mode() & 0o077 != 0 {
+        let reason = format!(
+            "it does not belong to user {user} alone (owner {}, mode {:o})",
+            metadata.uid(),
+            metadata.mode() & 0o7777
+        );
+        return Err(Unusable::damaged("the entry", reason));
+    }
+    Ok(())
+}
+
+fn read_state(file: File) -> io::Result<Vec<u8>> {
+    let mut state = Vec::new();
+    file.take(STATE_MAX_BYTES as u64 + 1).read_to_end(&mut state)?;
+    Ok(state)
+}
+
+fn stamp(ram: &Metadata, state: &Metadata, manifest: &TemplateManifest) -> TemplateStamp {
+    TemplateStamp { ram: identity(ram, manifest.ram.sha256), state: identity(state, manifest.state_sha256) }
+}
+
+fn digest(bytes: &[u8]) -> Digest {
+    Digest(Sha256::digest(bytes).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+    use std::path::PathBuf;
+
+    const SIZE: u64 = 4 * 1024 * 1024;
+
+    fn origin() -> Origin {
+        Origin { key: Digest([7; 32]), tsc_khz: 2_000_000, accelerator: Accelerator::Tcg, qemu: "QEMU".into() }
+    }
+
+    fn entry() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("entry");
+        let ram = ram::create(SIZE).unwrap();
+        ram.write_all_at(&[9; 10_000], 8192).unwrap();
+        write(&path, &Saved { ram, state: vec![5; 1000] }, &origin()).unwrap();
+        (folder, path)
+    }
+
+    #[track_caller]
+    fn check(path: &Path, origin: &Origin, expected: &str) {
+        let found = load(path, origin, false).map_or_else(|error| error.to_string(), |_| "loaded".into());
+        assert!(found.contains(expected), "{found}");
+    }
+
+    #[test]
+    fn what_was_written_is_loaded_by_file_or_as_a_copy() {
+        let (_folder, path) = entry();
+        for copies in [false, true, false] {
+            let template = load(&path, &origin(), copies).unwrap();
+            let ram = File::from(template.ram.try_clone().unwrap());
+            let mut bytes = [0; 10_000];
+            ram.read_exact_at(&mut bytes, 8192).unwrap();
+            assert_eq!(bytes, [9; 10_000]);
+            assert_eq!((ram.metadata().unwrap().len(), template.memory_mb), (SIZE, 4));
+            assert_eq!(&*template.state, [5; 1000]);
+        }
+    }
+
+    #[test]
+    fn a_changed_byte_in_any_file_is_found() {
+        for name in [RAM, STATE, MANIFEST] {
+            for at in [0, 9000] {
+                let (_folder, path) = entry();
+                load(&path, &origin(), false).unwrap();
+                let file = File::options().read(true).write(true).open(path.join(name)).unwrap();
+                let at = at.min(file.metadata().unwrap().len() / 2);
+                let mut byte = [0];
+                file.read_exact_at(&mut byte, at).unwrap();
+                file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+                check(&path, &origin(), name);
+            }
+        }
+    }
+
+    #[test]
+    fn a_truncated_or_missing_file_is_found() {
+        for name in [RAM, STATE, MANIFEST] {
+            let (_folder, path) = entry();
+            let file = File::options().write(true).open(path.join(name)).unwrap();
+            file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+            check(&path, &origin(), name);
+            fs::remove_file(path.join(name)).unwrap();
+            check(&path, &origin(), name);
+        }
+        let (folder, path) = entry();
+        fs::remove_dir_all(&path).unwrap();
+        check(&path, &origin(), "there is none");
+        drop(folder);
+    }
+
+    #[test]
+    fn what_is_foreign_is_refused() {
+        let (_folder, path) = entry();
+        check(&path, &Origin { key: Digest([8; 32]), ..origin() }, "of another entry");
+        check(&path, &Origin { tsc_khz: 2_100_000, ..origin() }, "this host by 2100000 kHz");
+        check(&path, &Origin { tsc_khz: 2_000_100, ..origin() }, "loaded");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        check(&path, &origin(), "does not belong to user");
+        let manifest = fs::read_to_string(path.join(MANIFEST)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+        fs::write(path.join(MANIFEST), manifest.replace("\"format\": 1", "\"format\": 2")).unwrap();
+        check(&path, &origin(), "of another entry");
+    }
+
+    #[test]
+    fn an_entry_in_use_cannot_be_locked_by_others() {
+        let (_folder, path) = entry();
+        let template = load(&path, &origin(), false).unwrap();
+        let other = File::open(path.join(MANIFEST)).unwrap();
+        assert!(other.try_lock().is_err());
+        drop(template);
+        assert!(other.try_lock().is_ok());
+    }
+}

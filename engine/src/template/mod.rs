@@ -1,0 +1,40 @@
+//! Templates: a VM that was booted once, warmed and saved. A fresh VM is QEMU started with its memory, copy on write, and
+//! its devices' state: no boot.
+
+// In the order in which to read them.
+mod templates;
+pub(crate) use build::rehearsals;
+pub(crate) use templates::Templates;
+
+mod build;
+mod entry;
+mod key;
+mod ram;
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+use crate::qemu::Start;
+
+/// A template that can be restored. As long as it is there, nobody else may remove it from the disk.
+#[derive(Debug)]
+pub(crate) struct Template {
+    ram: Arc<OwnedFd>,
+    state: Arc<[u8]>,
+    /// Size of a clone's memory, in MiB.
+    pub(crate) memory_mb: u64,
+    /// The time stamp counter that clones count by, in kHz.
+    pub(crate) tsc_khz: u64,
+    /// Clones that did not come up.
+    failures: AtomicU32,
+    _lease: File,
+}
+
+impl Template {
+    /// What a clone begins with.
+    pub(crate) fn start(&self) -> Start {
+        Start::Restore { ram: self.ram.clone(), state: self.state.clone() }
+    }
+}

@@ -1,0 +1,180 @@
+//! The memory of a template: in the making a file in memory, kept a sparse file on disk, restored from either.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::unistd::{Whence, lseek};
+use sandbox_schemas::image::Digest;
+use sandbox_schemas::template::RamPart;
+use sha2::{Digest as _, Sha256};
+
+/// What is stored or left out as a whole.
+const PAGE_BYTES: usize = 4096;
+
+/// Read at once: large enough that calls do not count.
+const CHUNK_BYTES: usize = 1024 * 1024;
+
+/// Memory for a VM: a file that has no name, gone with its last user.
+pub(crate) fn create(size_bytes: u64) -> io::Result<File> {
+    let file = File::from(memfd_create("template", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?);
+    file.set_len(size_bytes)?;
+    Ok(file)
+}
+
+/// Writes the pages that hold anything to `to`, which is empty.
+pub(crate) fn save(ram: &File, to: &File) -> io::Result<RamPart> {
+    to.set_len(ram.metadata()?.len())?;
+    summarise(ram, |offset, pages| to.write_all_at(pages, offset))
+}
+
+/// What a file holds.
+pub(crate) fn hash(ram: &File) -> io::Result<RamPart> {
+    summarise(ram, |_, _| Ok(()))
+}
+
+/// A copy in memory that nobody can ever write to: for a QEMU that opens for writing what it shall only read.
+pub(crate) fn sealed_copy(ram: &File) -> io::Result<OwnedFd> {
+    let copy = create(ram.metadata()?.len())?;
+    let mut chunk = vec![0; CHUNK_BYTES];
+    for_each_extent(ram, |start, end| {
+        let mut at = start;
+        while at < end {
+            let length = usize::try_from(end - at).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
+            ram.read_exact_at(&mut chunk[..length], at)?;
+            copy.write_all_at(&chunk[..length], at)?;
+            at += length as u64;
+        }
+        Ok(())
+    })?;
+    seal(&copy)?;
+    Ok(copy.into())
+}
+
+/// From now on the content is what it is. Refused while somebody has it mapped for writing.
+pub(crate) fn seal(ram: &impl AsFd) -> io::Result<()> {
+    let seals = SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
+    fcntl(ram, FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(())
+}
+
+/// Hashes the pages that hold anything, each with its offset before it, and hands runs of them to `take`.
+fn summarise(ram: &File, mut take: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<RamPart> {
+    let size_bytes = ram.metadata()?.len();
+    let (mut hasher, mut data_bytes) = (Sha256::new(), 0);
+    let mut chunk = vec![0; CHUNK_BYTES];
+    for_each_extent(ram, |start, end| {
+        // Extents need not begin at a page where the file system's blocks are smaller.
+        let mut at = start - start % PAGE_BYTES as u64;
+        while at < end {
+            let length = usize::try_from(end - at).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
+            let length =
+                length.next_multiple_of(PAGE_BYTES).min(usize::try_from(size_bytes - at).unwrap_or(CHUNK_BYTES));
+            ram.read_exact_at(&mut chunk[..length], at)?;
+            let mut run_start = None;
+            for (index, page) in chunk[..length].chunks(PAGE_BYTES).enumerate() {
+                let offset = index * PAGE_BYTES;
+                if is_zero(page) {
+                    if let Some(run) = run_start.take() {
+                        take(at + run as u64, &chunk[run..offset])?;
+                    }
+                } else {
+                    hasher.update((at + offset as u64).to_le_bytes());
+                    hasher.update(page);
+                    data_bytes += page.len() as u64;
+                    run_start.get_or_insert(offset);
+                }
+            }
+            if let Some(run) = run_start {
+                take(at + run as u64, &chunk[run..length])?;
+            }
+            at += length as u64;
+        }
+        Ok(())
+    })?;
+    Ok(RamPart { size_bytes, data_bytes, sha256: Digest(hasher.finalize().into()) })
+}
+
+fn is_zero(page: &[u8]) -> bool {
+    page.iter().all(|&byte| byte == 0)
+}
+
+/// Each part of a file that is not a hole, from its first byte to the one behind its last.
+fn for_each_extent(file: &File, mut take: impl FnMut(u64, u64) -> io::Result<()>) -> io::Result<()> {
+    let mut at = 0;
+    loop {
+        let start = match lseek(file, at, Whence::SeekData) {
+            Ok(start) => start,
+            Err(Errno::ENXIO) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        at = lseek(file, start, Whence::SeekHole)?;
+        take(start.unsigned_abs(), at.unsigned_abs())?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u64 = 8 * 1024 * 1024;
+
+    /// Memory with a few pages in it, one of them written with zeros.
+    fn memory() -> File {
+        let ram = create(SIZE).unwrap();
+        for (page, byte) in [(0, 1), (3, 2), (4, 3), (5, 0), (300, 4), (2047, 5)] {
+            ram.write_all_at(&[byte; PAGE_BYTES], page * PAGE_BYTES as u64).unwrap();
+        }
+        ram
+    }
+
+    fn content(file: &File) -> Vec<u8> {
+        let mut content = vec![0; SIZE as usize];
+        file.read_exact_at(&mut content, 0).unwrap();
+        content
+    }
+
+    #[test]
+    fn memory_is_kept_without_its_zeros_and_comes_back() {
+        let (ram, file) = (memory(), tempfile::tempfile().unwrap());
+        let saved = save(&ram, &file).unwrap();
+        assert_eq!((saved.size_bytes, saved.data_bytes), (SIZE, 5 * PAGE_BYTES as u64));
+        assert!(content(&file) == content(&ram));
+        assert_eq!(hash(&file).unwrap(), saved);
+        assert_eq!(hash(&ram).unwrap(), saved, "a written zero is no content");
+        let copy = File::from(sealed_copy(&file).unwrap());
+        assert!(content(&copy) == content(&ram));
+    }
+
+    #[test]
+    fn every_change_changes_the_hash() {
+        let ram = memory();
+        let before = hash(&ram).unwrap();
+        for at in [0, 3 * PAGE_BYTES as u64 + 7, 100 * PAGE_BYTES as u64, SIZE - 1] {
+            let mut byte = [0];
+            ram.read_exact_at(&mut byte, at).unwrap();
+            ram.write_all_at(&[byte[0] ^ 1], at).unwrap();
+            assert_ne!(hash(&ram).unwrap().sha256, before.sha256, "byte {at}");
+            ram.write_all_at(&byte, at).unwrap();
+        }
+        assert_eq!(hash(&ram).unwrap(), before);
+        // The same pages elsewhere are other memory.
+        let moved = create(SIZE).unwrap();
+        moved.write_all_at(&[1; PAGE_BYTES], PAGE_BYTES as u64).unwrap();
+        let first = create(SIZE).unwrap();
+        first.write_all_at(&[1; PAGE_BYTES], 0).unwrap();
+        assert_ne!(hash(&moved).unwrap().sha256, hash(&first).unwrap().sha256);
+    }
+
+    #[test]
+    fn what_is_sealed_cannot_be_written() {
+        let copy = File::from(sealed_copy(&memory()).unwrap());
+        assert!(copy.write_all_at(&[1], 0).is_err());
+        assert!(copy.set_len(0).is_err());
+        assert!(copy.set_len(2 * SIZE).is_err());
+    }
+}
