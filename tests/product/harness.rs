@@ -226,8 +226,13 @@ fn read_all(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
 /// The structured result of one call on a server of its own.
 #[track_caller]
 pub fn execute(arguments: Value) -> Value {
-    let (stdout, stderr, status) =
-        pipe_through(&mut command(), format!("{}\n", execute_request(1, arguments)).as_bytes());
+    execute_with(&mut command(), arguments)
+}
+
+/// The same, with settings.
+#[track_caller]
+pub fn execute_with(command: &mut Command, arguments: Value) -> Value {
+    let (stdout, stderr, status) = pipe_through(command, format!("{}\n", execute_request(1, arguments)).as_bytes());
     assert!(status.success(), "{status}: {stderr}");
     let response: Value = serde_json::from_str(&stdout).unwrap_or_else(|_| panic!("not one line of JSON: {stdout}"));
     let result = &response["result"];

@@ -22,3 +22,4 @@ mod protocol;
 mod python;
 mod shell;
 mod streaming;
+mod templates;

@@ -1,0 +1,234 @@
+//! VMs that are restored: each another, all of them right, whatever happened to the template or to the pool.
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::harness::{DEADLINE, Server, command, execute_request, execute_with};
+
+fn run(server: &mut Server, id: u32, language: &str, code: &str) -> Value {
+    server.send(&execute_request(id, json!({"language": language, "code": code})));
+    let response = server.receive();
+    assert_eq!(response["result"]["isError"], false, "{response}");
+    response["result"]["structuredContent"].clone()
+}
+
+fn with(arguments: &[&str]) -> Command {
+    let mut command = command();
+    command.args(arguments);
+    command
+}
+
+/// A cache that shares the image with the user's and has no templates.
+fn new_cache() -> TempDir {
+    let cache = tempfile::tempdir().unwrap();
+    let home = PathBuf::from(std::env::var_os("HOME").unwrap());
+    let users = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| home.join(".cache"), PathBuf::from);
+    symlink(users.join("sandbox-mcp/images"), cache.path().join("images")).unwrap();
+    cache
+}
+
+fn in_cache(cache: &Path) -> Command {
+    with(&["--warm-pool-size", "0", "--cache-dir", cache.to_str().unwrap()])
+}
+
+/// The one entry in a cache.
+fn template(cache: &Path) -> PathBuf {
+    let entries = fs::read_dir(cache.join("templates")).unwrap().flatten().map(|entry| entry.path());
+    let mut entries: Vec<_> = entries.filter(|path| path.is_dir()).collect();
+    assert_eq!(entries.len(), 1, "{entries:?}");
+    entries.remove(0)
+}
+
+const PROGRAMS: [(&str, &str); 3] =
+    [("python", "print(6*7)"), ("javascript", "console.log(6*7)"), ("shell", "echo $((6*7))")];
+
+#[test]
+fn without_templates_every_vm_boots() {
+    for (language, code) in PROGRAMS {
+        let arguments = json!({"language": language, "code": code});
+        let outcome = execute_with(&mut with(&["--no-templates"]), arguments);
+        assert_eq!((&outcome["stdout"], &outcome["template_hit"]), (&json!("42\n"), &json!(false)));
+    }
+}
+
+#[test]
+fn a_vm_that_waits_runs_whatever_comes() {
+    let mut server = Server::start_as(&mut with(&["--warm-pool-size", "2"]));
+    for (id, (language, code)) in (0..).zip(PROGRAMS) {
+        server.wait_for_machines(2, DEADLINE);
+        // The second of them may still be rehearsing.
+        std::thread::sleep(Duration::from_secs(3));
+        let outcome = run(&mut server, id, language, code);
+        assert_eq!((&outcome["stdout"], &outcome["warm_pool_hit"]), (&json!("42\n"), &json!(true)), "{outcome}");
+        assert_eq!((&outcome["timing"]["setup_ms"], &outcome["timing"]["boot_ms"]), (&json!(0.0), &json!(0.0)));
+        assert!(outcome["memory_peak_mb"].as_f64().unwrap() > 1.0, "{outcome}");
+    }
+}
+
+#[test]
+fn vms_that_died_while_they_waited_are_not_missed() {
+    let mut server = Server::start_as(&mut with(&["--warm-pool-size", "2"]));
+    server.wait_for_machines(2, DEADLINE);
+    std::thread::sleep(Duration::from_secs(3));
+    for pid in server.virtual_machines() {
+        kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
+    }
+    assert_eq!(run(&mut server, 1, "shell", "echo alive")["stdout"], "alive\n");
+}
+
+/// Everything in a VM that must not be the same in another, a line each.
+const SECRETS: [(&str, &str); 3] = [
+    (
+        "python",
+        "import os, random, secrets, uuid, socket, tempfile\n\
+         print(os.urandom(8).hex(), random.random(), secrets.token_hex(8), uuid.uuid4(), uuid.uuid1(), socket.gethostname(), \
+         open('/etc/machine-id').read().strip(), os.getrandom(8).hex(), tempfile.mktemp(), sep='\\n')",
+    ),
+    (
+        "javascript",
+        "const c = require('crypto'); console.log([c.randomUUID(), c.randomBytes(8).toString('hex'), c.randomInt(2**47), \
+         Math.random(), c.webcrypto.getRandomValues(new Uint32Array(2)).join()].join('\\n'))",
+    ),
+    (
+        "shell",
+        "echo $RANDOM$RANDOM$RANDOM; echo $SRANDOM$SRANDOM; hostname; cat /etc/machine-id; head -c8 /dev/urandom | xxd -p || head -c8 /dev/urandom | od -An -tx1",
+    ),
+];
+
+#[test]
+fn no_two_clones_share_a_secret() {
+    let mut pooled = Server::start_as(&mut with(&["--warm-pool-size", "2"]));
+    for (language, code) in SECRETS {
+        let mut seen = HashSet::new();
+        let mut lines = 0;
+        for id in 0..4 {
+            let fresh =
+                execute_with(&mut with(&["--warm-pool-size", "0"]), json!({"language": language, "code": code}));
+            for outcome in [fresh, run(&mut pooled, id, language, code)] {
+                assert_eq!(outcome["exit_code"], 0, "{outcome}");
+                for line in outcome["stdout"].as_str().unwrap().lines() {
+                    lines += 1;
+                    assert!(seen.insert(line.to_string()), "{language}: {line:?} came twice");
+                }
+            }
+        }
+        assert!(lines >= 8 * 4, "{lines} lines of {language}");
+    }
+}
+
+#[test]
+fn a_clone_knows_what_time_it_is() {
+    let mut server = Server::start_as(&mut with(&["--warm-pool-size", "1"]));
+    server.wait_for_machines(1, DEADLINE);
+    std::thread::sleep(Duration::from_secs(5));
+    let code = "import time; a = time.monotonic(); time.sleep(0.2); b = time.monotonic(); print(time.time(), b - a)";
+    for id in 0..2 {
+        let outcome = run(&mut server, id, "python", code);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+        let text = outcome["stdout"].as_str().unwrap();
+        let numbers: Vec<f64> = text.split_whitespace().map(|number| number.parse().unwrap()).collect();
+        // The answer is on its way for some time.
+        assert!((now - numbers[0]).abs() < 1.0, "{} s off", now - numbers[0]);
+        assert!((0.19..2.0).contains(&numbers[1]), "0.2 s took {} s", numbers[1]);
+    }
+}
+
+#[test]
+fn a_program_has_the_memory_that_it_asks_for_and_no_more() {
+    let code = "b = bytearray(100 << 20)\nfor i in range(0, len(b), 4096): b[i] = 1\nprint('had it')";
+    for (memory_mb, had_it) in [(64, false), (256, true)] {
+        let arguments = json!({"language": "python", "code": code, "memory_mb": memory_mb});
+        let outcome = execute_with(&mut with(&[]), arguments);
+        assert_eq!(outcome["stdout"] == "had it\n", had_it, "{outcome}");
+        assert_eq!(outcome["out_of_memory"], !had_it, "{outcome}");
+    }
+}
+
+#[test]
+fn a_program_may_kill_all_that_is_its_users() {
+    let outcome =
+        execute_with(&mut with(&[]), json!({"language": "shell", "code": "kill -9 -1; sleep 0.2; echo still here"}));
+    assert_eq!(outcome["stdout"], "still here\n", "{outcome}");
+}
+
+#[test]
+fn a_damaged_template_is_found_and_built_anew_and_the_run_is_answered() {
+    let cache = new_cache();
+    let arguments = || json!({"language": "shell", "code": "echo hi"});
+    assert_eq!(execute_with(&mut in_cache(cache.path()), arguments())["template_hit"], true);
+    let entry = template(cache.path());
+    let mut inode = fs::metadata(&entry).unwrap().ino();
+    for name in ["ram", "state", "manifest.json"] {
+        let file = fs::File::options().read(true).write(true).open(entry.join(name)).unwrap();
+        let at = file.metadata().unwrap().len() / 2;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ 0x20], at).unwrap();
+        let outcome = execute_with(&mut in_cache(cache.path()), arguments());
+        assert_eq!((&outcome["stdout"], &outcome["template_hit"]), (&json!("hi\n"), &json!(true)), "{name}");
+        let rebuilt = fs::metadata(&entry).unwrap().ino();
+        assert_ne!(rebuilt, inode, "{name} was not noticed");
+        inode = rebuilt;
+    }
+}
+
+#[test]
+fn of_two_servers_one_builds_and_a_killed_builder_leaves_nothing() {
+    let cache = new_cache();
+    let start = || {
+        let mut command = in_cache(cache.path());
+        command.env("SANDBOX_MCP_LOG", "info").stderr(std::process::Stdio::piped());
+        command
+    };
+    // The first is killed in the middle.
+    let mut server = Server::start_as(&mut start());
+    server.wait_for_machines(1, DEADLINE);
+    std::thread::sleep(Duration::from_millis(500));
+    kill(Pid::from_raw(server.child.id() as i32), Signal::SIGKILL).unwrap();
+    server.wait();
+
+    let mut servers = [Server::start_as(&mut start()), Server::start_as(&mut start())];
+    for server in &mut servers {
+        assert_eq!(run(server, 1, "shell", "echo hi")["template_hit"], true);
+        server.close_stdin();
+    }
+    let mut built = 0;
+    for server in &mut servers {
+        server.wait();
+        let mut log = String::new();
+        std::io::Read::read_to_string(&mut server.child.stderr.take().unwrap(), &mut log).unwrap();
+        built += log.matches("building the template").count();
+    }
+    assert_eq!(built, 1);
+    template(cache.path());
+    let left: Vec<_> = fs::read_dir(cache.path().join("templates")).unwrap().flatten().map(|e| e.file_name()).collect();
+    assert_eq!(left.len(), 2, "an entry and its lock: {left:?}");
+}
+
+#[test]
+fn a_server_that_nobody_uses_costs_no_cpu() {
+    let server = Server::start_as(&mut with(&["--warm-pool-size", "2"]));
+    server.wait_for_machines(2, DEADLINE);
+    std::thread::sleep(Duration::from_secs(5));
+    let machines = server.virtual_machines();
+    let ticks = |pid: u32| -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    let all = |machines: &[u32]| machines.iter().map(|&pid| ticks(pid)).sum::<u64>() + ticks(server.child.id());
+    let (before, begun) = (all(&machines), Instant::now());
+    std::thread::sleep(Duration::from_secs(10));
+    // A tick is 10 ms. Loose, since this is about spinning, not about tenths of a percent.
+    let share = (all(&machines) - before) as f64 / 100.0 / begun.elapsed().as_secs_f64();
+    assert!(share < 0.1, "{:.1} % of a processor", share * 100.0);
+}
