@@ -16,6 +16,7 @@ const WORKSPACE = process.cwd();
 const IN_WORKSPACE = path.join(WORKSPACE, 'main.js');
 const written = process.argv[2];
 let programUrl;
+let isRehearsal;
 
 // Opened anew, the control pipe is closed in children; the numbered one would be theirs too.
 const control = fs.openSync('/proc/self/fd/1001', 'w');
@@ -27,33 +28,29 @@ registerResolver();
 say('R');
 hear();
 
-/** Waits for word from the agent, and runs programs until there is one that is not a rehearsal. */
+/** Waits for word from the agent, and lets a program run. */
 function hear() {
   const told = Buffer.alloc(2);
   if (fs.readSync(REQUEST, told) === 0) process.reallyExit(0); // The agent does not need this interpreter.
-  const isRehearsal = told.toString().startsWith('P');
+  isRehearsal = told.toString().startsWith('P');
   if (!isRehearsal) fs.closeSync(REQUEST);
   applyEnvironment(path.join(path.dirname(written), 'env'));
   const program = nameByKind(written);
   process.argv = [process.argv[0], program];
   process.execArgv = [];
   resolveFromWorkspace(program);
-  if (isRehearsal) {
-    setImmediate(rehearse, program);
-  } else {
-    // Clones of this VM have the same generator state until it is seeded anew.
-    v8.setFlagsFromString(`--random-seed=${randomSeed()}`);
-    // From a tick of its own, so that the program's stack traces do not show this file.
-    process.nextTick(Module.runMain, program);
-  }
+  // Clones of this VM have the same generator state until it is seeded anew.
+  v8.setFlagsFromString(`--random-seed=${randomSeed()}`);
+  // From a tick of its own, so that the program's stack traces do not show this file.
+  process.nextTick(Module.runMain, program);
 }
 
-/** Runs a script to its end as if it were the program, and leaves no trace of it. */
-function rehearse(program) {
-  Module.runMain(program);
-  delete Module._cache[program];
+/** A rehearsal has nothing left to do: leaves no trace of it, and waits again. */
+function endRehearsal() {
+  delete Module._cache[process.argv[1]];
   delete process.mainModule;
   say('D0\n');
+  // Only something to do keeps the loop from ending.
   setImmediate(hear);
 }
 
@@ -171,6 +168,7 @@ function announceExit() {
     // Node.js prints a fatal error after the `exit` event: then the end of the process is the end.
     if (event === 'uncaughtExceptionMonitor') isFatal = true;
     const result = Reflect.apply(emit, this, [event, ...rest]);
+    if (event === 'beforeExit' && isRehearsal) endRehearsal();
     if (event === 'exit' && this === process && !isFatal && process.pid === pid) {
       say(`D${(process.exitCode ?? rest[0] ?? 0) & 0xff}\n`);
     }

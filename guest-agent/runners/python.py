@@ -6,6 +6,7 @@ argv: this file, the program's path. Descriptors: 1000 tells to go (`P`: to rehe
 # Few imports: while VMs are booted for their run, each is time that a user waits for.
 import _posixsubprocess
 import _weakref
+import atexit
 import builtins
 import gc
 import os
@@ -121,9 +122,10 @@ def report(error):
 
 def finish(code, known, is_last):
     """What an interpreter does when it ends, as far as a program can see it."""
-    # Of these, the first two can be done once only.
     steps = (wait_for_threads, run_exit_functions, drop_main, flush_streams)
-    for step in steps if is_last else steps[2:]:
+    # Of these, the first two can be done once only, if there is anything to do.
+    is_once = "threading" in sys.modules or atexit._ncallbacks()
+    for step in steps[2:] if is_once and not is_last else steps:
         try:
             step()
         except BaseException as error:
@@ -141,8 +143,6 @@ def wait_for_threads():
 
 
 def run_exit_functions():
-    import atexit
-
     atexit._run_exitfuncs()
 
 

@@ -5,6 +5,7 @@ use std::os::unix::fs::{DirBuilderExt, chown, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
@@ -45,6 +46,7 @@ pub(crate) fn bring_up() -> Result<Port> {
     mount_writable()?;
     bring_up_loopback()?;
     cgroup::set_up()?;
+    come_first()?;
     open_port()
 }
 
@@ -122,6 +124,16 @@ fn bring_up_loopback() -> Result<()> {
     // SAFETY: the socket is open and `request` is a whole ifreq that outlives the call.
     unsafe { set_interface_flags(socket.as_raw_fd(), &request) }.context("bringing up loopback")?;
     Ok(())
+}
+
+/// The agent runs as soon as it is woken: that a program has ended is told before the kernel takes its process apart. Its
+/// children are scheduled as usual.
+fn come_first() -> Result<()> {
+    let parameters = libc::sched_param { sched_priority: 1 };
+    #[allow(unsafe_code, reason = "nix has no wrapper of sched_setscheduler")]
+    // SAFETY: `parameters` outlives the call, which changes this process only.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &parameters) };
+    Errno::result(result).map(drop).context("setting the priority")
 }
 
 fn open_port() -> Result<Port> {

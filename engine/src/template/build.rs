@@ -26,12 +26,20 @@ const REHEARSAL_DEADLINE: Duration = Duration::from_secs(60);
 /// Saving takes some 20 ms.
 const SAVE_DEADLINE: Duration = Duration::from_secs(30);
 
-/// What every interpreter goes through once before it is saved, so that no program is the first. What it leaves behind in a
-/// program's sight must be harmless: modules that are loaded already.
-pub(crate) const REHEARSALS: [(Language, &str); 3] = [
-    (Language::Python, include_str!("rehearsal.py")),
-    (Language::Javascript, include_str!("rehearsal.cjs")),
-    (Language::Shell, include_str!("rehearsal.sh")),
+/// A program that an interpreter goes through before it is saved, and again before it waits in the pool, so that no user's
+/// program is the first. What it leaves behind in a program's sight must be harmless: modules that are loaded already.
+pub(crate) struct Rehearsal {
+    pub(crate) language: Language,
+    pub(crate) code: &'static str,
+    /// What begins a comment.
+    comment: &'static str,
+}
+
+/// One for each language.
+pub(crate) const REHEARSALS: [Rehearsal; 3] = [
+    Rehearsal { language: Language::Python, code: include_str!("rehearsal.py"), comment: "#" },
+    Rehearsal { language: Language::Javascript, code: include_str!("rehearsal.cjs"), comment: "//" },
+    Rehearsal { language: Language::Shell, code: include_str!("rehearsal.sh"), comment: "#" },
 ];
 
 /// What a saved VM is.
@@ -50,14 +58,14 @@ pub(crate) async fn build(qemu: &Qemu, spec: &LaunchSpec) -> Result<Saved, VmErr
     let shared: Arc<OwnedFd> = Arc::new(memory.try_clone().map_err(no_memory)?.into());
     let spec = LaunchSpec { start: Start::BootIn(shared), ..spec.clone() };
 
-    let languages = REHEARSALS.iter().map(|(language, _)| *language).collect();
+    let languages = REHEARSALS.iter().map(|rehearsal| rehearsal.language).collect();
     let mut hello = hello(languages)?;
     hello.realtime_ns = hello.realtime_ns.saturating_sub(CLOCK_LAG.as_nanos() as u64);
     let (keep, gone) = oneshot::channel::<()>();
     let deadline = boot_deadline(spec.accelerator);
     let mut vm = Booting::launch(qemu, &spec, hello, keep).await?.ready(deadline).await?;
-    for program in rehearsals()? {
-        vm = vm.rehearse(&program, REHEARSAL_DEADLINE).await?;
+    for rehearsal in &REHEARSALS {
+        vm = vm.rehearse(&rehearsal.program(0)?, REHEARSAL_DEADLINE).await?;
     }
     let state = vm.save(SAVE_DEADLINE).await?;
     // Its end is the end of its mapping; only then is the memory what it will stay.
@@ -65,19 +73,18 @@ pub(crate) async fn build(qemu: &Qemu, spec: &LaunchSpec) -> Result<Saved, VmErr
     Ok(Saved { ram: memory, state })
 }
 
-/// The programs that a VM rehearses.
-pub(crate) fn rehearsals() -> Result<Vec<Program>, VmError> {
-    let program = |&(language, code): &(Language, &str)| {
+impl Rehearsal {
+    /// As a program that no interpreter has seen yet: V8 keeps what it has compiled, and would not do so again.
+    pub(crate) fn program(&self, round: usize) -> Result<Program, VmError> {
         Program::new(Execute {
-            language,
+            language: self.language,
             is_rehearsal: true,
-            code: code.into(),
+            code: format!("{}{} {round}\n", self.code, self.comment),
             stdin: String::new(),
             env: Vec::new(),
             memory_bytes: MEMORY_MAX_MB * 1024 * 1024,
             stdout_max: STDOUT_MAX_BYTES as u64,
             stderr_max: STDERR_MAX_BYTES as u64,
         })
-    };
-    REHEARSALS.iter().map(program).collect()
+    }
 }

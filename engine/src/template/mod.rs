@@ -3,7 +3,7 @@
 
 // In the order in which to read them.
 mod templates;
-pub(crate) use build::rehearsals;
+pub(crate) use build::REHEARSALS;
 pub(crate) use templates::Templates;
 
 mod build;

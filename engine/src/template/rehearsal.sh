@@ -1,1 +1,7 @@
-echo $((6 * 7))
+add() { local sum=$(($1 + $2)); echo "$sum"; }
+value=$(add 6 36)
+for item in a b "$value"; do
+  [[ $item == a ]] && echo "item $item" || printf '%s\n' "$item"
+done
+echo one two | cat | { read -r first rest; echo "$first" >&2; }
+(cd / && ls -d tmp) > /dev/null

@@ -148,7 +148,7 @@ impl Templates {
             accelerator: self.spec.accelerator,
             cpu: host_cpu(),
             arguments,
-            rehearsals: REHEARSALS.iter().map(|(_, code)| (*code).to_string()).collect(),
+            rehearsals: REHEARSALS.iter().map(|rehearsal| rehearsal.code.to_string()).collect(),
         };
         Origin { key: inputs.key(), tsc_khz: self.spec.tsc_khz, accelerator: self.spec.accelerator, qemu: inputs.qemu }
     }
