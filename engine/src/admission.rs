@@ -60,6 +60,15 @@ impl Admission {
         }
     }
 
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Calls that wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Acquire)
+    }
+
     /// A place that can be had now, and that nobody waits for.
     pub(crate) fn try_enter(&self, memory_mb: u64) -> Option<Place> {
         if self.waiting.load(Ordering::Acquire) > 0 {

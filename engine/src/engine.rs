@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use sandbox_schemas::accelerator::Accelerator;
@@ -10,6 +11,7 @@ use sandbox_schemas::image::BootImage;
 use sandbox_schemas::language::Language;
 use sandbox_schemas::limits::{MEMORY_DEFAULT_MB, MEMORY_MIN_MB, VM_OVERHEAD_MB};
 use sandbox_schemas::outcome::ExecuteOutcome;
+use sandbox_schemas::status::{ImageDigests, LimitsInForce, PoolStatus, TemplateState, TemplateStatus, VmCounts};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,6 +21,7 @@ use crate::error::{ExecuteError, StartError, VmError};
 use crate::pool::Pool;
 use crate::qemu::{LaunchSpec, Qemu, Start, accelerate, tsc_khz};
 use crate::run::{OutputSink, Preparation, program, run};
+use crate::stats::{Counted, Stats};
 use crate::template::{REHEARSALS, Templates};
 use crate::vm::{Booting, Program, Running, Waiting, hello};
 
@@ -64,6 +67,7 @@ struct Inner {
     admission: Admission,
     templates: Option<Templates>,
     pool: Pool,
+    stats: Stats,
     runs: TaskTracker,
     /// Cancelled when nothing more is to be prepared.
     closing: CancellationToken,
@@ -109,6 +113,7 @@ impl Engine {
             qemu,
             spec,
             admission: Admission::new(config.limits),
+            stats: Stats::default(),
             runs: TaskTracker::new(),
             closing: CancellationToken::new(),
         });
@@ -132,6 +137,40 @@ impl Engine {
         }
     }
 
+    /// How it is doing. Cheap enough to be asked every second.
+    pub fn status(&self) -> PoolStatus {
+        let Inner { qemu, spec, admission, templates, pool, stats, .. } = &*self.0;
+        let (limits, count) = (admission.limits(), |counter: &AtomicU64| counter.load(Ordering::Relaxed));
+        let off = TemplateStatus { state: TemplateState::Off, key: None };
+        PoolStatus {
+            accelerator: spec.accelerator,
+            qemu: qemu.words().to_string(),
+            image: ImageDigests {
+                kernel: spec.image.kernel_sha256.to_string(),
+                root: spec.image.root_sha256.to_string(),
+                agent: spec.image.initrd_sha256.to_string(),
+            },
+            template: templates.as_ref().map_or(off, |templates| templates.status(qemu)),
+            vms: VmCounts {
+                ready: pool.len() as u64,
+                restoring: count(&stats.restoring),
+                running: count(&stats.running),
+            },
+            queued: admission.waiting() as u64,
+            runs: stats.run_counts(),
+            restore_ms: stats.restores.percentiles(),
+            run_ms: stats.runs.percentiles(),
+            private_memory_mb: qemu.private_memory_bytes() as f64 / (1024.0 * 1024.0),
+            limits: LimitsInForce {
+                max_concurrent_vms: limits.vms as u64,
+                warm_pool_size: pool.size() as u64,
+                memory_mb: limits.memory_mb,
+                max_queued: limits.waiting as u64,
+                queue_deadline_seconds: limits.wait.as_secs(),
+            },
+        }
+    }
+
     /// Runs a program in a fresh VM. Whatever comes of it, its VM is being killed when this returns, and its place is free
     /// once the process is gone; [`Engine::shut_down`] waits for that. A cancel, or a drop, does the same at once.
     pub async fn execute(
@@ -142,11 +181,17 @@ impl Engine {
     ) -> Result<ExecuteOutcome, ExecuteError> {
         let _token = self.0.runs.token();
         request.validate()?;
-        tokio::select! {
+        let accepted = Instant::now();
+        let outcome = tokio::select! {
             biased;
             () = cancel.cancelled() => Err(ExecuteError::Cancelled),
-            outcome = self.0.execute(request, sink) => outcome,
+            outcome = self.0.execute(accepted, request, sink) => outcome,
+        };
+        match &outcome {
+            Ok(_) => self.0.stats.runs.add(accepted.elapsed()),
+            Err(_) => drop(self.0.stats.failed.fetch_add(1, Ordering::Relaxed)),
         }
+        outcome
     }
 
     /// No program will come after those that run: VMs need not be kept for any.
@@ -181,8 +226,12 @@ struct Started {
 }
 
 impl Inner {
-    async fn execute(&self, request: ExecuteInput, sink: &mut dyn OutputSink) -> Result<ExecuteOutcome, ExecuteError> {
-        let accepted = Instant::now();
+    async fn execute(
+        &self,
+        accepted: Instant,
+        request: ExecuteInput,
+        sink: &mut dyn OutputSink,
+    ) -> Result<ExecuteOutcome, ExecuteError> {
         let _activity = self.pool.begin();
         let timeout = Duration::from_secs(request.timeout_seconds);
         let (language, memory_mb) = (request.language, request.memory_mb + VM_OVERHEAD_MB);
@@ -196,6 +245,13 @@ impl Inner {
             },
         };
         drop(wanted);
+        let origin = match started.preparation {
+            Preparation { warm_pool_hit: true, .. } => &self.stats.from_pool,
+            Preparation { template_hit: true, .. } => &self.stats.from_template,
+            _ => &self.stats.booted,
+        };
+        origin.fetch_add(1, Ordering::Relaxed);
+        let _running = Counted::new(&self.stats.running);
         let ended = run(started.vm, timeout, started.preparation, sink).await;
         ended.map_err(|error| ExecuteError::OutcomeUnknown { reason: error.to_string() })
     }
@@ -226,6 +282,7 @@ impl Inner {
         let Some(templates) = &self.templates else { return Ok(None) };
         let Some(template) = templates.base(&self.qemu).await else { return Ok(None) };
         let place = self.enter(wanted.memory_mb).await?;
+        let _restoring = Counted::new(&self.stats.restoring);
         let launched = Instant::now();
         let started = async {
             let vm = Booting::launch(&self.qemu, &templates.spec(&template), hello(Vec::new())?, place).await?;
@@ -233,7 +290,10 @@ impl Inner {
             vm.start(&wanted.program, RESTORE_DEADLINE).await
         };
         match started.await {
-            Ok(vm) => Ok(Some(Started { preparation: self.timed(wanted, launched, &vm, true), vm, _more: None })),
+            Ok(vm) => {
+                self.stats.restores.add(vm.ready - launched);
+                Ok(Some(Started { preparation: self.timed(wanted, launched, &vm, true), vm, _more: None }))
+            }
             Err(error) => {
                 tracing::warn!(%error, "a clone of the template did not start its program; a VM that boots will");
                 templates.note_failure(&template).await;
@@ -245,6 +305,7 @@ impl Inner {
     /// In a VM that boots.
     async fn boot(&self, wanted: &Wanted) -> Result<Started, ExecuteError> {
         let place = self.enter(wanted.memory_mb).await?;
+        let _restoring = Counted::new(&self.stats.restoring);
         let launched = Instant::now();
         // No larger than it must be: it bounds the VM on the host too.
         let spec = LaunchSpec { memory_mb: wanted.memory_mb, ..self.spec.clone() };
@@ -271,6 +332,7 @@ impl Inner {
         let Some(templates) = &self.templates else { return Ok(None) };
         let Some(template) = templates.base(&self.qemu).await else { return Ok(None) };
         let Some(place) = self.admission.try_enter(WAITING_MEMORY_MB) else { return Ok(None) };
+        let _restoring = Counted::new(&self.stats.restoring);
         let vm = Booting::launch(&self.qemu, &templates.spec(&template), hello(Vec::new())?, place).await?;
         let mut vm = vm.ready(RESTORE_DEADLINE).await?;
         for round in 1..=REHEARSED_TIMES {

@@ -21,6 +21,7 @@ mod vm;
 mod wire;
 
 mod pool;
+mod stats;
 mod template;
 
 mod qemu;

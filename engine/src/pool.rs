@@ -48,6 +48,16 @@ impl Pool {
         }
     }
 
+    /// VMs that are kept.
+    pub(crate) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// VMs that wait now.
+    pub(crate) fn len(&self) -> usize {
+        lock(&self.waiting).len()
+    }
+
     /// A VM that is known to be sound, if there is one.
     pub(crate) fn take(&self) -> Option<Waiting> {
         let mut waiting = lock(&self.waiting);

@@ -7,6 +7,7 @@ pub mod limits;
 
 pub mod execute;
 pub mod outcome;
+pub mod status;
 
 pub mod wire;
 

@@ -6,6 +6,7 @@ use schemars::{JsonSchema, Schema};
 
 use crate::execute::ExecuteInput;
 use crate::outcome::ExecuteOutcome;
+use crate::status::{PoolStatus, StatusInput};
 
 /// What a client is told of a tool.
 pub struct ToolSpec {
@@ -38,8 +39,13 @@ pub struct Hints {
 /// Name of the tool that runs a program.
 pub const EXECUTE_CODE: &str = "execute_code";
 
+/// Name of the tool that tells how the sandbox is doing.
+pub const POOL_STATUS: &str = "pool_status";
+
 /// Every tool.
-pub const TOOLS: &[ToolSpec] = &[ToolSpec {
+pub const TOOLS: &[ToolSpec] = &[EXECUTE_CODE_SPEC, POOL_STATUS_SPEC];
+
+const EXECUTE_CODE_SPEC: ToolSpec = ToolSpec {
     name: EXECUTE_CODE,
     title: "Execute code",
     description: "Runs a Python, JavaScript/TypeScript or shell program in a fresh virtual machine on this computer and \
@@ -52,7 +58,18 @@ pub const TOOLS: &[ToolSpec] = &[ToolSpec {
     input: schema_of::<ExecuteInput>,
     output: schema_of::<ExecuteOutcome>,
     hints: Hints { read_only: true, destructive: false, idempotent: false, open_world: false },
-}];
+};
+
+const POOL_STATUS_SPEC: ToolSpec = ToolSpec {
+    name: POOL_STATUS,
+    title: "Sandbox status",
+    description: "Tells how the sandbox on this computer is doing: what executes its virtual machines (kvm or tcg), how many \
+        wait, run or are queued, how long runs have taken, how much memory they use, and the limits in force. Runs nothing. \
+        Not needed before execute_code; useful when calls are slow or refused with the code capacity.",
+    input: schema_of::<StatusInput>,
+    output: schema_of::<PoolStatus>,
+    hints: Hints { read_only: true, destructive: false, idempotent: true, open_world: false },
+};
 
 fn schema_of<T: JsonSchema>() -> Schema {
     // Sub-schemas are inlined: several clients do not follow `$ref`.

@@ -121,12 +121,16 @@ fn the_tools_are_those_of_the_golden_files() {
     let mut server = Server::initialized();
     server.send(&request(1, "tools/list", json!({})));
     let tools = server.receive()["result"]["tools"].clone();
-    let golden: Value = serde_json::from_str(include_str!("../../schemas/tools/execute_code.json")).unwrap();
-    assert_eq!(tools.as_array().unwrap().len(), 1);
-    for (field, value) in golden.as_object().unwrap() {
-        assert_eq!(&tools[0][field], value, "{field}");
+    let golden =
+        [include_str!("../../schemas/tools/execute_code.json"), include_str!("../../schemas/tools/pool_status.json")];
+    assert_eq!(tools.as_array().unwrap().len(), golden.len());
+    for (tool, golden) in tools.as_array().unwrap().iter().zip(golden) {
+        let golden: Value = serde_json::from_str(golden).unwrap();
+        for (field, value) in golden.as_object().unwrap() {
+            assert_eq!(&tool[field], value, "{field}");
+        }
+        assert_eq!(tool["annotations"]["destructiveHint"], false);
     }
-    assert_eq!(tools[0]["annotations"]["destructiveHint"], false);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::{DEADLINE, Server, command, execute_request, execute_with};
+use crate::harness::{DEADLINE, Server, command, execute_request, execute_with, request};
 
 fn run(server: &mut Server, id: u32, language: &str, code: &str) -> Value {
     server.send(&execute_request(id, json!({"language": language, "code": code})));
@@ -231,4 +231,38 @@ fn a_server_that_nobody_uses_costs_no_cpu() {
     // A tick is 10 ms. Loose, since this is about spinning, not about tenths of a percent.
     let share = (all(&machines) - before) as f64 / 100.0 / begun.elapsed().as_secs_f64();
     assert!(share < 0.1, "{:.1} % of a processor", share * 100.0);
+}
+
+#[test]
+fn the_status_tells_what_has_happened() {
+    let mut server = Server::start_as(&mut with(&["--warm-pool-size", "1", "--max-vms", "3"]));
+    let status = |server: &mut Server| {
+        let asked = Instant::now();
+        server.send(&request(99, "tools/call", json!({"name": "pool_status"})));
+        let response = server.receive();
+        assert_eq!(response["result"]["isError"], false, "{response}");
+        (response["result"]["structuredContent"].clone(), asked.elapsed())
+    };
+    let until = Instant::now() + DEADLINE;
+    let first = loop {
+        let (status, _) = status(&mut server);
+        if status["vms"]["ready"] == 1 {
+            break status;
+        }
+        assert!(Instant::now() < until, "{status}");
+        std::thread::sleep(Duration::from_millis(200));
+    };
+    assert_eq!((&first["accelerator"], &first["template"]["state"]), (&json!("tcg"), &json!("ready")), "{first}");
+    assert_eq!(first["runs"], json!({"from_pool": 0, "from_template": 0, "booted": 0, "failed": 0}));
+    assert_eq!((&first["limits"]["max_concurrent_vms"], &first["limits"]["warm_pool_size"]), (&json!(3), &json!(1)));
+    let private = first["private_memory_mb"].as_f64().unwrap();
+    assert!((1.0..200.0).contains(&private), "{private} MiB for a VM that waits");
+
+    run(&mut server, 1, "shell", "echo from the pool");
+    run(&mut server, 2, "shell", "echo before it is filled again");
+    let (after, took) = status(&mut server);
+    assert_eq!(after["runs"], json!({"from_pool": 1, "from_template": 1, "booted": 0, "failed": 0}), "{after}");
+    assert_eq!(after["run_ms"]["count"], 2);
+    assert!(after["restore_ms"]["p50"].as_f64().unwrap() > 0.0, "{after}");
+    assert!(took < Duration::from_secs(1), "{took:?} for a status");
 }

@@ -1,10 +1,12 @@
 //! The QEMU that is there: found, new enough, and the one to spawn from.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
@@ -34,6 +36,7 @@ pub(crate) struct Qemu {
     words: String,
     /// Counts the processes that are not reaped yet.
     processes: TaskTracker,
+    ids: Arc<Mutex<HashSet<u32>>>,
 }
 
 /// As `7.2`.
@@ -56,7 +59,7 @@ impl Qemu {
             let (found, needed) = (version.to_string(), OLDEST.to_string());
             return Err(StartError::QemuTooOld { path, found, needed });
         }
-        Ok(Qemu { path, version, words, processes: TaskTracker::new() })
+        Ok(Qemu { path, version, words, processes: TaskTracker::new(), ids: Arc::default() })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -81,11 +84,19 @@ impl Qemu {
     ) -> Result<QemuProcess, VmError> {
         let (process, reaping) =
             process::spawn(&self.path, command::arguments(spec, self.version), spec, guest_end, monitor_end)?;
+        let (ids, id) = (self.ids.clone(), process.id);
+        lock(&ids).insert(id);
         self.processes.spawn(async move {
             reaping.await;
+            lock(&ids).remove(&id);
             drop(keep);
         });
         Ok(process)
+    }
+
+    /// Memory that the VMs have for themselves, in bytes: theirs alone, not what they share with a template.
+    pub(crate) fn private_memory_bytes(&self) -> u64 {
+        lock(&self.ids).iter().map(|&id| process::private_memory_bytes(id)).sum()
     }
 
     /// Waits until no process is left.
@@ -93,6 +104,10 @@ impl Qemu {
         self.processes.close();
         self.processes.wait().await;
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn search(path: Option<&OsStr>) -> Option<PathBuf> {

@@ -35,6 +35,8 @@ const LAST_WORDS_BYTES: u64 = 4096;
 /// A running QEMU. Its drop kills it; a task of its own reaps it.
 #[derive(Debug)]
 pub(crate) struct QemuProcess {
+    /// The process's id, for as long as it is not reaped.
+    pub(crate) id: u32,
     stderr: Option<ChildStderr>,
     /// Dropped to have the process killed.
     _kill: oneshot::Sender<()>,
@@ -91,9 +93,10 @@ pub(crate) fn spawn(
         .kill_on_drop(true)
         .spawn()
         .map_err(|error| VmError::Spawn(format!("{}: {error}", qemu.display())))?;
+    let id = child.id().unwrap_or_default();
     let stderr = child.stderr.take();
     let (kill, killed) = oneshot::channel();
-    Ok((QemuProcess { stderr, _kill: kill }, reap(child, killed)))
+    Ok((QemuProcess { id, stderr, _kill: kill }, reap(child, killed)))
 }
 
 impl QemuProcess {
@@ -123,6 +126,18 @@ async fn reap(mut child: Child, killed: oneshot::Receiver<()>) {
         Ok(status) => tracing::debug!(%status, "QEMU ended"),
         Err(error) => tracing::error!(%error, "QEMU could not be reaped"),
     }
+}
+
+/// What a process has in memory that no file stands behind, in bytes; 0 when it is gone.
+pub(crate) fn private_memory_bytes(id: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{id}/statm")).unwrap_or_default();
+    // In pages: size, resident, of that shared (with a file or in shared memory).
+    let fields: Vec<u64> = text.split_whitespace().filter_map(|field| field.parse().ok()).collect();
+    let pages = match fields[..] {
+        [_, resident, shared, ..] => resident.saturating_sub(shared),
+        _ => 0,
+    };
+    pages * 4096
 }
 
 /// The group that may use KVM, where that is what QEMU needs: as nobody it could not.

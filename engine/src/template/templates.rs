@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use sandbox_schemas::limits::{MEMORY_MAX_MB, VM_OVERHEAD_MB};
+use sandbox_schemas::status::{TemplateState, TemplateStatus};
 use sandbox_store::{FileError, Shelf};
 use tokio::sync::Mutex;
 
@@ -96,6 +97,17 @@ impl Templates {
             tsc_khz: template.tsc_khz,
             ..self.spec.clone()
         }
+    }
+
+    /// What is known of it now, without waiting for it.
+    pub(crate) fn status(&self, qemu: &Qemu) -> TemplateStatus {
+        let state = match self.base.try_lock().as_deref() {
+            Ok(Base::Loaded(_)) => TemplateState::Ready,
+            Ok(Base::Failed) => TemplateState::Failed,
+            // Whoever loads or builds it holds the lock.
+            Ok(Base::Unknown) | Err(_) => TemplateState::Preparing,
+        };
+        TemplateStatus { state, key: Some(self.origin(qemu).key.to_string()) }
     }
 
     async fn obtain(&self, qemu: &Qemu) -> Result<Template, TemplateError> {

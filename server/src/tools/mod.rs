@@ -1,12 +1,13 @@
 //! The tools: a row each in the table of `schemas`, and a function each here.
 
 mod execute_code;
+mod pool_status;
 
 use std::sync::Arc;
 
 use rmcp::model::{CallToolResult, ContentBlock, JsonObject, MetaObject, ProgressToken, Tool, ToolAnnotations};
 use sandbox_schemas::outcome::ErrorCode;
-use sandbox_schemas::tools::{EXECUTE_CODE, TOOLS, ToolSpec};
+use sandbox_schemas::tools::{EXECUTE_CODE, POOL_STATUS, TOOLS, ToolSpec};
 use schemars::Schema;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -35,6 +36,7 @@ pub(crate) fn list() -> Vec<Tool> {
 pub(crate) async fn call(name: &str, call: ToolCall) -> Option<CallToolResult> {
     let result = match name {
         EXECUTE_CODE => execute_code::call(call).await,
+        POOL_STATUS => pool_status::call(call).await,
         _ => return None,
     };
     Some(result.unwrap_or_else(|error| error.into()))

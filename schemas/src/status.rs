@@ -1,0 +1,133 @@
+//! The state of the sandbox: the result of `pool_status`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::accelerator::Accelerator;
+
+/// Arguments of the tool `pool_status`: none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
+#[serde(deny_unknown_fields)]
+pub struct StatusInput {}
+
+/// Result of the tool `pool_status`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
+pub struct PoolStatus {
+    /// What executes the guests: `kvm` (hardware) or `tcg` (translation: slower, and a weaker boundary).
+    pub accelerator: Accelerator,
+    /// What QEMU says of its version.
+    pub qemu: String,
+    /// What the VMs boot.
+    pub image: ImageDigests,
+    /// What VMs are restored from.
+    pub template: TemplateStatus,
+    /// VMs, by what they do now.
+    pub vms: VmCounts,
+    /// Calls that wait for a VM.
+    pub queued: u64,
+    /// Runs since the server started, by where their VM came from.
+    pub runs: RunCounts,
+    /// From the start of QEMU until the restored guest was ready, in milliseconds, of the last 1000.
+    pub restore_ms: Percentiles,
+    /// From an accepted call to its result, in milliseconds, of the last 1000.
+    pub run_ms: Percentiles,
+    /// Memory that the VMs have for themselves now, in MiB: what they share with their template is not in it.
+    pub private_memory_mb: f64,
+    /// The limits in force.
+    pub limits: LimitsInForce,
+}
+
+/// SHA-256 of the files that a VM boots, in hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
+pub struct ImageDigests {
+    /// The kernel.
+    pub kernel: String,
+    /// The root file system.
+    pub root: String,
+    /// The guest agent.
+    pub agent: String,
+}
+
+/// What is known of the template.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
+pub struct TemplateStatus {
+    /// Whether VMs can be restored.
+    pub state: TemplateState,
+    /// Digest of all that it depends on, in hexadecimal digits; absent where templates are off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+}
+
+/// Whether VMs can be restored from a template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum TemplateState {
+    /// Templates are off: every VM boots.
+    Off,
+    /// It is being loaded, or built.
+    Preparing,
+    /// It is there.
+    Ready,
+    /// It could not be built, or its clones do not come up: every VM boots.
+    Failed,
+}
+
+/// VMs, by what they do now.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
+pub struct VmCounts {
+    /// Wait for a program.
+    pub ready: u64,
+    /// Are being prepared for a program that waits for them, or for the pool.
+    pub restoring: u64,
+    /// Run a program.
+    pub running: u64,
+}
+
+/// Runs since the server started, by where their VM came from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
+pub struct RunCounts {
+    /// From the pool.
+    pub from_pool: u64,
+    /// Restored for the run.
+    pub from_template: u64,
+    /// Booted for the run.
+    pub booted: u64,
+    /// Calls that ended with an error of the sandbox, or were cancelled.
+    pub failed: u64,
+}
+
+/// A distribution of times.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
+pub struct Percentiles {
+    /// How many were measured.
+    pub count: u64,
+    /// Half of them took no longer.
+    pub p50: f64,
+    /// 95 of 100 took no longer.
+    pub p95: f64,
+    /// 99 of 100 took no longer.
+    pub p99: f64,
+}
+
+/// The limits in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
+pub struct LimitsInForce {
+    /// VMs at the same time.
+    pub max_concurrent_vms: u64,
+    /// VMs that are kept waiting for a program.
+    pub warm_pool_size: u64,
+    /// Memory that the VMs may have together, in MiB.
+    pub memory_mb: u64,
+    /// Calls that may wait for a VM; one more is refused.
+    pub max_queued: u64,
+    /// How long a call waits for a VM at most, in seconds.
+    pub queue_deadline_seconds: u64,
+}
