@@ -67,11 +67,11 @@ impl ImageStore {
 
     /// Builds what is missing or corrupt. Of several processes that build into one cache, one does and the others wait.
     pub fn build(&self, progress: &dyn Progress) -> Result<BootImage, BuildError> {
-        let absent = |component: &Component| {
-            !matches!(self.cache.inspect(self.recipe(*component)), ComponentState::Present { .. })
-        };
-        let absent = Component::ALL.into_iter().filter(absent);
-        tool::require(absent.flat_map(|component| self.recipe(component).tools()))?;
+        // What is there is in use from here on: whoever makes room for a component must not remove another one.
+        let absent =
+            |component: &Component| !matches!(self.cache.load(self.recipe(*component)), ComponentState::Present { .. });
+        let absent: Vec<_> = Component::ALL.into_iter().filter(absent).collect();
+        tool::require(absent.into_iter().flat_map(|component| self.recipe(component).tools()))?;
         self.with_workshop(progress, |workshop| {
             // The kernel keeps all processors busy, the root the network and the disk.
             let (kernel, root, agent) = thread::scope(|scope| {

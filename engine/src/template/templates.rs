@@ -1,11 +1,12 @@
 //! The templates of an engine: each is loaded, or built, once; all who want it meanwhile wait for the same.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 use sandbox_schemas::limits::{MEMORY_MAX_MB, VM_OVERHEAD_MB};
-use sandbox_store::{FileError, Shelf};
+use sandbox_store::{CacheDir, FileError, Kind, LOCK_POLL, Lock, Shelf, ShelfError};
 use tokio::sync::Mutex;
 
 use crate::error::VmError;
@@ -31,6 +32,8 @@ pub(crate) enum TemplateError {
     Build(#[from] VmError),
     #[error(transparent)]
     File(#[from] FileError),
+    #[error(transparent)]
+    Shelf(#[from] ShelfError),
     #[error("what was just written is damaged: {0}")]
     Damaged(Unusable),
     #[error("{0}")]
@@ -40,6 +43,7 @@ pub(crate) enum TemplateError {
 /// What an engine knows of its base template.
 #[derive(Debug)]
 pub(crate) struct Templates {
+    cache: CacheDir,
     shelf: Shelf,
     spec: LaunchSpec,
     base: Mutex<Base>,
@@ -56,8 +60,10 @@ enum Base {
 impl Templates {
     /// Templates in a folder of `cache_dir`, of VMs like `spec`.
     pub(crate) fn new(cache_dir: &Path, spec: &LaunchSpec) -> Templates {
+        let cache = CacheDir::new(cache_dir.to_owned());
         Templates {
-            shelf: Shelf::new(folder(cache_dir)),
+            shelf: cache.shelf(Kind::Template),
+            cache,
             spec: LaunchSpec { memory_mb: MEMORY_MB, ..spec.clone() },
             base: Mutex::new(Base::Unknown),
         }
@@ -107,11 +113,7 @@ impl Templates {
             Err(Unusable::Missing) => {}
             Err(Unusable::Damaged(reason)) => tracing::warn!(reason, "a template is damaged and built anew"),
         }
-        let shelf = self.shelf.clone();
-        let lock = in_background(move || {
-            shelf.lock(BASE, || tracing::info!("waiting for another server that builds the template"))
-        })
-        .await??;
+        let lock = self.lock().await?;
         // The other may have built it.
         if let Ok(template) = self.load(&origin, copies).await? {
             return Ok(template);
@@ -120,14 +122,46 @@ impl Templates {
         let saved = build::build(qemu, &self.spec).await?;
         let shelf = self.shelf.clone();
         let written = origin.clone();
+        let published = in_background(move || {
+            let place = shelf.begin(lock, written.key)?;
+            entry::write(place.made(), &saved, &written)?;
+            place.publish()
+        });
+        // In use until the template is, so that nobody makes room with it meanwhile.
+        let _lease = published.await??;
+        let template = self.load(&origin, copies).await?.map_err(TemplateError::Damaged)?;
+        if let Err(error) = self.make_room().await {
+            tracing::warn!(%error, "no room was made in the cache");
+        }
+        Ok(template)
+    }
+
+    /// Waits for the right to build; who does not want the template any more drops this.
+    async fn lock(&self) -> Result<Lock, TemplateError> {
+        let mut waits = false;
+        loop {
+            let shelf = self.shelf.clone();
+            if let Some(lock) = in_background(move || shelf.try_lock(BASE)).await?? {
+                return Ok(lock);
+            }
+            if !waits {
+                tracing::info!("waiting for another server that builds the template");
+                waits = true;
+            }
+            tokio::time::sleep(LOCK_POLL).await;
+        }
+    }
+
+    /// Removes what is not needed any more, now that there is one template more.
+    async fn make_room(&self) -> Result<(), TemplateError> {
+        let (shelf, cache) = (self.shelf.clone(), self.cache.clone());
         in_background(move || {
-            let workplace = shelf.workplace(&lock)?;
-            let made = workplace.path().join("made");
-            entry::write(&made, &saved, &written)?;
-            shelf.publish(&lock, written.key, &made, &workplace)
+            shelf.prune(BASE, SystemTime::now());
+            for removed in cache.make_room() {
+                tracing::info!(entry = %removed.path.display(), "removed, to make room in the cache");
+            }
         })
-        .await??;
-        self.load(&origin, copies).await?.map_err(TemplateError::Damaged)
+        .await
     }
 
     async fn load(&self, origin: &Origin, copies: bool) -> Result<Result<Template, Unusable>, TemplateError> {
@@ -152,11 +186,6 @@ impl Templates {
         };
         Origin { key: inputs.key(), tsc_khz: self.spec.tsc_khz, accelerator: self.spec.accelerator, qemu: inputs.qemu }
     }
-}
-
-/// Where templates lie.
-fn folder(cache_dir: &Path) -> PathBuf {
-    cache_dir.join("templates")
 }
 
 /// Files are read and hashed where it does not hold up the runtime.
