@@ -61,7 +61,11 @@ mod tests {
         let stamp = |digest| [identity(&fs::metadata(&file).unwrap(), Digest([digest; 32])); 1];
         let is_verified = |stamp: &[VerifiedStamp; 1]| {
             let mut verified = false;
-            verify_once(folder.path(), stamp, || Ok::<_, ()>(verified = true)).unwrap();
+            let verify = || {
+                verified = true;
+                Ok::<_, ()>(())
+            };
+            verify_once(folder.path(), stamp, verify).unwrap();
             verified
         };
         fs::write(&file, "text").unwrap();
