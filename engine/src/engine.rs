@@ -12,6 +12,7 @@ use sandbox_schemas::language::Language;
 use sandbox_schemas::limits::{MEMORY_DEFAULT_MB, MEMORY_MIN_MB, VM_OVERHEAD_MB};
 use sandbox_schemas::outcome::ExecuteOutcome;
 use sandbox_schemas::status::{ImageDigests, LimitsInForce, PoolStatus, TemplateState, TemplateStatus, VmCounts};
+use sandbox_store::CacheDir;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -53,7 +54,7 @@ pub struct EngineConfig {
     /// What VMs boot.
     pub image: BootImage,
     /// Where templates, and verdicts on this machine, are kept.
-    pub cache_dir: PathBuf,
+    pub cache: CacheDir,
 }
 
 /// Runs programs, each in a VM of its own. Cheap to clone.
@@ -103,12 +104,12 @@ impl Engine {
             tsc_khz,
             image: config.image.clone(),
         };
-        let accelerator = accelerate::decide(&qemu, config.accelerator, &config.cache_dir, boot).await?;
+        let accelerator = accelerate::decide(&qemu, config.accelerator, config.cache.root(), boot).await?;
         tracing::info!(qemu = %qemu.version(), %accelerator, "engine started");
         let spec = boot(accelerator);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let inner = Arc::new(Inner {
-            templates: config.uses_templates.then(|| Templates::new(&config.cache_dir, &spec)),
+            templates: config.uses_templates.then(|| Templates::new(config.cache, &qemu, &spec)),
             pool: Pool::new(if config.uses_templates { config.warm_pool_size } else { 0 }, cores),
             qemu,
             spec,
@@ -150,7 +151,7 @@ impl Engine {
                 root: spec.image.root_sha256.to_string(),
                 agent: spec.image.initrd_sha256.to_string(),
             },
-            template: templates.as_ref().map_or(off, |templates| templates.status(qemu)),
+            template: templates.as_ref().map_or(off, Templates::status),
             vms: VmCounts {
                 ready: pool.len() as u64,
                 restoring: count(&stats.restoring),

@@ -16,6 +16,7 @@ use sandbox_schemas::image::BootImage;
 use sandbox_schemas::language::Language;
 use sandbox_schemas::outcome::ExecuteOutcome;
 use sandbox_schemas::wire::{self, Exit, Finished, GuestFrame};
+use sandbox_store::CacheDir;
 use tempfile::TempDir;
 
 #[derive(Default)]
@@ -60,7 +61,7 @@ async fn engine(script: &str, frames: &[u8]) -> (Engine, TempDir) {
         warm_pool_size: 0,
         uses_templates: false,
         limits: Limits { vms: 2, memory_mb: 4096, waiting: 2, wait: Duration::from_secs(5) },
-        cache_dir: folder.path().to_path_buf(),
+        cache: CacheDir::new(folder.path().to_path_buf(), 0),
     };
     (Engine::start(config).await.unwrap(), folder)
 }

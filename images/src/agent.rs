@@ -7,9 +7,9 @@ use std::sync::LazyLock;
 
 use cpio::newc::{self, Builder};
 use sandbox_schemas::image::{Component, Digest};
+use sandbox_store::{At, KeyHasher};
 
-use crate::error::{At, BuildError};
-use crate::key::KeyHasher;
+use crate::error::BuildError;
 use crate::recipe::{Ingredients, Recipe, Workshop};
 use crate::tool::HostTool;
 

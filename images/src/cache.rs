@@ -1,40 +1,33 @@
-//! The cache on disk: immutable entries that appear at once or not at all, and that are verified before they are used.
+//! The components in the cache: each is an entry of its own, verified before it is used.
 //!
 //! ```text
 //! images/kernel-0123456789abcdef/{vmlinux,manifest.json,verified.json}
-//! images/kernel.lock                held while a kernel is built and while old ones are removed
-//! images/.building-kernel-XXXXXX    what a builder works in; swept by the next one if it was killed
 //! downloads/<hash>   logs/kernel.log
 //! ```
 
-use std::fs::{self, DirBuilder, File, TryLockError};
-use std::io::ErrorKind;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use sandbox_schemas::image::{Component, ComponentState, MANIFEST_FORMAT, Manifest};
+use sandbox_store::{At, CacheDir, Kind, Lease, Lock, Shelf, Workplace, create_private_directory, write_json};
 
 use crate::entry::{self, MANIFEST, Unverified};
-use crate::error::{At, BuildError};
+use crate::error::BuildError;
 use crate::progress::Unit;
-use crate::prune::prune;
 use crate::recipe::{Recipe, Workshop};
 
-/// How often a builder that waits for another one looks whether it is done.
-const LOCK_POLL: Duration = Duration::from_millis(100);
-
-/// The directory that holds everything. Only its user may look into it.
+/// The components of one cache directory.
 #[derive(Debug, Clone)]
 pub(crate) struct Cache {
-    root: PathBuf,
+    directory: CacheDir,
+    shelf: Shelf,
 }
 
 impl Cache {
-    /// A cache in `root`, which need not exist yet.
-    pub(crate) fn new(root: PathBuf) -> Cache {
-        Cache { root }
+    pub(crate) fn new(directory: CacheDir) -> Cache {
+        Cache { shelf: directory.shelf(Kind::Image), directory }
     }
 
     /// Where the file of a recipe is, or would be.
@@ -44,12 +37,12 @@ impl Cache {
 
     /// Where downloads are kept.
     pub(crate) fn downloads(&self) -> PathBuf {
-        self.root.join("downloads")
+        self.directory.downloads()
     }
 
     /// Where the output of tools is kept.
     pub(crate) fn logs(&self) -> PathBuf {
-        self.root.join("logs")
+        self.directory.logs()
     }
 
     /// Looks at an entry. Its file is hashed unless it is the very one that was hashed before.
@@ -63,52 +56,56 @@ impl Cache {
 
     /// Looks at an entry that is to be booted: if it is there, it stays until this process ends.
     pub(crate) fn load(&self, recipe: &dyn Recipe) -> ComponentState {
-        // In this order: what was verified cannot be removed any more.
-        entry::use_until_exit(&self.entry(recipe));
+        // In this order: what was verified cannot be removed any more. What cannot be locked (not every file system has
+        // locks) cannot be locked by who would remove it either; and what is not there, or not ours, is not loaded.
+        if let Ok(lease) = Lease::take(&self.entry(recipe)) {
+            lease.keep_until_exit();
+        }
         self.inspect(recipe)
     }
 
     /// The manifest of a sound entry, which is built first if there is none. Whoever comes second waits and uses what
-    /// the first one has built.
+    /// the first one has built. The entry stays until this process ends: to make room for one component, the build of
+    /// another must not remove it.
     pub(crate) fn obtain(&self, recipe: &dyn Recipe, workshop: &Workshop<'_>) -> Result<Manifest, BuildError> {
-        if let ComponentState::Present { manifest } = self.inspect(recipe) {
+        if let ComponentState::Present { manifest } = self.load(recipe) {
             return Ok(manifest);
         }
-        let images = self.images();
-        for directory in [&images, &self.downloads(), &self.logs()] {
-            create_private_directory(directory)?;
+        for directory in [self.downloads(), self.logs()] {
+            create_private_directory(&directory)?;
         }
-        entry::check_owner(&images)
-            .map_err(|reason| BuildError::Untrusted { path: images.clone(), reason: reason.to_string() })?;
         let component = recipe.component();
-        let _lock = lock(&images.join(format!("{component}.lock")), component, workshop)?;
-        if let ComponentState::Present { manifest } = self.inspect(recipe) {
+        let lock = self.lock(component, workshop)?;
+        if let ComponentState::Present { manifest } = self.load(recipe) {
             return Ok(manifest);
         }
         workshop.check()?;
-        let prefix = format!(".building-{component}-");
-        sweep(&images, &prefix)?;
-        let work = tempfile::Builder::new().prefix(&prefix).tempdir_in(&images).at("create a directory in", &images)?;
-        self.build(recipe, work.path(), workshop)?;
+        self.build(recipe, self.shelf.begin(lock, recipe.key())?, workshop)?.keep_until_exit();
         let manifest = entry::verify(&self.entry(recipe), component, recipe.key())
             .map_err(|reason| BuildError::Unverified { path: self.artefact(recipe), reason: reason.to_string() })?;
-        prune(&images, component, &entry_name(recipe), work.path(), SystemTime::now());
+        self.shelf.prune(component.name(), SystemTime::now());
+        self.directory.make_room();
         Ok(manifest)
     }
 
-    /// Builds an entry in `work`, then moves it into its place.
-    fn build(&self, recipe: &dyn Recipe, work: &Path, workshop: &Workshop<'_>) -> Result<(), BuildError> {
-        let (made, replaced, inner) = (work.join("entry"), work.join("replaced"), work.join("work"));
-        create_private_directory(&made)?;
-        create_private_directory(&inner)?;
-        // What is there cannot be used. That it cannot be moved away either is to be known before minutes of building.
-        let entry = self.entry(recipe);
-        match fs::rename(&entry, &replaced) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).at("replace", &entry),
-            _ => {}
+    /// Waits for whoever builds the component, but no longer than the rest of this build goes on.
+    fn lock(&self, component: Component, workshop: &Workshop<'_>) -> Result<Lock, BuildError> {
+        let mut waiting = None;
+        let lock = self.shelf.lock(component.name(), || {
+            let name = || format!("{component}: waiting for another process that builds it");
+            waiting.get_or_insert_with(|| workshop.progress.stage(&name(), None, Unit::None));
+            workshop.check()
+        })?;
+        if let Some(stage) = waiting {
+            stage.finish();
         }
-        let artefact = made.join(recipe.component().file_name());
-        let ingredients = recipe.make(&inner, &artefact, workshop)?;
+        Ok(lock)
+    }
+
+    /// Builds an entry, then moves it into its place.
+    fn build(&self, recipe: &dyn Recipe, place: Workplace, workshop: &Workshop<'_>) -> Result<Lease, BuildError> {
+        let artefact = place.made().join(recipe.component().file_name());
+        let ingredients = recipe.make(place.scratch(), &artefact, workshop)?;
 
         let file = File::open(&artefact).at("open", &artefact)?;
         file.set_permissions(fs::Permissions::from_mode(0o644)).at("set the mode of", &artefact)?;
@@ -124,64 +121,13 @@ impl Cache {
             packages: ingredients.packages,
             tools: ingredients.tools,
         };
-        entry::write_json(&made, MANIFEST, &manifest)?;
-        sync_directory(&made)?;
-        fs::rename(&made, &entry).at("create", &entry)?;
-        sync_directory(&self.images())
-    }
-
-    fn images(&self) -> PathBuf {
-        self.root.join("images")
+        write_json(place.made(), MANIFEST, &manifest)?;
+        Ok(place.publish()?)
     }
 
     fn entry(&self, recipe: &dyn Recipe) -> PathBuf {
-        self.images().join(entry_name(recipe))
+        self.shelf.entry(recipe.component().name(), recipe.key())
     }
-}
-
-fn entry_name(recipe: &dyn Recipe) -> String {
-    format!("{}-{}", recipe.component(), recipe.key().short())
-}
-
-fn create_private_directory(path: &Path) -> Result<(), BuildError> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path).at("create", path)
-}
-
-fn sync_directory(path: &Path) -> Result<(), BuildError> {
-    File::open(path).and_then(|directory| directory.sync_all()).at("sync", path)
-}
-
-/// Waits for whoever builds the component, but no longer than the rest of this build goes on.
-fn lock(path: &Path, component: Component, workshop: &Workshop<'_>) -> Result<File, BuildError> {
-    let file = File::options().create(true).truncate(false).write(true).open(path).at("open", path)?;
-    let mut waiting = None;
-    loop {
-        match file.try_lock() {
-            Ok(()) => break,
-            Err(TryLockError::WouldBlock) => {
-                let name = || format!("{component}: waiting for another process that builds it");
-                waiting.get_or_insert_with(|| workshop.progress.stage(&name(), None, Unit::None));
-                workshop.check()?;
-                thread::sleep(LOCK_POLL);
-            }
-            Err(TryLockError::Error(error)) => return Err(error).at("lock", path),
-        }
-    }
-    if let Some(stage) = waiting {
-        stage.finish();
-    }
-    Ok(file)
-}
-
-/// Removes what killed builders have left. Whoever calls this holds the lock, so no builder is at work.
-fn sweep(images: &Path, prefix: &str) -> Result<(), BuildError> {
-    for found in fs::read_dir(images).at("read", images)? {
-        let found = found.at("read", images)?;
-        if found.file_name().to_string_lossy().starts_with(prefix) {
-            fs::remove_dir_all(found.path()).at("remove", &found.path())?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -195,8 +141,9 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use sandbox_schemas::image::{Component, ComponentState, Digest, Manifest};
+    use sandbox_store::{CacheDir, create_private_directory};
 
-    use super::{Cache, create_private_directory};
+    use super::Cache;
     use crate::error::BuildError;
     use crate::progress::Silent;
     use crate::recipe::{Ingredients, Recipe, Workshop};
@@ -245,6 +192,10 @@ mod tests {
         }
     }
 
+    fn cache_in(root: PathBuf) -> Cache {
+        Cache::new(CacheDir::new(root, u64::MAX))
+    }
+
     fn names(directory: &Path) -> Vec<String> {
         let mut names: Vec<_> =
             fs::read_dir(directory).unwrap().map(|f| f.unwrap().file_name().into_string().unwrap()).collect();
@@ -255,7 +206,7 @@ mod tests {
     #[test]
     fn entry_is_built_once_and_belongs_to_its_user() {
         let dir = tempfile::tempdir().unwrap();
-        let (cache, fake) = (Cache::new(dir.path().join("cache")), Fake::default());
+        let (cache, fake) = (cache_in(dir.path().join("cache")), Fake::default());
         assert_eq!(cache.inspect(&fake), ComponentState::Missing);
         let manifest = fake.obtain(&cache).unwrap();
         assert_eq!(manifest.size_bytes, 10);
@@ -267,14 +218,14 @@ mod tests {
         for directory in artefact.ancestors().skip(1).take(3) {
             assert_eq!(mode(directory), 0o700, "{}", directory.display());
         }
-        assert_eq!(names(&cache.images()), ["kernel-0707070707070707", "kernel.lock"]);
+        assert_eq!(names(cache.shelf.folder()), ["kernel-0707070707070707", "kernel.lock"]);
         assert_eq!(names(&cache.entry(&fake)), ["manifest.json", "verified.json", "vmlinux"]);
     }
 
     #[test]
     fn whatever_is_changed_is_found_and_repaired() {
         let dir = tempfile::tempdir().unwrap();
-        let (cache, fake) = (Cache::new(dir.path().to_owned()), Fake::default());
+        let (cache, fake) = (cache_in(dir.path().to_owned()), Fake::default());
         let sound = fake.obtain(&cache).unwrap();
         let (artefact, manifest) = (cache.artefact(&fake), cache.entry(&fake).join("manifest.json"));
         let other_digest = |text: String| text.replace(&sound.sha256.to_string(), &"0".repeat(64));
@@ -302,7 +253,7 @@ mod tests {
     #[test]
     fn file_is_hashed_again_when_its_identity_changes() {
         let dir = tempfile::tempdir().unwrap();
-        let (cache, fake) = (Cache::new(dir.path().to_owned()), Fake::default());
+        let (cache, fake) = (cache_in(dir.path().to_owned()), Fake::default());
         fake.obtain(&cache).unwrap();
         let artefact = cache.artefact(&fake);
         let modified = fs::metadata(&artefact).unwrap().modified().unwrap();
@@ -315,7 +266,7 @@ mod tests {
     #[test]
     fn of_two_builders_one_builds() {
         let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::new(dir.path().to_owned());
+        let cache = cache_in(dir.path().to_owned());
         let fake = Fake { takes: Duration::from_millis(200), ..Fake::default() };
         thread::scope(|scope| {
             for _ in 0..4 {
@@ -328,9 +279,9 @@ mod tests {
     #[test]
     fn builder_does_not_wait_for_another_when_its_build_has_failed() {
         let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::new(dir.path().to_owned());
-        create_private_directory(&cache.images()).unwrap();
-        let other = fs::File::create(cache.images().join("kernel.lock")).unwrap();
+        let cache = cache_in(dir.path().to_owned());
+        create_private_directory(cache.shelf.folder()).unwrap();
+        let other = fs::File::create(cache.shelf.folder().join("kernel.lock")).unwrap();
         other.lock().unwrap();
         let (send, receive) = mpsc::channel();
         thread::spawn(move || {
@@ -346,7 +297,7 @@ mod tests {
     #[test]
     fn stamp_that_others_can_write_to_is_not_believed() {
         let dir = tempfile::tempdir().unwrap();
-        let (cache, fake) = (Cache::new(dir.path().to_owned()), Fake::default());
+        let (cache, fake) = (cache_in(dir.path().to_owned()), Fake::default());
         fake.obtain(&cache).unwrap();
         let stamp = cache.entry(&fake).join("verified.json");
         fs::set_permissions(&stamp, fs::Permissions::from_mode(0o666)).unwrap();
@@ -357,10 +308,10 @@ mod tests {
     #[test]
     fn what_cannot_be_looked_at_is_not_called_missing() {
         let dir = tempfile::tempdir().unwrap();
-        let (cache, fake) = (Cache::new(dir.path().to_owned()), Fake::default());
+        let (cache, fake) = (cache_in(dir.path().to_owned()), Fake::default());
         // A file where a directory is expected fails for root as well, for whom no mode is too strict.
-        fs::write(cache.images(), "").unwrap();
-        fs::set_permissions(cache.images(), fs::Permissions::from_mode(0o600)).unwrap();
+        fs::write(cache.shelf.folder(), "").unwrap();
+        fs::set_permissions(cache.shelf.folder(), fs::Permissions::from_mode(0o600)).unwrap();
         let ComponentState::Corrupt { reason } = cache.inspect(&fake) else { panic!("{:?}", cache.inspect(&fake)) };
         assert!(reason.contains("kernel-0707070707070707 cannot be read: Not a directory"), "{reason}");
     }
@@ -368,9 +319,9 @@ mod tests {
     #[test]
     fn directory_of_entries_that_others_can_write_to_is_refused_before_anything_is_built() {
         let dir = tempfile::tempdir().unwrap();
-        let (cache, fake) = (Cache::new(dir.path().to_owned()), Fake::default());
+        let (cache, fake) = (cache_in(dir.path().to_owned()), Fake::default());
         fake.obtain(&cache).unwrap();
-        fs::set_permissions(cache.images(), fs::Permissions::from_mode(0o777)).unwrap();
+        fs::set_permissions(cache.shelf.folder(), fs::Permissions::from_mode(0o777)).unwrap();
         assert!(matches!(cache.inspect(&fake), ComponentState::Corrupt { .. }));
         let error = fake.obtain(&cache).unwrap_err();
         assert!(matches!(error, BuildError::Untrusted { .. }), "{error}");
@@ -381,7 +332,7 @@ mod tests {
     #[test]
     fn entry_that_is_replaced_is_moved_away_before_anything_is_built() {
         let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::new(dir.path().to_owned());
+        let cache = cache_in(dir.path().to_owned());
         Fake::default().obtain(&cache).unwrap();
         fs::write(cache.artefact(&Fake::default()), "the kernex").unwrap();
         let fake = Fake { replaces: Some(cache.entry(&Fake::default())), ..Fake::default() };
@@ -392,27 +343,27 @@ mod tests {
     #[test]
     fn entries_of_other_keys_go_when_nobody_has_used_them_for_long() {
         let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::new(dir.path().to_owned());
+        let cache = cache_in(dir.path().to_owned());
         let [unused, loaded, recent, new] = [1, 2, 3, 4].map(|key| Fake { key, ..Fake::default() });
-        for old in [&unused, &loaded, &recent] {
-            old.obtain(&cache).unwrap();
+        loaded.obtain(&cache).unwrap();
+        for of_other_processes in [&unused, &recent] {
+            fs::create_dir(cache.entry(of_other_processes)).unwrap();
         }
         for old in [&unused, &loaded] {
             fs::File::open(cache.entry(old)).unwrap().set_modified(UNIX_EPOCH).unwrap();
         }
-        assert!(matches!(cache.load(&loaded), ComponentState::Present { .. }));
         new.obtain(&cache).unwrap();
         let kept = ["kernel-0202020202020202", "kernel-0303030303030303", "kernel-0404040404040404", "kernel.lock"];
-        assert_eq!(names(&cache.images()), kept);
+        assert_eq!(names(cache.shelf.folder()), kept);
     }
 
     #[test]
     fn leftovers_of_a_killed_builder_are_swept() {
         let dir = tempfile::tempdir().unwrap();
-        let (cache, fake) = (Cache::new(dir.path().to_owned()), Fake::default());
-        let leftover = cache.images().join(".building-kernel-abcdef/entry");
-        let of_another = cache.images().join(".building-root-abcdef");
-        create_private_directory(&cache.images()).unwrap();
+        let (cache, fake) = (cache_in(dir.path().to_owned()), Fake::default());
+        let leftover = cache.shelf.folder().join(".building-kernel-abcdef/entry");
+        let of_another = cache.shelf.folder().join(".building-root-abcdef");
+        create_private_directory(cache.shelf.folder()).unwrap();
         fs::create_dir_all(&leftover).unwrap();
         fs::create_dir_all(&of_another).unwrap();
         fs::write(leftover.join("vmlinux"), "half").unwrap();

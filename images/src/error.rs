@@ -1,8 +1,9 @@
 //! What can go wrong, for whoever asked for an image.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use sandbox_schemas::image::Component;
+use sandbox_store::{FileError, ShelfError, Untrusted};
 
 pub use crate::download::DownloadError;
 pub use crate::lock::LockError;
@@ -64,31 +65,21 @@ pub enum BuildError {
         /// The directory that is to be used.
         path: PathBuf,
         /// What is wrong with it.
-        reason: String,
+        reason: Untrusted,
     },
     /// A file operation failed.
-    #[error("cannot {action} {path}: {source}")]
-    Io {
-        /// What was tried, as it stands after "cannot".
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// Another component failed, so this one was given up.
     #[error("stopped, because another component failed")]
     Stopped,
 }
 
-/// Adds to an I/O error what was tried on which file.
-pub(crate) trait At<T> {
-    /// `action` stands after "cannot".
-    fn at(self, action: &'static str, path: &Path) -> Result<T, BuildError>;
-}
-
-impl<T> At<T> for std::io::Result<T> {
-    fn at(self, action: &'static str, path: &Path) -> Result<T, BuildError> {
-        self.map_err(|source| BuildError::Io { action, path: path.to_owned(), source })
+impl From<ShelfError> for BuildError {
+    fn from(error: ShelfError) -> BuildError {
+        match error {
+            ShelfError::File(error) => BuildError::File(error),
+            ShelfError::Untrusted { path, reason } => BuildError::Untrusted { path, reason },
+        }
     }
 }

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use sandbox_schemas::image::{Component, Digest};
+use sandbox_store::{At, KeyHasher};
 
 use crate::debian::{KEYRING, MMDEBSTRAP, SUITE, mmdebstrap};
-use crate::error::{At, BuildError};
-use crate::key::KeyHasher;
+use crate::error::BuildError;
 use crate::progress::Unit;
 use crate::recipe::{Ingredients, Recipe, Workshop};
 use crate::tool::{self, HostTool, Tool};

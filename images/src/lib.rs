@@ -17,11 +17,9 @@ mod root;
 
 mod cache;
 mod entry;
-mod prune;
 mod recipe;
 
 mod debian;
 mod download;
-mod key;
 mod lock;
 mod tool;

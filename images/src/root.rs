@@ -5,11 +5,11 @@ use std::fs;
 use std::path::Path;
 
 use sandbox_schemas::image::{Component, Digest};
+use sandbox_store::{At, KeyHasher};
 
 use crate::debian::{KEYRING, MMDEBSTRAP, SUITE, mmdebstrap};
 use crate::download;
-use crate::error::{At, BuildError};
-use crate::key::KeyHasher;
+use crate::error::BuildError;
 use crate::lock;
 use crate::progress::Unit;
 use crate::recipe::{Ingredients, Recipe, Workshop};

@@ -1,11 +1,10 @@
 //! The image of this binary in a cache: what is there, loading it, building it.
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use directories::ProjectDirs;
 use sandbox_schemas::image::{BootImage, Component, ComponentState, ComponentStatus, Digest, ImageStatus, Manifest};
+use sandbox_store::CacheDir;
 
 use crate::agent::Agent;
 use crate::cache::Cache;
@@ -25,17 +24,9 @@ pub struct ImageStore {
 }
 
 impl ImageStore {
-    /// Images under `cache_root`, which need not exist yet.
-    pub fn new(cache_root: PathBuf) -> ImageStore {
-        // Tools run in directories of their own, where a relative path would lead elsewhere. It stays relative only
-        // when there is no working directory, and then it leads nowhere.
-        let cache_root = std::path::absolute(&cache_root).unwrap_or(cache_root);
-        ImageStore { cache: Cache::new(cache_root), kernel: Kernel::new(), root: Root, agent: Agent }
-    }
-
-    /// The user's cache directory; nothing when the user has no home.
-    pub fn default_cache_root() -> Option<PathBuf> {
-        ProjectDirs::from("", "", "sandbox-mcp").map(|directories| directories.cache_dir().to_owned())
+    /// Images in a cache.
+    pub fn new(cache: CacheDir) -> ImageStore {
+        ImageStore { cache: Cache::new(cache), kernel: Kernel::new(), root: Root, agent: Agent }
     }
 
     /// What is there. Nothing is built.
@@ -67,11 +58,11 @@ impl ImageStore {
 
     /// Builds what is missing or corrupt. Of several processes that build into one cache, one does and the others wait.
     pub fn build(&self, progress: &dyn Progress) -> Result<BootImage, BuildError> {
-        let absent = |component: &Component| {
-            !matches!(self.cache.inspect(self.recipe(*component)), ComponentState::Present { .. })
-        };
-        let absent = Component::ALL.into_iter().filter(absent);
-        tool::require(absent.flat_map(|component| self.recipe(component).tools()))?;
+        // What is there is in use from here on: whoever makes room for a component must not remove another one.
+        let absent =
+            |component: &Component| !matches!(self.cache.load(self.recipe(*component)), ComponentState::Present { .. });
+        let absent: Vec<_> = Component::ALL.into_iter().filter(absent).collect();
+        tool::require(absent.into_iter().flat_map(|component| self.recipe(component).tools()))?;
         self.with_workshop(progress, |workshop| {
             // The kernel keeps all processors busy, the root the network and the disk.
             let (kernel, root, agent) = thread::scope(|scope| {
@@ -137,6 +128,7 @@ fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
 #[cfg(test)]
 mod tests {
     use sandbox_schemas::image::{Component, ComponentState};
+    use sandbox_store::CacheDir;
 
     use super::{ImageStore, all_or_failure};
     use crate::error::{BuildError, LoadError};
@@ -145,7 +137,7 @@ mod tests {
     #[test]
     fn empty_cache_says_what_to_do() {
         let dir = tempfile::tempdir().unwrap();
-        let store = ImageStore::new(dir.path().join("cache"));
+        let store = ImageStore::new(CacheDir::new(dir.path().join("cache"), 0));
         let error = store.load().unwrap_err();
         assert!(matches!(error, LoadError::Missing { component: Component::Kernel }));
         assert_eq!(error.to_string(), "no VM image: run `sandbox-mcp image build`");
@@ -168,15 +160,9 @@ mod tests {
     }
 
     #[test]
-    fn relative_cache_root_does_not_depend_on_where_a_tool_runs() {
-        let status = ImageStore::new("cache".into()).status();
-        assert!(status.components.iter().all(|component| component.path.is_absolute()));
-    }
-
-    #[test]
     fn agent_is_there_whenever_it_is_asked_for() {
         let dir = tempfile::tempdir().unwrap();
-        let store = ImageStore::new(dir.path().to_owned());
+        let store = ImageStore::new(CacheDir::new(dir.path().to_owned(), 0));
         let manifest = store.with_workshop(&Silent, |workshop| store.obtain(Component::Agent, workshop)).unwrap();
         let status = store.status().components.into_iter().find(|status| status.component == Component::Agent).unwrap();
         assert!(status.path.is_file());

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sandbox_engine::{AcceleratorChoice, Limits};
+use sandbox_store::DEFAULT_LIMIT_GB;
 
 /// A code sandbox for AI agents: runs Python, JavaScript and shell programs in microVMs on this machine.
 ///
@@ -18,9 +19,13 @@ pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) machine: Machine,
 
-    /// Where images and verdicts are kept [default: the user's cache directory]
+    /// Where images, templates and verdicts are kept [default: the user's cache directory]
     #[arg(long, global = true, env = "SANDBOX_MCP_CACHE_DIR", value_name = "DIR")]
     pub(crate) cache_dir: Option<PathBuf>,
+
+    /// What images and templates may take on the disk, in GB; after a build, the least recently used go that no process uses
+    #[arg(long, global = true, env = "SANDBOX_MCP_CACHE_MAX_GB", value_name = "GB", default_value_t = DEFAULT_LIMIT_GB)]
+    pub(crate) cache_max_gb: u64,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -58,14 +63,31 @@ pub(crate) enum Command {
         #[command(subcommand)]
         action: ImageAction,
     },
+    /// Show or remove what is kept on this machine: images, templates and what they were built from
+    Cache {
+        #[command(subcommand)]
+        action: CacheAction,
+    },
 }
 
 #[derive(Debug, Clone, Copy, Subcommand)]
 pub(crate) enum ImageAction {
-    /// Build what is missing or damaged
+    /// Build what is missing or damaged, and the template that VMs are restored from
     Build,
     /// Show what is there; exits with 1 when something is missing
     Status,
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum CacheAction {
+    /// Show what is there, what it takes on the disk, and whether a process uses it
+    Status {
+        /// For programs: one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove all that no process uses; what is needed is built again
+    Clear,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

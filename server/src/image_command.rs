@@ -1,26 +1,67 @@
 //! `sandbox-mcp image build|status`.
 
 use std::io::Write;
+use std::time::Duration;
 
 use anyhow::Context;
-use sandbox_images::{ImageStore, TerminalProgress};
-use sandbox_schemas::image::{ComponentState, ComponentStatus};
+use sandbox_engine::{Engine, EngineConfig};
+use sandbox_images::{ImageStore, Progress, TerminalProgress, Unit};
+use sandbox_schemas::image::{BootImage, ComponentState, ComponentStatus};
 
 use crate::cli::{Cli, ImageAction};
+
+/// A template that is there is ready by then, usually; one that is not takes seconds.
+const LOADED_WITHIN: Duration = Duration::from_millis(500);
 
 pub(crate) fn run(action: ImageAction, cli: &Cli) -> anyhow::Result<()> {
     let store = ImageStore::new(cli.cache_dir()?);
     match action {
-        ImageAction::Build => build(&store),
+        ImageAction::Build => build(&store, cli),
         ImageAction::Status => status(&store),
     }
 }
 
-fn build(store: &ImageStore) -> anyhow::Result<()> {
-    let image = store.build(&TerminalProgress::new()).context("building the image")?;
+fn build(store: &ImageStore, cli: &Cli) -> anyhow::Result<()> {
+    let progress = TerminalProgress::new();
+    let image = store.build(&progress).context("building the image")?;
     for path in [&image.kernel, &image.root, &image.initrd] {
         writeln!(std::io::stdout(), "{}", path.display())?;
     }
+    if !cli.machine.uses_templates() {
+        return Ok(());
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    let built = runtime.block_on(build_template(image, cli, &progress));
+    runtime.shutdown_background();
+    built.context("the image is built; building the template")
+}
+
+/// So that not even the first program waits for it.
+async fn build_template(image: BootImage, cli: &Cli, progress: &dyn Progress) -> anyhow::Result<()> {
+    let config = EngineConfig {
+        qemu: cli.machine.qemu.clone(),
+        accelerator: cli.machine.accelerator(),
+        limits: cli.machine.limits(),
+        warm_pool_size: 0,
+        uses_templates: true,
+        image,
+        cache_dir: cli.cache_dir()?,
+    };
+    let engine = Engine::start(config).await?;
+    let mut preparing = std::pin::pin!(engine.prepare());
+    let is_there = match tokio::time::timeout(LOADED_WITHIN, &mut preparing).await {
+        Ok(is_there) => is_there,
+        Err(_) => {
+            let stage = progress.stage("template: building", None, Unit::None);
+            let is_there = preparing.await;
+            if is_there {
+                stage.finish();
+            }
+            is_there
+        }
+    };
+    engine.shut_down().await;
+    anyhow::ensure!(is_there, "there is none: the log above says why. Programs run without it, in VMs that boot");
     Ok(())
 }
 

@@ -1,6 +1,8 @@
-//! `sandbox-mcp`: without arguments an MCP server on stdio; with `image` the builder of what its VMs boot.
+//! `sandbox-mcp`: without arguments an MCP server on stdio; with `image` the builder of what its VMs boot, with `cache` what
+//! shows and removes what was built.
 
 // In the order in which to read them.
+mod cache_command;
 mod cli;
 mod image_command;
 
@@ -29,8 +31,10 @@ use crate::cli::{Cli, Command};
 fn main() -> ExitCode {
     let cli = Cli::parse();
     start_logging();
+    sandbox_store::set_limit_gb(cli.cache_max_gb);
     let result = match &cli.command {
         Some(Command::Image { action }) => image_command::run(*action, &cli),
+        Some(Command::Cache { action }) => cli.cache_dir().and_then(|folder| cache_command::run(*action, folder)),
         None => serve::run(&cli),
     };
     match result {

@@ -1,13 +1,14 @@
 //! Single files and directories, written so that they are whole whenever they are seen.
 
-use std::fs::{DirBuilder, File, Metadata};
+use std::fs::{self, DirBuilder, File};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 
-use sandbox_schemas::image::{Digest, VerifiedStamp};
-
 use crate::error::{At, FileError};
+
+/// What `stat` counts a file's blocks in, whatever the file system's own are.
+const BLOCK_BYTES: u64 = 512;
 
 /// Writes a file that appears at once.
 pub fn write_json(directory: &Path, name: &str, value: &impl serde::Serialize) -> Result<(), FileError> {
@@ -26,18 +27,37 @@ pub fn create_private_directory(path: &Path) -> Result<(), FileError> {
 }
 
 /// Makes what was renamed in a directory outlast a crash.
-pub fn sync_directory(path: &Path) -> Result<(), FileError> {
+pub(crate) fn sync_directory(path: &Path) -> Result<(), FileError> {
     File::open(path).and_then(|directory| directory.sync_all()).at("sync", path)
 }
 
-/// What a file is, so that a later look can tell whether it is still the one that hashed to `sha256`.
-pub fn identity(metadata: &Metadata, sha256: Digest) -> VerifiedStamp {
-    VerifiedStamp {
-        device: metadata.dev(),
-        inode: metadata.ino(),
-        size_bytes: metadata.len(),
-        modified_ns: metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec(),
-        changed_ns: metadata.ctime() * 1_000_000_000 + metadata.ctime_nsec(),
-        sha256,
+/// What a file, or a directory with all that is in it, takes on the disk: less than its length when it is sparse. What
+/// cannot be looked at, or goes meanwhile, takes nothing.
+pub(crate) fn allocated_bytes(path: &Path) -> u64 {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return 0 };
+    let found = metadata.is_dir().then(|| fs::read_dir(path).ok()).flatten();
+    let inside = found.into_iter().flatten().flatten().map(|found| allocated_bytes(&found.path()));
+    metadata.blocks() * BLOCK_BYTES + inside.sum::<u64>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holes_take_no_space() {
+        let folder = tempfile::tempdir().unwrap();
+        let empty = allocated_bytes(folder.path());
+        let inner = folder.path().join("inner");
+        fs::create_dir(&inner).unwrap();
+        let file = File::create(inner.join("sparse")).unwrap();
+        file.set_len(1 << 30).unwrap();
+        assert!(allocated_bytes(folder.path()) < 1 << 20);
+        fs::write(inner.join("full"), vec![1; 3 << 20]).unwrap();
+        file.sync_all().unwrap();
+        File::open(inner.join("full")).unwrap().sync_all().unwrap();
+        let size = allocated_bytes(folder.path()) - empty;
+        assert!((3 << 20..4 << 20).contains(&size), "{size}");
+        assert_eq!(allocated_bytes(&folder.path().join("nothing")), 0);
     }
 }

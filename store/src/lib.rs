@@ -1,17 +1,42 @@
 //! Immutable entries on disk, named by what they were made of. They appear whole or not at all, once, whoever else builds
-//! them; they belong to their user alone; they are read again whenever they could have changed.
+//! them; they belong to their user alone; they are read again whenever they could have changed; they stay while they are
+//! used, and are removed when there are too many.
 //!
 //! Knows nothing of what is in an entry.
+//!
+//! ```text
+//! lock -> begin -> (build) -> publish -> verify, in use -> prune, make_room
+//! ```
 
-// In the order in which to read them.
+// In the order in which to read them: the places, then the rules for what is there, then what all are made with.
+mod cache_dir;
+pub use cache_dir::{Beside, CacheDir, DEFAULT_LIMIT_GB, GIGABYTE, Kind, Removal};
+
 mod shelf;
-pub use shelf::{Lock, Shelf};
+pub use shelf::{LOCK_POLL, Lock, Shelf};
+
+mod workplace;
+pub use workplace::Workplace;
+
+mod entry;
+pub use entry::Entry;
+
+mod lease;
+pub use lease::Lease;
+
+mod prune;
+
+mod stamp;
+pub use stamp::{identity, verify_once};
+
+mod trust;
+pub use trust::{Untrusted, check_owner, check_private, open_own};
 
 mod key;
 pub use key::KeyHasher;
 
 mod file;
-pub use file::{create_private_directory, identity, sync_directory, write_json};
+pub use file::{create_private_directory, write_json};
 
 mod error;
-pub use error::{At, FileError};
+pub use error::{At, FileError, NotRemoved, ShelfError};

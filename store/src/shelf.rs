@@ -1,20 +1,31 @@
-//! A directory of entries.
+//! A directory of entries of one kind.
 //!
 //! ```text
-//! <name>-<key>/             an entry: its files, its manifest
-//! <name>.lock               held while an entry of that name is built
-//! .building-<name>-XXXXXX   what a builder works in; swept by the next one if it was killed
+//! <name>-<key>/                  an entry: its files, its manifest
+//! <name>.lock                    held while an entry of that name is built
+//! .building-<name>-XXXXXX/       what a builder works in; swept by the next one if it was killed
+//! .removing-<name>-<key>-XXXX/   an entry that is being removed; swept by the next one who removes if that was killed
 //! ```
 
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, SystemTime};
 
 use sandbox_schemas::image::Digest;
-use tempfile::TempDir;
 
-use crate::error::{At, FileError};
-use crate::file::{create_private_directory, sync_directory};
+use crate::entry::{Entry, REMOVING};
+use crate::error::{At, FileError, NotRemoved, ShelfError};
+use crate::file::{allocated_bytes, create_private_directory};
+use crate::prune::is_outdated;
+use crate::trust::check_owner;
+use crate::workplace::{BUILDING, Workplace};
+
+/// How often a builder that waits for another one should look whether it is done.
+pub const LOCK_POLL: Duration = Duration::from_millis(100);
+
+const LOCK_SUFFIX: &str = ".lock";
 
 /// Where entries of one kind lie.
 #[derive(Debug, Clone)]
@@ -25,7 +36,7 @@ pub struct Shelf {
 /// The right to build entries of one name, among all processes. Given back by its drop, or with the process.
 #[derive(Debug)]
 pub struct Lock {
-    name: String,
+    pub(crate) name: String,
     _file: File,
 }
 
@@ -35,56 +46,130 @@ impl Shelf {
         Shelf { folder }
     }
 
+    /// Where the entries are.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Where an entry is, or would be.
     pub fn entry(&self, name: &str, key: Digest) -> PathBuf {
         self.folder.join(format!("{name}-{}", key.short()))
     }
 
-    /// Waits for the right to build. `waits` is called when somebody else has it.
-    pub fn lock(&self, name: &str, waits: impl FnOnce()) -> Result<Lock, FileError> {
+    /// The right to build, unless somebody else has it.
+    pub fn try_lock(&self, name: &str) -> Result<Option<Lock>, ShelfError> {
         create_private_directory(&self.folder)?;
-        let path = self.folder.join(format!("{name}.lock"));
+        // Whoever can write here can put another entry into the place of one that was verified.
+        check_owner(&self.folder).map_err(|reason| ShelfError::Untrusted { path: self.folder.clone(), reason })?;
+        let path = self.folder.join(format!("{name}{LOCK_SUFFIX}"));
         let file = File::options().create(true).truncate(false).write(true).open(&path).at("open", &path)?;
         match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                waits();
-                file.lock().at("lock", &path)?;
-            }
-            Err(TryLockError::Error(error)) => return Err(error).at("lock", &path),
+            Ok(()) => Ok(Some(Lock { name: name.to_owned(), _file: file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error).at("lock", &path)?,
         }
-        Ok(Lock { name: name.to_string(), _file: file })
     }
 
-    /// A directory to build in, gone with its drop. What killed builders have left is removed first: whoever holds the lock
-    /// is the only one.
-    pub fn workplace(&self, lock: &Lock) -> Result<TempDir, FileError> {
-        let prefix = format!(".building-{}-", lock.name);
-        for found in fs::read_dir(&self.folder).at("read", &self.folder)? {
+    /// Waits for the right to build. `waits` is called again and again meanwhile; its error ends that.
+    pub fn lock<E: From<ShelfError>>(&self, name: &str, mut waits: impl FnMut() -> Result<(), E>) -> Result<Lock, E> {
+        loop {
+            if let Some(lock) = self.try_lock(name)? {
+                return Ok(lock);
+            }
+            waits()?;
+            thread::sleep(LOCK_POLL);
+        }
+    }
+
+    /// A place to build an entry in. What killed builders have left is removed first: whoever has the lock is the only one.
+    pub fn begin(&self, lock: Lock, key: Digest) -> Result<Workplace, FileError> {
+        self.sweep(&format!("{BUILDING}{}-", lock.name))?;
+        Workplace::new(&self.folder, self.entry(&lock.name, key), lock)
+    }
+
+    /// What is there, in no order. Nothing when there is no shelf.
+    pub fn entries(&self) -> Vec<Entry> {
+        self.paths().filter_map(Entry::look).collect()
+    }
+
+    /// Removes entries of `name` that nobody has used for long. What cannot be removed now is for the next time: it is no
+    /// reason to fail a build.
+    pub fn prune(&self, name: &str, now: SystemTime) {
+        let outdated = |entry: &Entry| entry.name == name && !entry.is_in_use && is_outdated(entry.last_used, now);
+        for entry in self.entries().into_iter().filter(outdated) {
+            let _ = entry.remove();
+        }
+        let _ = self.sweep(REMOVING);
+    }
+
+    /// What is left of builds and removals that were killed, or is in the works, takes so much on the disk.
+    pub(crate) fn unfinished_bytes(&self) -> u64 {
+        self.paths().filter(|path| is_unfinished(path)).map(|path| allocated_bytes(&path)).sum()
+    }
+
+    /// Removes what is left of builds and removals that were killed. `locks` are those of all names.
+    pub(crate) fn remove_unfinished(&self, locks: &[Lock]) -> Result<(), FileError> {
+        for lock in locks {
+            self.sweep(&format!("{BUILDING}{}-", lock.name))?;
+        }
+        self.sweep(REMOVING)
+    }
+
+    /// The right to build whatever was ever built here, unless somebody is building. Creates nothing.
+    pub(crate) fn try_lock_all(&self) -> Result<Vec<Lock>, NotRemoved> {
+        let mut locks = Vec::new();
+        for path in self.paths() {
+            let Some(name) = path.file_name().and_then(|name| name.to_str()?.strip_suffix(LOCK_SUFFIX)) else {
+                continue;
+            };
+            let file = File::options().write(true).open(&path).at("open", &path)?;
+            match file.try_lock() {
+                Ok(()) => locks.push(Lock { name: name.to_owned(), _file: file }),
+                Err(TryLockError::WouldBlock) => return Err(NotRemoved::Building),
+                Err(TryLockError::Error(error)) => Err(error).at("lock", &path)?,
+            }
+        }
+        Ok(locks)
+    }
+
+    /// Removes whatever has a name that begins with `prefix`.
+    fn sweep(&self, prefix: &str) -> Result<(), FileError> {
+        let found = match fs::read_dir(&self.folder) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            found => found.at("read", &self.folder)?,
+        };
+        for found in found {
             let found = found.at("read", &self.folder)?;
-            if found.file_name().to_string_lossy().starts_with(&prefix) {
-                fs::remove_dir_all(found.path()).at("remove", &found.path())?;
+            if found.file_name().to_string_lossy().starts_with(prefix) {
+                remove_directory(&found.path())?;
             }
         }
-        tempfile::Builder::new().prefix(&prefix).tempdir_in(&self.folder).at("create a directory in", &self.folder)
+        Ok(())
     }
 
-    /// Moves what was made in a workplace into its place, and what was there before out of it.
-    pub fn publish(&self, lock: &Lock, key: Digest, made: &Path, workplace: &TempDir) -> Result<(), FileError> {
-        sync_directory(made)?;
-        let (entry, replaced) = (self.entry(&lock.name, key), workplace.path().join("replaced"));
-        match fs::rename(&entry, &replaced) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).at("replace", &entry),
-            _ => {}
-        }
-        fs::rename(made, &entry).at("create", &entry)?;
-        sync_directory(&self.folder)
+    fn paths(&self) -> impl Iterator<Item = PathBuf> {
+        fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|found| found.path())
+    }
+}
+
+fn is_unfinished(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.starts_with(BUILDING) || name.starts_with(REMOVING)
+}
+
+/// Somebody else may be about it as well.
+pub(crate) fn remove_directory(path: &Path) -> Result<(), FileError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).at("remove", path),
+        _ => Ok(()),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lease::Lease;
+    use crate::prune::KEPT_UNUSED;
     use std::os::unix::fs::PermissionsExt;
 
     const KEY: Digest = Digest([7; 32]);
@@ -96,13 +181,15 @@ mod tests {
         names
     }
 
-    fn build(shelf: &Shelf, text: &str) {
-        let lock = shelf.lock("thing", || ()).unwrap();
-        let workplace = shelf.workplace(&lock).unwrap();
-        let made = workplace.path().join("made");
-        create_private_directory(&made).unwrap();
-        fs::write(made.join("file"), text).unwrap();
-        shelf.publish(&lock, KEY, &made, &workplace).unwrap();
+    fn nobody_waits() -> Result<(), ShelfError> {
+        panic!("nobody else is there")
+    }
+
+    fn build(shelf: &Shelf, key: Digest, text: &str) -> Lease {
+        let workplace = shelf.begin(shelf.lock("thing", nobody_waits).unwrap(), key).unwrap();
+        fs::write(workplace.made().join("file"), text).unwrap();
+        fs::write(workplace.scratch().join("scratch"), text).unwrap();
+        workplace.publish().unwrap()
     }
 
     #[test]
@@ -110,39 +197,111 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let shelf = Shelf::new(folder.path().join("new"));
         for text in ["one", "two"] {
-            build(&shelf, text);
+            build(&shelf, KEY, text);
             assert_eq!(fs::read_to_string(shelf.entry("thing", KEY).join("file")).unwrap(), text);
         }
         assert_eq!(names(&shelf.folder), ["thing-0707070707070707", "thing.lock"]);
-        assert_eq!(fs::metadata(&shelf.folder).unwrap().permissions().mode() & 0o777, 0o700);
+        assert_eq!(names(&shelf.entry("thing", KEY)), ["file"]);
+        for private in [&shelf.folder, &shelf.entry("thing", KEY)] {
+            assert_eq!(fs::metadata(private).unwrap().permissions().mode() & 0o777, 0o700);
+        }
+    }
+
+    #[test]
+    fn what_is_replaced_is_gone_before_the_building_and_what_fails_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let shelf = Shelf::new(folder.path().to_owned());
+        build(&shelf, KEY, "one");
+        let workplace = shelf.begin(shelf.lock("thing", nobody_waits).unwrap(), KEY).unwrap();
+        assert!(!shelf.entry("thing", KEY).exists());
+        drop(workplace);
+        assert_eq!(names(folder.path()), ["thing.lock"]);
     }
 
     #[test]
     fn what_a_killed_builder_left_is_swept_by_the_next_of_its_name() {
         let folder = tempfile::tempdir().unwrap();
         let shelf = Shelf::new(folder.path().to_owned());
-        for name in [".building-thing-abc", ".building-other-abc"] {
+        for name in [".building-thing-abc/made", ".building-other-abc"] {
             create_private_directory(&folder.path().join(name)).unwrap();
         }
-        build(&shelf, "x");
+        build(&shelf, KEY, "x");
         assert_eq!(names(folder.path()), [".building-other-abc", "thing-0707070707070707", "thing.lock"]);
     }
 
     #[test]
-    fn one_builds_at_a_time() {
+    fn one_builds_at_a_time_and_who_waits_can_give_up() {
         let folder = tempfile::tempdir().unwrap();
         let shelf = Shelf::new(folder.path().to_owned());
-        let first = shelf.lock("thing", || panic!("nobody else is there")).unwrap();
+        let first = shelf.lock("thing", nobody_waits).unwrap();
+        assert!(shelf.try_lock("thing").unwrap().is_none());
+        assert!(shelf.try_lock("other").unwrap().is_some());
+        let mut asked = 0;
+        let given_up: Result<Lock, NotRemoved> = shelf
+            .lock("thing", || {
+                asked += 1;
+                if asked == 2 { Err(ShelfOrStop::Stop) } else { Ok(()) }
+            })
+            .map_err(|error| match error {
+                ShelfOrStop::Stop => NotRemoved::Building,
+                ShelfOrStop::Shelf(error) => panic!("{error}"),
+            });
+        assert!(matches!(given_up, Err(NotRemoved::Building)));
         std::thread::scope(|scope| {
             let (told, tells) = std::sync::mpsc::channel();
             let second = scope.spawn({
                 let shelf = &shelf;
-                move || shelf.lock("thing", || told.send(()).unwrap()).map(drop)
+                move || {
+                    let waits = || {
+                        let _ = told.send(());
+                        Ok::<_, ShelfError>(())
+                    };
+                    shelf.lock("thing", waits).map(drop)
+                }
             });
             tells.recv().unwrap();
             assert!(!second.is_finished());
             drop(first);
             second.join().unwrap().unwrap();
         });
+    }
+
+    enum ShelfOrStop {
+        Shelf(ShelfError),
+        Stop,
+    }
+
+    impl From<ShelfError> for ShelfOrStop {
+        fn from(error: ShelfError) -> ShelfOrStop {
+            ShelfOrStop::Shelf(error)
+        }
+    }
+
+    #[test]
+    fn a_shelf_that_others_can_write_to_is_not_built_on() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let error = Shelf::new(folder.path().to_owned()).try_lock("thing").unwrap_err();
+        assert!(error.to_string().ends_with("can be written by others than its owner (mode 777)"), "{error}");
+    }
+
+    #[test]
+    fn outdated_entries_go_unless_they_are_in_use_or_of_another_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let shelf = Shelf::new(folder.path().to_owned());
+        let [unused, used, recent] = [1, 2, 3].map(|key| Digest([key; 32]));
+        drop(build(&shelf, unused, "x"));
+        let lease = build(&shelf, used, "x");
+        drop(build(&shelf, recent, "x"));
+        fs::create_dir(folder.path().join("other-0101010101010101")).unwrap();
+        fs::create_dir_all(folder.path().join(".removing-thing-0909090909090909-1/x")).unwrap();
+        let long_ago = SystemTime::now() - KEPT_UNUSED * 2;
+        for old in [shelf.entry("thing", unused), shelf.entry("thing", used), shelf.entry("other", unused)] {
+            File::open(old).unwrap().set_modified(long_ago).unwrap();
+        }
+        shelf.prune("thing", SystemTime::now());
+        drop(lease);
+        let kept = ["other-0101010101010101", "thing-0202020202020202", "thing-0303030303030303", "thing.lock"];
+        assert_eq!(names(folder.path()), kept);
     }
 }

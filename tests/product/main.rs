@@ -13,6 +13,7 @@
 mod harness;
 
 mod bad_input;
+mod cache;
 mod clients;
 mod ending;
 mod javascript;

@@ -1,19 +1,20 @@
 //! A template on disk: `ram`, `state`, `manifest.json`, and `verified.json` beside them.
 
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use nix::unistd::Uid;
 use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::template::{TEMPLATE_FORMAT, TemplateManifest, TemplateStamp};
-use sandbox_store::{At, FileError, create_private_directory, identity, write_json};
+use sandbox_store::{
+    At, FileError, Lease, Untrusted, check_owner, check_private, identity, open_own, verify_once, write_json,
+};
 use sha2::{Digest as _, Sha256};
 
 use crate::qemu::STATE_MAX_BYTES;
@@ -23,7 +24,6 @@ use crate::template::{Template, ram};
 const RAM: &str = "ram";
 const STATE: &str = "state";
 const MANIFEST: &str = "manifest.json";
-const STAMP: &str = "verified.json";
 
 /// How much the frequency of a host's time stamp counter may differ from the one that a template counts by. Two measurements
 /// on one host differ by some parts in a million; a clone's clock is wrong by as much.
@@ -53,9 +53,8 @@ impl Unusable {
     }
 }
 
-/// Writes an entry's files into a new directory.
+/// Writes an entry's files into an empty directory.
 pub(crate) fn write(folder: &Path, saved: &Saved, origin: &Origin) -> Result<(), FileError> {
-    create_private_directory(folder)?;
     let (ram_path, state_path) = (folder.join(RAM), folder.join(STATE));
     let file = File::create_new(&ram_path).at("create", &ram_path)?;
     // QEMU may run as another user; that only its owner reaches it is the folder's doing.
@@ -63,6 +62,8 @@ pub(crate) fn write(folder: &Path, saved: &Saved, origin: &Origin) -> Result<(),
     let ram = ram::save(&saved.ram, &file).at("write", &ram_path)?;
     file.sync_all().at("sync", &ram_path)?;
     let mut file = File::create_new(&state_path).at("create", &state_path)?;
+    // Whatever the umask is: what others could write is not loaded.
+    file.set_permissions(fs::Permissions::from_mode(0o600)).at("set the mode of", &state_path)?;
     file.write_all(&saved.state).and_then(|()| file.sync_all()).at("write", &state_path)?;
     let manifest = TemplateManifest {
         format: TEMPLATE_FORMAT,
@@ -79,12 +80,17 @@ pub(crate) fn write(folder: &Path, saved: &Saved, origin: &Origin) -> Result<(),
 
 /// Reads an entry, and believes nothing of it that it has not seen. `copies` is for a QEMU that must not have the file.
 pub(crate) fn load(folder: &Path, origin: &Origin, copies: bool) -> Result<Template, Unusable> {
-    check_owner(folder)?;
-    let lease = File::open(folder.join(MANIFEST)).map_err(|error| Unusable::damaged(MANIFEST, error))?;
-    // Who wants to remove the entry asks for the exclusive lock.
-    lease.try_lock_shared().map_err(|error| Unusable::damaged(MANIFEST, error))?;
+    // In this order: what was looked at cannot be removed any more.
+    let lease = match Lease::take(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Unusable::Missing),
+        lease => lease.map_err(|error| Unusable::damaged("the entry", error))?,
+    };
+    check_trust(folder)?;
+    let open =
+        |name: &str| open_own(&folder.join(name)).map_err(|reason| Unusable::Damaged(format!("{name} {reason}")));
+    let (manifest, _) = open(MANIFEST)?;
     let manifest: TemplateManifest =
-        serde_json::from_reader(&lease).map_err(|error| Unusable::damaged(MANIFEST, error))?;
+        serde_json::from_reader(manifest).map_err(|error| Unusable::damaged(MANIFEST, error))?;
     if (manifest.format, manifest.key) != (TEMPLATE_FORMAT, origin.key) {
         return Err(Unusable::damaged(MANIFEST, "it is of another entry"));
     }
@@ -93,10 +99,7 @@ pub(crate) fn load(folder: &Path, origin: &Origin, copies: bool) -> Result<Templ
         return Err(Unusable::damaged(MANIFEST, format!("it counts time by {saved} kHz, this host by {here} kHz")));
     }
 
-    let open = |name: &str| File::open(folder.join(name)).map_err(|error| Unusable::damaged(name, error));
-    let (ram_file, state_file) = (open(RAM)?, open(STATE)?);
-    let metadata = |file: &File| file.metadata().map_err(|error| Unusable::damaged("metadata", error));
-    let (ram_metadata, state_metadata) = (metadata(&ram_file)?, metadata(&state_file)?);
+    let ((ram_file, ram_metadata), (state_file, state_metadata)) = (open(RAM)?, open(STATE)?);
     if ram_metadata.len() != manifest.ram.size_bytes {
         return Err(Unusable::damaged(RAM, format!("it has {} bytes", ram_metadata.len())));
     }
@@ -105,16 +108,15 @@ pub(crate) fn load(folder: &Path, origin: &Origin, copies: bool) -> Result<Templ
     if digest(&state) != manifest.state_sha256 {
         return Err(Unusable::damaged(STATE, "its SHA-256 is not the manifest's"));
     }
-    let stamp = stamp(&ram_metadata, &state_metadata, &manifest);
-    let known = fs::read(folder.join(STAMP)).ok().and_then(|text| serde_json::from_slice(&text).ok());
-    if known.as_ref() != Some(&stamp) {
-        let found = ram::hash(&ram_file).map_err(|error| Unusable::damaged(RAM, error))?;
-        if found != manifest.ram {
-            return Err(Unusable::damaged(RAM, "its SHA-256 is not the manifest's"));
-        }
-        // Without a stamp it is hashed again the next time, which costs time and nothing else.
-        let _ = write_json(folder, STAMP, &stamp);
-    }
+    let stamp = TemplateStamp {
+        ram: identity(&ram_metadata, manifest.ram.sha256),
+        state: identity(&state_metadata, manifest.state_sha256),
+    };
+    verify_once(folder, &stamp, || match ram::hash(&ram_file) {
+        Ok(found) if found == manifest.ram => Ok(()),
+        Ok(_) => Err(Unusable::damaged(RAM, "its SHA-256 is not the manifest's")),
+        Err(error) => Err(Unusable::damaged(RAM, error)),
+    })?;
     let ram: OwnedFd = if copies {
         ram::sealed_copy(&ram_file).map_err(|error| Unusable::damaged(RAM, error))?
     } else {
@@ -130,33 +132,18 @@ pub(crate) fn load(folder: &Path, origin: &Origin, copies: bool) -> Result<Templ
     })
 }
 
-/// A device state is trusted input to QEMU: nobody else may have had a hand in it.
-fn check_owner(folder: &Path) -> Result<(), Unusable> {
-    let metadata = match fs::metadata(folder) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Unusable::Missing),
-        Err(error) => return Err(Unusable::damaged("the entry", error)),
-    };
-    let user = Uid::effective();
-    if metadata.uid() != user.as_raw() || metadata.mode() & 0o077 != 0 {
-        let reason = format!(
-            "it does not belong to user {user} alone (owner {}, mode {:o})",
-            metadata.uid(),
-            metadata.mode() & 0o7777
-        );
-        return Err(Unusable::damaged("the entry", reason));
-    }
-    Ok(())
+/// A device state is trusted input to QEMU: nobody else may have had a hand in it. Nor may anybody look into a memory that
+/// programs begin with.
+fn check_trust(folder: &Path) -> Result<(), Unusable> {
+    let untrusted = |(path, reason): (&Path, Untrusted)| Unusable::Damaged(format!("{} {reason}", path.display()));
+    let shelf = folder.parent().map_or(Ok(()), |shelf| check_owner(shelf).map_err(|reason| (shelf, reason)));
+    shelf.and_then(|()| check_private(folder).map_err(|reason| (folder, reason))).map_err(untrusted)
 }
 
 fn read_state(file: File) -> io::Result<Vec<u8>> {
     let mut state = Vec::new();
     file.take(STATE_MAX_BYTES as u64 + 1).read_to_end(&mut state)?;
     Ok(state)
-}
-
-fn stamp(ram: &Metadata, state: &Metadata, manifest: &TemplateManifest) -> TemplateStamp {
-    TemplateStamp { ram: identity(ram, manifest.ram.sha256), state: identity(state, manifest.state_sha256) }
 }
 
 fn digest(bytes: &[u8]) -> Digest {
@@ -178,6 +165,8 @@ mod tests {
     fn entry() -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("entry");
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
         let ram = ram::create(SIZE).unwrap();
         ram.write_all_at(&[9; 10_000], 8192).unwrap();
         write(&path, &Saved { ram, state: vec![5; 1000] }, &origin()).unwrap();
@@ -242,10 +231,21 @@ mod tests {
         check(&path, &Origin { key: Digest([8; 32]), ..origin() }, "of another entry");
         check(&path, &Origin { tsc_khz: 2_100_000, ..origin() }, "this host by 2100000 kHz");
         check(&path, &Origin { tsc_khz: 2_000_100, ..origin() }, "loaded");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        check(&path, &origin(), "does not belong to user");
+        let set_mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        set_mode(&path, 0o755);
+        check(&path, &origin(), "entry is open to others than its owner (mode 755)");
+        set_mode(&path, 0o700);
+        for name in [RAM, STATE, MANIFEST] {
+            set_mode(&path.join(name), 0o664);
+            check(&path, &origin(), &format!("{name} can be written by others than its owner (mode 664)"));
+            set_mode(&path.join(name), 0o644);
+        }
+        let shelf = path.parent().unwrap();
+        set_mode(shelf, 0o777);
+        check(&path, &origin(), "can be written by others than its owner (mode 777)");
+        set_mode(shelf, 0o700);
+        check(&path, &origin(), "loaded");
         let manifest = fs::read_to_string(path.join(MANIFEST)).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
         fs::write(path.join(MANIFEST), manifest.replace("\"format\": 1", "\"format\": 2")).unwrap();
         check(&path, &origin(), "of another entry");
     }
@@ -254,7 +254,7 @@ mod tests {
     fn an_entry_in_use_cannot_be_locked_by_others() {
         let (_folder, path) = entry();
         let template = load(&path, &origin(), false).unwrap();
-        let other = File::open(path.join(MANIFEST)).unwrap();
+        let other = File::open(&path).unwrap();
         assert!(other.try_lock().is_err());
         drop(template);
         assert!(other.try_lock().is_ok());

@@ -11,10 +11,11 @@ mod entry;
 mod key;
 mod ram;
 
-use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+
+use sandbox_store::Lease;
 
 use crate::qemu::Start;
 
@@ -29,7 +30,7 @@ pub(crate) struct Template {
     pub(crate) tsc_khz: u64,
     /// Clones that did not come up.
     failures: AtomicU32,
-    _lease: File,
+    _lease: Lease,
 }
 
 impl Template {

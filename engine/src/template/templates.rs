@@ -1,12 +1,12 @@
 //! The templates of an engine: each is loaded, or built, once; all who want it meanwhile wait for the same.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 use sandbox_schemas::limits::{MEMORY_MAX_MB, VM_OVERHEAD_MB};
 use sandbox_schemas::status::{TemplateState, TemplateStatus};
-use sandbox_store::{FileError, Shelf};
+use sandbox_store::{CacheDir, FileError, Kind, LOCK_POLL, Lock, Shelf, ShelfError};
 use tokio::sync::Mutex;
 
 use crate::error::VmError;
@@ -32,6 +32,8 @@ pub(crate) enum TemplateError {
     Build(#[from] VmError),
     #[error(transparent)]
     File(#[from] FileError),
+    #[error(transparent)]
+    Shelf(#[from] ShelfError),
     #[error("what was just written is damaged: {0}")]
     Damaged(Unusable),
     #[error("{0}")]
@@ -41,8 +43,12 @@ pub(crate) enum TemplateError {
 /// What an engine knows of its base template.
 #[derive(Debug)]
 pub(crate) struct Templates {
+    cache: CacheDir,
     shelf: Shelf,
     spec: LaunchSpec,
+    origin: Origin,
+    /// Whether QEMU must not have the memory's file itself.
+    copies: bool,
     base: Mutex<Base>,
 }
 
@@ -55,11 +61,15 @@ enum Base {
 }
 
 impl Templates {
-    /// Templates in a folder of `cache_dir`, of VMs like `spec`.
-    pub(crate) fn new(cache_dir: &Path, spec: &LaunchSpec) -> Templates {
+    /// Templates in a folder of `cache`, of VMs like `spec`.
+    pub(crate) fn new(cache: CacheDir, qemu: &Qemu, spec: &LaunchSpec) -> Templates {
+        let spec = LaunchSpec { memory_mb: MEMORY_MB, ..spec.clone() };
         Templates {
-            shelf: Shelf::new(folder(cache_dir)),
-            spec: LaunchSpec { memory_mb: MEMORY_MB, ..spec.clone() },
+            shelf: cache.shelf(Kind::Template),
+            cache,
+            origin: origin(qemu, &spec),
+            spec,
+            copies: qemu.version() < OPENS_RAM_READ_ONLY,
             base: Mutex::new(Base::Unknown),
         }
     }
@@ -100,75 +110,96 @@ impl Templates {
     }
 
     /// What is known of it now, without waiting for it.
-    pub(crate) fn status(&self, qemu: &Qemu) -> TemplateStatus {
+    pub(crate) fn status(&self) -> TemplateStatus {
         let state = match self.base.try_lock().as_deref() {
             Ok(Base::Loaded(_)) => TemplateState::Ready,
             Ok(Base::Failed) => TemplateState::Failed,
             // Whoever loads or builds it holds the lock.
             Ok(Base::Unknown) | Err(_) => TemplateState::Preparing,
         };
-        TemplateStatus { state, key: Some(self.origin(qemu).key.to_string()) }
+        TemplateStatus { state, key: Some(self.origin.key.to_string()) }
     }
 
     async fn obtain(&self, qemu: &Qemu) -> Result<Template, TemplateError> {
-        let origin = self.origin(qemu);
-        let copies = qemu.version() < OPENS_RAM_READ_ONLY;
-        let found = self.load(&origin, copies).await?;
+        let found = self.load().await?;
         match found {
             Ok(template) => return Ok(template),
             Err(Unusable::Missing) => {}
             Err(Unusable::Damaged(reason)) => tracing::warn!(reason, "a template is damaged and built anew"),
         }
-        let shelf = self.shelf.clone();
-        let lock = in_background(move || {
-            shelf.lock(BASE, || tracing::info!("waiting for another server that builds the template"))
-        })
-        .await??;
+        let lock = self.lock().await?;
         // The other may have built it.
-        if let Ok(template) = self.load(&origin, copies).await? {
+        if let Ok(template) = self.load().await? {
             return Ok(template);
         }
         tracing::info!("building the template, which takes some seconds");
         let saved = build::build(qemu, &self.spec).await?;
         let shelf = self.shelf.clone();
-        let written = origin.clone();
+        let origin = self.origin.clone();
+        let published = in_background(move || {
+            let place = shelf.begin(lock, origin.key)?;
+            entry::write(place.made(), &saved, &origin)?;
+            place.publish()
+        });
+        // In use until the template is, so that nobody makes room with it meanwhile.
+        let _lease = published.await??;
+        let template = self.load().await?.map_err(TemplateError::Damaged)?;
+        if let Err(error) = self.make_room().await {
+            tracing::warn!(%error, "no room was made in the cache");
+        }
+        Ok(template)
+    }
+
+    /// Waits for the right to build; who does not want the template any more drops this.
+    async fn lock(&self) -> Result<Lock, TemplateError> {
+        let mut waits = false;
+        loop {
+            let shelf = self.shelf.clone();
+            if let Some(lock) = in_background(move || shelf.try_lock(BASE)).await?? {
+                return Ok(lock);
+            }
+            if !waits {
+                tracing::info!("waiting for another server that builds the template");
+                waits = true;
+            }
+            tokio::time::sleep(LOCK_POLL).await;
+        }
+    }
+
+    /// Removes what is not needed any more, now that there is one template more.
+    async fn make_room(&self) -> Result<(), TemplateError> {
+        let (shelf, cache) = (self.shelf.clone(), self.cache.clone());
         in_background(move || {
-            let workplace = shelf.workplace(&lock)?;
-            let made = workplace.path().join("made");
-            entry::write(&made, &saved, &written)?;
-            shelf.publish(&lock, written.key, &made, &workplace)
+            shelf.prune(BASE, SystemTime::now());
+            for removed in cache.make_room() {
+                tracing::info!(entry = %removed.path.display(), "removed, to make room in the cache");
+            }
         })
-        .await??;
-        self.load(&origin, copies).await?.map_err(TemplateError::Damaged)
+        .await
     }
 
-    async fn load(&self, origin: &Origin, copies: bool) -> Result<Result<Template, Unusable>, TemplateError> {
-        let folder = self.shelf.entry(BASE, origin.key);
-        let origin = origin.clone();
+    async fn load(&self) -> Result<Result<Template, Unusable>, TemplateError> {
+        let folder = self.shelf.entry(BASE, self.origin.key);
+        let (origin, copies) = (self.origin.clone(), self.copies);
         in_background(move || entry::load(&folder, &origin, copies)).await
-    }
-
-    fn origin(&self, qemu: &Qemu) -> Origin {
-        // The frequency is compared, not hashed: no two measurements of it agree.
-        let arguments = arguments(&LaunchSpec { tsc_khz: 0, ..self.spec.clone() }, qemu.version());
-        let image = &self.spec.image;
-        let inputs = TemplateInputs {
-            kernel_sha256: image.kernel_sha256,
-            root_sha256: image.root_sha256,
-            initrd_sha256: image.initrd_sha256,
-            qemu: qemu.words().to_string(),
-            accelerator: self.spec.accelerator,
-            cpu: host_cpu(),
-            arguments,
-            rehearsals: REHEARSALS.iter().map(|rehearsal| rehearsal.code.to_string()).collect(),
-        };
-        Origin { key: inputs.key(), tsc_khz: self.spec.tsc_khz, accelerator: self.spec.accelerator, qemu: inputs.qemu }
     }
 }
 
-/// Where templates lie.
-fn folder(cache_dir: &Path) -> PathBuf {
-    cache_dir.join("templates")
+fn origin(qemu: &Qemu, spec: &LaunchSpec) -> Origin {
+    // The frequency is compared, not hashed: no two measurements of it agree.
+    let arguments = arguments(&LaunchSpec { tsc_khz: 0, ..spec.clone() }, qemu.version());
+    let image = &spec.image;
+    let inputs = TemplateInputs {
+        kernel_sha256: image.kernel_sha256,
+        root_sha256: image.root_sha256,
+        initrd_sha256: image.initrd_sha256,
+        qemu: qemu.words().to_string(),
+        accelerator: spec.accelerator,
+        cpu: host_cpu(),
+        arguments,
+        rehearsals: REHEARSALS.iter().map(|rehearsal| rehearsal.code.to_string()).collect(),
+    };
+    Origin { key: inputs.key(), tsc_khz: spec.tsc_khz, accelerator: spec.accelerator, qemu: inputs.qemu }
 }
 
 /// Files are read and hashed where it does not hold up the runtime.

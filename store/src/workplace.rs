@@ -1,0 +1,65 @@
+//! Where an entry is built: beside the others, so that one rename puts it into its place.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use crate::error::{At, FileError};
+use crate::file::{create_private_directory, sync_directory};
+use crate::lease::Lease;
+use crate::shelf::Lock;
+
+/// What the directories of builders are called.
+pub(crate) const BUILDING: &str = ".building-";
+
+/// A place for one build. Its drop removes what is in it, and gives the right to build back.
+#[derive(Debug)]
+pub struct Workplace {
+    entry: PathBuf,
+    made: PathBuf,
+    scratch: PathBuf,
+    // In this order: as long as something is here, nobody else may sweep it away.
+    directory: TempDir,
+    _lock: Lock,
+}
+
+impl Workplace {
+    pub(crate) fn new(folder: &Path, entry: PathBuf, lock: Lock) -> Result<Workplace, FileError> {
+        let prefix = format!("{BUILDING}{}-", lock.name);
+        let directory =
+            tempfile::Builder::new().prefix(&prefix).tempdir_in(folder).at("create a directory in", folder)?;
+        let [made, scratch, replaced] = ["made", "scratch", "replaced"].map(|name| directory.path().join(name));
+        create_private_directory(&made)?;
+        create_private_directory(&scratch)?;
+        // What is there cannot be used. That it cannot be moved away either is to be known before minutes of building.
+        match fs::rename(&entry, &replaced) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).at("replace", &entry),
+            _ => {}
+        }
+        Ok(Workplace { entry, made, scratch, directory, _lock: lock })
+    }
+
+    /// An empty directory that becomes the entry.
+    pub fn made(&self) -> &Path {
+        &self.made
+    }
+
+    /// An empty directory that is removed afterwards.
+    pub fn scratch(&self) -> &Path {
+        &self.scratch
+    }
+
+    /// Moves what was made into its place. It is in use from the first moment: nobody removes it before its builder has
+    /// looked at it. The files in it must have been synced.
+    pub fn publish(self) -> Result<Lease, FileError> {
+        let lease = Lease::take(&self.made).at("lock", &self.made)?;
+        sync_directory(&self.made)?;
+        fs::rename(&self.made, &self.entry).at("create", &self.entry)?;
+        if let Some(folder) = self.directory.path().parent() {
+            sync_directory(folder)?;
+        }
+        Ok(lease.moved_to(self.entry))
+    }
+}
