@@ -6,10 +6,11 @@ use anyhow::Context;
 use sandbox_images::{ImageStore, TerminalProgress};
 use sandbox_schemas::image::{ComponentState, ComponentStatus};
 
-use crate::cli::{Cli, ImageAction};
+use crate::cli::ImageAction;
+use crate::settings::Settings;
 
-pub(crate) fn run(action: ImageAction, cli: &Cli) -> anyhow::Result<()> {
-    let store = ImageStore::new(cli.cache_dir()?);
+pub(crate) fn run(action: ImageAction, settings: &Settings) -> anyhow::Result<()> {
+    let store = ImageStore::new(settings.cache_dir()?);
     match action {
         ImageAction::Build => build(&store),
         ImageAction::Status => status(&store),

@@ -25,7 +25,10 @@ pub struct Server {
 /// The command with what every test wants: TCG, since a trial of KVM is not what is tested, and no stray settings.
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sandbox-mcp"));
-    command.env_remove("SANDBOX_MCP_LOG").env("SANDBOX_MCP_ACCEL", "tcg");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SANDBOX_MCP_")) {
+        command.env_remove(name);
+    }
+    command.env("XDG_CONFIG_HOME", "/nonexistent").env("SANDBOX_MCP_ACCEL", "tcg");
     command
 }
 

@@ -20,5 +20,6 @@ mod lifecycle;
 mod limits;
 mod protocol;
 mod python;
+mod settings;
 mod shell;
 mod streaming;
