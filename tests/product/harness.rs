@@ -25,8 +25,12 @@ pub struct Server {
 /// The command with what every test wants: TCG, since a trial of KVM is not what is tested, and no stray settings.
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sandbox-mcp"));
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SANDBOX_MCP_")) {
-        command.env_remove(name);
+    // Where things are on this machine is no stray setting.
+    let kept = ["SANDBOX_MCP_CACHE_DIR", "SANDBOX_MCP_QEMU"];
+    for name in std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()) {
+        if name.starts_with("SANDBOX_MCP_") && !kept.contains(&name.as_str()) {
+            command.env_remove(name);
+        }
     }
     command.env("XDG_CONFIG_HOME", "/nonexistent").env("SANDBOX_MCP_ACCEL", "tcg");
     command

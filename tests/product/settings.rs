@@ -24,7 +24,9 @@ const SAMPLES: [(&str, [&str; 3]); 8] = [
 /// A product that nobody has set.
 fn unset() -> Command {
     let mut command = command();
-    command.env_remove("SANDBOX_MCP_ACCEL");
+    for name in ["ACCEL", "CACHE_DIR", "QEMU"] {
+        command.env_remove(format!("SANDBOX_MCP_{name}"));
+    }
     command
 }
 
