@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use sandbox_schemas::limits::{MEMORY_MAX_MB, VM_OVERHEAD_MB};
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
+use sandbox_schemas::limits::{MEMORY_DEFAULT_MB, MEMORY_MAX_MB, VM_OVERHEAD_MB};
+use tokio::sync::{AcquireError, Mutex, OwnedSemaphorePermit, Semaphore};
 
 use crate::error::ExecuteError;
+use crate::memory::{self, Domain};
 
 /// How much runs at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,22 +26,47 @@ pub struct Limits {
 /// Calls that wait, at most. One holds its code and stdin, some 5 MiB in the worst case.
 const WAITING_MAX: usize = 256;
 
+/// VMs at the same time where nobody says otherwise, at most: agents that make more calls at once are rare, and each VM has a
+/// price in memory that others on the machine pay.
+const VMS_MAX: u64 = 10;
+
+/// What most programs ask for, with what their VM has beside it, in MiB.
+const USUAL_VM_MB: u64 = MEMORY_DEFAULT_MB + VM_OVERHEAD_MB;
+
 impl Limits {
+    /// What the machine that we are on can bear. A control group that is smaller than the machine counts as the machine.
+    pub fn of_this_machine() -> Limits {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let total_mb = memory::survey().iter().map(|domain| domain.total_mb).min();
+        Limits::for_machine(cores, total_mb.unwrap_or(0))
+    }
+
     /// What a machine can bear: booting is CPU work, so more than a few VMs per core only makes each call slower; half of the
     /// memory is for others. The largest VM is let in everywhere, alone.
     pub fn for_machine(cores: usize, memory_mb: u64) -> Limits {
         let memory_mb = (memory_mb / 2).max(MEMORY_MAX_MB + VM_OVERHEAD_MB);
-        Limits { vms: 2 * cores.max(1), memory_mb, waiting: WAITING_MAX, wait: Duration::from_secs(60) }
+        let vms = (memory_mb / USUAL_VM_MB).clamp(1, VMS_MAX);
+        let vms = usize::try_from(vms).unwrap_or(1).min(2 * cores.max(1));
+        Limits { vms, memory_mb, waiting: WAITING_MAX, wait: Duration::from_secs(60) }
     }
 }
 
-/// The gate that every call passes.
+/// How often memory that is short is looked at again. Nobody says when there is more.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// The gate that every call passes. A VM is let in when there is a place for it, and memory among what ours may have, and when
+/// the machine really has that memory now: other programs, and other servers like this one, draw on it too, and know nothing
+/// of our limits.
 #[derive(Debug)]
 pub(crate) struct Admission {
     limits: Limits,
     places: Arc<Semaphore>,
     memory_mb: Arc<Semaphore>,
     waiting: AtomicUsize,
+    /// Held by the one whose turn it is. Its order is that in which they came.
+    turn: Mutex<()>,
+    /// Tells what memory there is.
+    survey: fn() -> Vec<Domain>,
 }
 
 /// What a VM takes up until it is gone.
@@ -52,11 +78,19 @@ pub(crate) struct Place {
 
 impl Admission {
     pub(crate) fn new(limits: Limits) -> Self {
+        Admission::with_survey(limits, memory::survey)
+    }
+
+    fn with_survey(limits: Limits, survey: fn() -> Vec<Domain>) -> Self {
+        // Nobody has more than 32 bits of MiB; permits are counted in them.
+        let limits = Limits { memory_mb: limits.memory_mb.min(u64::from(u32::MAX >> 3)), ..limits };
         Admission {
             limits,
             places: Arc::new(Semaphore::new(limits.vms)),
-            memory_mb: Arc::new(Semaphore::new(usize::try_from(limits.memory_mb).unwrap_or(usize::MAX >> 3))),
+            memory_mb: Arc::new(Semaphore::new(limits.memory_mb as usize)),
             waiting: AtomicUsize::new(0),
+            turn: Mutex::new(()),
+            survey,
         }
     }
 
@@ -75,38 +109,91 @@ impl Admission {
             return None;
         }
         let vm = self.places.clone().try_acquire_owned().ok()?;
-        let memory = self.memory_mb.clone().try_acquire_many_owned(u32::try_from(memory_mb).ok()?).ok()?;
+        let memory = self.try_grow(memory_mb)?;
         Some(Place { _vm: vm, _memory: memory })
     }
 
     /// More memory for a VM that has a place, if it can be had now.
     pub(crate) fn try_grow(&self, memory_mb: u64) -> Option<OwnedSemaphorePermit> {
-        self.memory_mb.clone().try_acquire_many_owned(u32::try_from(memory_mb).ok()?).ok()
+        let memory = self.memory_mb.clone().try_acquire_many_owned(u32::try_from(memory_mb).ok()?).ok()?;
+        self.shortage(0).is_none().then_some(memory)
     }
 
     /// Waits for a place of so much memory, first come, first served.
     pub(crate) async fn enter(&self, memory_mb: u64) -> Result<Place, ExecuteError> {
         let waiter = Waiter::new(&self.waiting, self.limits.waiting);
-        let _waiter = waiter.ok_or_else(|| ExecuteError::Capacity {
-            reason: format!("{} VMs are busy and {} calls wait", self.limits.vms, self.limits.waiting),
+        let _waiter = waiter.ok_or_else(|| {
+            self.refusal(format!("{} VMs are busy and {} calls wait", self.limits.vms, self.limits.waiting))
         })?;
-        // In the order in which all do it, so that no two wait for each other.
-        let both = async {
-            let memory = u32::try_from(memory_mb.min(self.limits.memory_mb)).unwrap_or(u32::MAX);
+        let memory_mb = memory_mb.min(self.limits.memory_mb);
+        if let Some(domain) = (self.survey)().into_iter().find(|domain| !domain.can_ever_spare(memory_mb)) {
+            return Err(never(domain, memory_mb));
+        }
+        let place = async {
+            let _turn = self.turn.lock().await;
             let vm = self.places.clone().acquire_owned().await?;
+            let memory = u32::try_from(memory_mb).unwrap_or(u32::MAX);
             let memory = self.memory_mb.clone().acquire_many_owned(memory).await?;
+            while self.shortage(0).is_some() {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
             Ok::<_, AcquireError>(Place { _vm: vm, _memory: memory })
         };
-        match tokio::time::timeout(self.limits.wait, both).await {
+        match tokio::time::timeout(self.limits.wait, place).await {
             Ok(Ok(place)) => Ok(place),
-            _ => Err(ExecuteError::Capacity {
-                reason: format!(
+            _ => Err(self.refusal(match self.shortage(memory_mb) {
+                Some(domain) => format!(
+                    "{} has {} MiB of memory left, of which {} MiB are kept for others; {} MiB may be needed by this VM \
+                     and {} MiB by those that there are. Less memory_mb may help",
+                    domain.name,
+                    domain.available_mb,
+                    domain.reserve_mb(),
+                    memory_mb,
+                    self.promised_mb()
+                ),
+                None => format!(
                     "{} VMs with {} MiB in all were busy for {:?}",
                     self.limits.vms, self.limits.memory_mb, self.limits.wait
                 ),
-            }),
+            })),
         }
     }
+
+    /// What our VMs may come to, in MiB.
+    fn promised_mb(&self) -> u64 {
+        self.limits.memory_mb.saturating_sub(self.memory_mb.available_permits() as u64)
+    }
+
+    /// What has too little memory for all that was promised, and so much more. A guest touches its memory when it needs it, so
+    /// of what was promised any part may still be to come: all of it has to be there. What was touched already is counted
+    /// twice so, which errs to the safe side.
+    fn shortage(&self, more_mb: u64) -> Option<Domain> {
+        let promised_mb = self.promised_mb() + more_mb;
+        (self.survey)().into_iter().find(|domain| !domain.can_spare(promised_mb))
+    }
+
+    fn refusal(&self, reason: String) -> ExecuteError {
+        let waiting = self.waiting.load(Ordering::Acquire);
+        ExecuteError::Capacity { reason, retry_after: Some(retry_after(waiting, self.limits.vms)) }
+    }
+}
+
+/// When it may be worth to try again: when those who wait have had a second each, which is what a usual call takes. Not at
+/// once, and not so late that a client has given up.
+fn retry_after(waiting: usize, vms: usize) -> Duration {
+    Duration::from_secs((waiting / vms.max(1)).clamp(5, 60) as u64)
+}
+
+/// No waiting helps.
+fn never(domain: Domain, memory_mb: u64) -> ExecuteError {
+    let reason = format!(
+        "a VM of {memory_mb} MiB does not fit: {} has {} MiB of memory in all, of which {} MiB are kept for others. Ask for less \
+         memory_mb",
+        domain.name,
+        domain.total_mb,
+        domain.reserve_mb()
+    );
+    ExecuteError::Capacity { reason, retry_after: None }
 }
 
 /// Counts a waiting call for as long as it waits, also when it is cancelled.
@@ -131,7 +218,13 @@ mod tests {
     use super::*;
 
     fn gate(vms: usize, memory_mb: u64, waiting: usize) -> Arc<Admission> {
-        Arc::new(Admission::new(Limits { vms, memory_mb, waiting, wait: Duration::from_millis(50) }))
+        gate_on(Vec::new, vms, memory_mb, waiting)
+    }
+
+    /// A gate on a machine of this memory.
+    fn gate_on(survey: fn() -> Vec<Domain>, vms: usize, memory_mb: u64, waiting: usize) -> Arc<Admission> {
+        let limits = Limits { vms, memory_mb, waiting, wait: Duration::from_millis(50) };
+        Arc::new(Admission::with_survey(limits, survey))
     }
 
     #[track_caller]
@@ -145,6 +238,8 @@ mod tests {
         assert_eq!((limits.vms, limits.memory_mb), (4, 12_000));
         let small = Limits::for_machine(0, 0);
         assert_eq!((small.vms, small.memory_mb), (2, MEMORY_MAX_MB + VM_OVERHEAD_MB));
+        assert_eq!(Limits::for_machine(64, 8192).vms, 5, "memory for five");
+        assert_eq!(Limits::for_machine(64, 512_000).vms, 10);
     }
 
     #[tokio::test]
@@ -156,7 +251,7 @@ mod tests {
             async move { gate.enter(1).await.map(drop) }
         });
         tokio::time::sleep(Duration::from_millis(10)).await;
-        assert_eq!(refusal(gate.enter(1).await), "no free VM: 1 VMs are busy and 1 calls wait. Try again later");
+        assert_eq!(refusal(gate.enter(1).await), "no free VM: 1 VMs are busy and 1 calls wait. Try again in 5 s");
         drop(first);
         waiter.await.unwrap().unwrap();
     }
@@ -165,7 +260,7 @@ mod tests {
     async fn memory_is_counted_whatever_places_are_free() {
         let gate = gate(9, 1000, 1);
         let first = gate.enter(600).await.unwrap();
-        let reason = "no free VM: 9 VMs with 1000 MiB in all were busy for 50ms. Try again later";
+        let reason = "no free VM: 9 VMs with 1000 MiB in all were busy for 50ms. Try again in 5 s";
         assert_eq!(refusal(gate.enter(600).await), reason);
         drop(gate.enter(400).await.unwrap());
         drop(first);
@@ -183,5 +278,57 @@ mod tests {
             refusal(gate.enter(1).await);
         }
         assert_eq!(gate.waiting.load(Ordering::Acquire), 0);
+    }
+
+    #[tokio::test]
+    async fn what_others_have_taken_is_not_given_and_is_waited_for() {
+        static AVAILABLE_MB: AtomicUsize = AtomicUsize::new(1500);
+        fn machine() -> Vec<Domain> {
+            let available_mb = AVAILABLE_MB.load(Ordering::Acquire) as u64;
+            vec![Domain { name: "this machine", total_mb: 5000, available_mb }]
+        }
+        // 500 MiB are kept.
+        let gate = gate_on(machine, 9, 4000, 2);
+        let first = gate.try_enter(600).unwrap();
+        assert!(gate.try_enter(401).is_none() && gate.try_grow(401).is_none(), "the first may still grow to its size");
+        let second = gate.try_enter(400).unwrap();
+        assert_eq!(
+            refusal(gate.enter(300).await),
+            "no free VM: this machine has 1500 MiB of memory left, of which 500 MiB are kept for others; 300 MiB may be \
+             needed by this VM and 1000 MiB by those that there are. Less memory_mb may help. Try again in 5 s"
+        );
+        drop((first, second));
+        // Another server has just filled its VMs.
+        AVAILABLE_MB.store(600, Ordering::Release);
+        assert!(gate.try_enter(300).is_none());
+        let waiter = tokio::spawn(async move { new_on(machine).enter(300).await.map(drop) });
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        AVAILABLE_MB.store(900, Ordering::Release);
+        waiter.await.unwrap().unwrap();
+    }
+
+    fn new_on(survey: fn() -> Vec<Domain>) -> Admission {
+        Admission::with_survey(Limits::for_machine(2, 5000), survey)
+    }
+
+    #[tokio::test]
+    async fn the_narrowest_counts_and_what_never_fits_is_refused_at_once() {
+        fn narrow() -> Vec<Domain> {
+            let machine = Domain { name: "this machine", total_mb: 5000, available_mb: 4000 };
+            vec![machine, Domain { name: "the group", total_mb: 1024, available_mb: 1000 }]
+        }
+        let gate = new_on(narrow);
+        drop(gate.enter(768).await.unwrap());
+        let Err(ExecuteError::Capacity { reason, retry_after: None }) = gate.enter(2304).await else { panic!() };
+        assert!(
+            reason.starts_with("a VM of 2304 MiB does not fit: the group has 1024 MiB of memory in all"),
+            "{reason}"
+        );
+    }
+
+    #[test]
+    fn the_hint_grows_with_the_queue() {
+        let hints = [(1, 4), (40, 4), (256, 1)].map(|(waiting, vms)| retry_after(waiting, vms).as_secs());
+        assert_eq!(hints, [5, 10, 60]);
     }
 }

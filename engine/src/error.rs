@@ -53,10 +53,12 @@ pub enum ExecuteError {
     #[error(transparent)]
     Invalid(#[from] InvalidInput),
     /// No VM could be had in time; nothing ran.
-    #[error("no free VM: {reason}. Try again later")]
+    #[error("no free VM: {reason}{}", advice(*retry_after))]
     Capacity {
         /// What was full.
         reason: String,
+        /// When it may be otherwise, as a guess; `None` when the same call can never be served here.
+        retry_after: Option<Duration>,
     },
     /// The VM failed before the program started.
     #[error("the VM failed before the program ran: {reason}. It is safe to try again")]
@@ -86,6 +88,11 @@ impl ExecuteError {
             ExecuteError::Cancelled => None,
         }
     }
+}
+
+/// The end of a sentence for who reads no fields.
+fn advice(retry_after: Option<Duration>) -> String {
+    retry_after.map_or_else(String::new, |after| format!(". Try again in {} s", after.as_secs()))
 }
 
 /// Why a VM is of no more use. Whether the program can have run depends on the phase, which the caller knows.

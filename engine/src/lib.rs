@@ -13,6 +13,8 @@
 mod engine;
 
 mod admission;
+mod memory;
+
 mod error;
 
 mod capture;

@@ -1,14 +1,13 @@
 //! The engine behind the tools: started with the server, started again by a call when that failed, so that what the
 //! user has installed meanwhile is found.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use sandbox_engine::{Engine, EngineConfig, StartError};
+use sandbox_engine::{Engine, StartError};
 use sandbox_images::{ImageStore, LoadError};
 use tokio::sync::Mutex;
 
-use crate::cli::Cli;
+use crate::settings::Settings;
 
 /// Why there is no engine.
 #[derive(Debug, thiserror::Error)]
@@ -30,15 +29,15 @@ pub(crate) enum BackendError {
 /// At most one engine, made once.
 #[derive(Debug)]
 pub(crate) struct Backend {
-    cli: Arc<Cli>,
+    settings: Settings,
     engine: Mutex<Option<Engine>>,
     /// Whether there will be no calls beside those that there are.
     expects_no_more: AtomicBool,
 }
 
 impl Backend {
-    pub(crate) fn new(cli: Arc<Cli>) -> Self {
-        Backend { cli, engine: Mutex::new(None), expects_no_more: AtomicBool::new(false) }
+    pub(crate) fn new(settings: Settings) -> Self {
+        Backend { settings, engine: Mutex::new(None), expects_no_more: AtomicBool::new(false) }
     }
 
     /// The engine. Calls that come while it starts wait for it.
@@ -82,20 +81,11 @@ impl Backend {
     }
 
     async fn start(&self) -> Result<Engine, BackendError> {
-        let cache_dir = self.cli.cache_dir().map_err(BackendError::Setting)?;
-        let store = ImageStore::new(cache_dir.clone());
+        let store = ImageStore::new(self.settings.cache().map_err(BackendError::Setting)?);
         // Verifying reads some hundred megabytes, when they have changed since the last time.
         let image = tokio::task::spawn_blocking(move || store.load());
         let image = image.await.map_err(|error| BackendError::Internal(error.to_string()))??;
-        let config = EngineConfig {
-            qemu: self.cli.machine.qemu.clone(),
-            accelerator: self.cli.machine.accelerator(),
-            limits: self.cli.machine.limits(),
-            warm_pool_size: self.cli.machine.warm_pool_size(),
-            uses_templates: self.cli.machine.uses_templates(),
-            image,
-            cache_dir,
-        };
+        let config = self.settings.engine_config(image).map_err(BackendError::Setting)?;
         Ok(Engine::start(config).await?)
     }
 }

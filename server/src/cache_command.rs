@@ -4,24 +4,21 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use sandbox_store::{CacheDir, Entry, Kind, NotRemoved, limit_bytes};
+use sandbox_store::{CacheDir, Entry, Kind, NotRemoved};
 use serde::Serialize;
 
 use crate::cli::CacheAction;
 
-pub(crate) fn run(action: CacheAction, folder: PathBuf) -> anyhow::Result<()> {
-    // What is said of it should lead there from anywhere.
-    let folder = std::path::absolute(&folder).unwrap_or(folder);
-    let cache = CacheDir::new(folder.clone());
+pub(crate) fn run(action: CacheAction, cache: &CacheDir) -> anyhow::Result<()> {
     match action {
         CacheAction::Status { json: true } => {
-            let text = serde_json::to_string_pretty(&Status::of(&cache, &folder))?;
+            let text = serde_json::to_string_pretty(&Status::of(cache))?;
             writeln!(std::io::stdout(), "{text}")?;
         }
         CacheAction::Status { json: false } => {
-            write!(std::io::stdout(), "{}", Status::of(&cache, &folder).to_text(SystemTime::now()))?;
+            write!(std::io::stdout(), "{}", Status::of(cache).to_text(SystemTime::now()))?;
         }
-        CacheAction::Clear => clear(&cache, &folder)?,
+        CacheAction::Clear => clear(cache)?,
     }
     Ok(())
 }
@@ -56,7 +53,7 @@ struct OtherStatus {
 }
 
 impl Status<'_> {
-    fn of<'a>(cache: &CacheDir, folder: &'a Path) -> Status<'a> {
+    fn of(cache: &CacheDir) -> Status<'_> {
         let entry = |(kind, entry): (Kind, Entry)| EntryStatus {
             kind: word(kind),
             name: entry.name,
@@ -70,7 +67,13 @@ impl Status<'_> {
         let besides = cache.besides().into_iter();
         let other = besides.map(|it| OtherStatus { kind: it.name, path: it.path, size_bytes: it.size_bytes });
         let total_bytes = entries.iter().map(|entry| entry.size_bytes).sum();
-        Status { cache_dir: folder, entries, other: other.collect(), total_bytes, limit_bytes: limit_bytes() }
+        Status {
+            cache_dir: cache.root(),
+            entries,
+            other: other.collect(),
+            total_bytes,
+            limit_bytes: cache.limit_bytes(),
+        }
     }
 
     fn to_text(&self, now: SystemTime) -> String {
@@ -100,7 +103,7 @@ impl Status<'_> {
     }
 }
 
-fn clear(cache: &CacheDir, folder: &Path) -> anyhow::Result<()> {
+fn clear(cache: &CacheDir) -> anyhow::Result<()> {
     let entries = cache.clear_entries().into_iter().map(|removal| {
         let (kind, entry) = removal.what;
         (format!("{} {}-{}", word(kind), entry.name, entry.key), entry.size_bytes, removal.result)
@@ -123,7 +126,7 @@ fn clear(cache: &CacheDir, folder: &Path) -> anyhow::Result<()> {
         }
     }
     let (removed, kept) = (size(removed_bytes), size(kept_bytes));
-    writeln!(std::io::stdout(), "{removed} removed, {kept} kept in {}", folder.display())?;
+    writeln!(std::io::stdout(), "{removed} removed, {kept} kept in {}", cache.root().display())?;
     anyhow::ensure!(failures == 0, "not all could be removed that is not in use: see the reasons above");
     Ok(())
 }

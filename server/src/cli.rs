@@ -1,11 +1,8 @@
-//! The command line.
+//! The command line. Its settings are those of `settings`.
 
-use std::path::PathBuf;
+use clap::{Parser, Subcommand};
 
-use anyhow::Context;
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use sandbox_engine::{AcceleratorChoice, Limits};
-use sandbox_store::DEFAULT_LIMIT_GB;
+use crate::settings::Flags;
 
 /// A code sandbox for AI agents: runs Python, JavaScript and shell programs in microVMs on this machine.
 ///
@@ -17,43 +14,7 @@ pub(crate) struct Cli {
     pub(crate) command: Option<Command>,
 
     #[command(flatten)]
-    pub(crate) machine: Machine,
-
-    /// Where images, templates and verdicts are kept [default: the user's cache directory]
-    #[arg(long, global = true, env = "SANDBOX_MCP_CACHE_DIR", value_name = "DIR")]
-    pub(crate) cache_dir: Option<PathBuf>,
-
-    /// What images and templates may take on the disk, in GB; after a build, the least recently used go that no process uses
-    #[arg(long, global = true, env = "SANDBOX_MCP_CACHE_MAX_GB", value_name = "GB", default_value_t = DEFAULT_LIMIT_GB)]
-    pub(crate) cache_max_gb: u64,
-}
-
-#[derive(Debug, Clone, Args)]
-pub(crate) struct Machine {
-    /// What executes the guests. `auto` boots a trial VM on KVM and falls back to TCG, which is slower
-    #[arg(long, value_enum, default_value_t = Accel::Auto, env = "SANDBOX_MCP_ACCEL")]
-    accel: Accel,
-
-    /// Refuse to run without KVM, with which alone QEMU promises isolation. It wins over --accel and its variable
-    // No conflict with `accel`: clap counts a variable as present, and a stricter flag must not fail because of one.
-    #[arg(long)]
-    require_kvm: bool,
-
-    /// QEMU's binary [default: qemu-system-x86_64 in PATH or the usual places]
-    #[arg(long, env = "SANDBOX_MCP_QEMU", value_name = "PATH")]
-    pub(crate) qemu: Option<PathBuf>,
-
-    /// VMs that exist at the same time; further calls wait [default: by cores and memory]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    max_vms: Option<u16>,
-
-    /// VMs that wait for a program, started in advance; 0 for none [default: one a processor, at most 4]
-    #[arg(long, value_name = "N", env = "SANDBOX_MCP_WARM_POOL_SIZE", value_parser = clap::value_parser!(u16).range(0..=64))]
-    warm_pool_size: Option<u16>,
-
-    /// Boot every VM instead of restoring it from a template: slower
-    #[arg(long)]
-    no_templates: bool,
+    pub(crate) flags: Flags,
 }
 
 #[derive(Debug, Clone, Copy, Subcommand)]
@@ -68,6 +29,8 @@ pub(crate) enum Command {
         #[command(subcommand)]
         action: CacheAction,
     },
+    /// Show every setting with its value and where that came from, in the form of the file
+    Settings,
 }
 
 #[derive(Debug, Clone, Copy, Subcommand)]
@@ -90,57 +53,6 @@ pub(crate) enum CacheAction {
     Clear,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Accel {
-    Auto,
-    Kvm,
-    Tcg,
-}
-
-impl Machine {
-    pub(crate) fn accelerator(&self) -> AcceleratorChoice {
-        match self.accel {
-            _ if self.require_kvm => AcceleratorChoice::Kvm,
-            Accel::Auto => AcceleratorChoice::Auto,
-            Accel::Kvm => AcceleratorChoice::Kvm,
-            Accel::Tcg => AcceleratorChoice::Tcg,
-        }
-    }
-
-    pub(crate) fn uses_templates(&self) -> bool {
-        !self.no_templates
-    }
-
-    pub(crate) fn warm_pool_size(&self) -> usize {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        self.warm_pool_size.map_or(cores.min(4), usize::from)
-    }
-
-    pub(crate) fn limits(&self) -> Limits {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let defaults = Limits::for_machine(cores, host_memory_mb());
-        Limits { vms: self.max_vms.map_or(defaults.vms, usize::from), ..defaults }
-    }
-}
-
-impl Cli {
-    pub(crate) fn cache_dir(&self) -> anyhow::Result<PathBuf> {
-        if let Some(named) = &self.cache_dir {
-            return Ok(named.clone());
-        }
-        let folders = directories::ProjectDirs::from("", "", "sandbox-mcp");
-        let folders = folders.context("no home directory is known: set HOME, or name a folder with --cache-dir")?;
-        Ok(folders.cache_dir().to_path_buf())
-    }
-}
-
-/// Memory of this machine in MiB; 0 where it is not known, which leaves one VM.
-fn host_memory_mb() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok());
-    kib.map_or(0, |kib: u64| kib / 1024)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -152,18 +64,17 @@ mod tests {
     }
 
     #[test]
-    fn kvm_that_is_required_wins() {
-        let choice = |arguments: &[&str]| {
-            let all = ["sandbox-mcp"].iter().chain(arguments);
-            Cli::try_parse_from(all).unwrap().machine.accelerator()
+    fn flags_count_before_and_behind_a_command_and_the_last_of_a_switch_wins() {
+        let given = |arguments: &[&str]| {
+            let cli = Cli::try_parse_from(["sandbox-mcp"].iter().chain(arguments)).unwrap();
+            let given = cli.flags.given.iter().map(|given| format!("{}={}", given.key, given.written));
+            given.collect::<Vec<_>>().join(" ")
         };
-        assert_eq!(choice(&["--accel", "tcg"]), AcceleratorChoice::Tcg);
-        assert_eq!(choice(&["--accel", "tcg", "--require-kvm"]), AcceleratorChoice::Kvm);
-        assert_eq!(choice(&["--require-kvm"]), AcceleratorChoice::Kvm);
-    }
-
-    #[test]
-    fn this_machine_has_memory() {
-        assert!(host_memory_mb() > 100);
+        assert_eq!(given(&[]), "");
+        assert_eq!(given(&["--warm-pool-size", "-1", "settings"]), "warm_pool_size=-1");
+        assert_eq!(given(&["settings", "--accel", "tcg", "--no-templates"]), "accel=tcg templates=false");
+        assert_eq!(given(&["--no-templates", "--templates"]), "templates=true");
+        assert_eq!(given(&["--templates", "--no-templates"]), "templates=false");
+        assert_eq!(given(&["--qemu=/q", "image", "status", "--cache-dir", "/c"]), "qemu=/q cache_dir=/c");
     }
 }

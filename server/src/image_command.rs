@@ -8,45 +8,38 @@ use sandbox_engine::{Engine, EngineConfig};
 use sandbox_images::{ImageStore, Progress, TerminalProgress, Unit};
 use sandbox_schemas::image::{BootImage, ComponentState, ComponentStatus};
 
-use crate::cli::{Cli, ImageAction};
+use crate::cli::ImageAction;
+use crate::settings::Settings;
 
 /// A template that is there is ready by then, usually; one that is not takes seconds.
 const LOADED_WITHIN: Duration = Duration::from_millis(500);
 
-pub(crate) fn run(action: ImageAction, cli: &Cli) -> anyhow::Result<()> {
-    let store = ImageStore::new(cli.cache_dir()?);
+pub(crate) fn run(action: ImageAction, settings: &Settings) -> anyhow::Result<()> {
+    let store = ImageStore::new(settings.cache()?);
     match action {
-        ImageAction::Build => build(&store, cli),
+        ImageAction::Build => build(&store, settings),
         ImageAction::Status => status(&store),
     }
 }
 
-fn build(store: &ImageStore, cli: &Cli) -> anyhow::Result<()> {
+fn build(store: &ImageStore, settings: &Settings) -> anyhow::Result<()> {
     let progress = TerminalProgress::new();
     let image = store.build(&progress).context("building the image")?;
     for path in [&image.kernel, &image.root, &image.initrd] {
         writeln!(std::io::stdout(), "{}", path.display())?;
     }
-    if !cli.machine.uses_templates() {
+    if !settings.templates.value {
         return Ok(());
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
-    let built = runtime.block_on(build_template(image, cli, &progress));
+    let built = runtime.block_on(build_template(image, settings, &progress));
     runtime.shutdown_background();
     built.context("the image is built; building the template")
 }
 
 /// So that not even the first program waits for it.
-async fn build_template(image: BootImage, cli: &Cli, progress: &dyn Progress) -> anyhow::Result<()> {
-    let config = EngineConfig {
-        qemu: cli.machine.qemu.clone(),
-        accelerator: cli.machine.accelerator(),
-        limits: cli.machine.limits(),
-        warm_pool_size: 0,
-        uses_templates: true,
-        image,
-        cache_dir: cli.cache_dir()?,
-    };
+async fn build_template(image: BootImage, settings: &Settings, progress: &dyn Progress) -> anyhow::Result<()> {
+    let config = EngineConfig { warm_pool_size: 0, ..settings.engine_config(image)? };
     let engine = Engine::start(config).await?;
     let mut preparing = std::pin::pin!(engine.prepare());
     let is_there = match tokio::time::timeout(LOADED_WITHIN, &mut preparing).await {

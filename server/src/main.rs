@@ -1,10 +1,13 @@
 //! `sandbox-mcp`: without arguments an MCP server on stdio; with `image` the builder of what its VMs boot, with `cache` what
-//! shows and removes what was built.
+//! shows and removes what was built, with `settings` what shows how it is set.
 
 // In the order in which to read them.
-mod cache_command;
 mod cli;
+mod settings;
+
+mod cache_command;
 mod image_command;
+mod settings_command;
 
 mod serve;
 
@@ -24,36 +27,41 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
-use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, Command};
+use crate::settings::Settings;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_logging();
-    sandbox_store::set_limit_gb(cli.cache_max_gb);
-    let result = match &cli.command {
-        Some(Command::Image { action }) => image_command::run(*action, &cli),
-        Some(Command::Cache { action }) => cli.cache_dir().and_then(|folder| cache_command::run(*action, folder)),
-        None => serve::run(&cli),
+    let settings = match Settings::resolve(&cli.flags) {
+        Ok(settings) => settings,
+        // As clap ends on a flag that it does not know.
+        Err(error) => return fail(&error.into(), 2),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // On stderr and unformatted: the one line that a person reads when nothing else works.
-            let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("sandbox-mcp: {error:#}\n"));
-            ExitCode::FAILURE
-        }
-    }
+    start_logging(&settings);
+    let result = match cli.command {
+        Some(Command::Image { action }) => image_command::run(action, &settings),
+        Some(Command::Cache { action }) => settings.cache().and_then(|cache| cache_command::run(action, &cache)),
+        Some(Command::Settings) => settings_command::run(&settings),
+        None => serve::run(settings),
+    };
+    result.map_or_else(|error| fail(&error, 1), |()| ExitCode::SUCCESS)
 }
 
-/// Logs go to stderr: stdout belongs to the protocol. `SANDBOX_MCP_LOG` takes tracing's filters (`debug`,
-/// `sandbox_engine=trace`).
-fn start_logging() {
-    let filter = EnvFilter::try_from_env("SANDBOX_MCP_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+/// On stderr and unformatted: the one line that a person reads when nothing else works.
+fn fail(error: &anyhow::Error, status: u8) -> ExitCode {
+    let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("sandbox-mcp: {error:#}\n"));
+    ExitCode::from(status)
+}
+
+/// Logs go to stderr: stdout belongs to the protocol.
+fn start_logging(settings: &Settings) {
     tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(settings.log.value.to_filter())
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+    for name in &settings.unknown_variables {
+        tracing::warn!("{name} is set, but there is no such setting: `sandbox-mcp settings` shows all");
+    }
 }

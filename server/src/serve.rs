@@ -18,12 +18,12 @@ use tokio_util::codec::FramedRead;
 
 use crate::backend::Backend;
 use crate::calls::{Calls, Kind};
-use crate::cli::Cli;
 use crate::framing::{Frame, MessageDecoder};
 use crate::message::{self, Call, Incoming, Parsed, RequestId, RequestKey, error, respond};
 use crate::methods::{CALL_TOOL, CallContext, DISCOVER, INITIALIZE, dispatch, table};
 use crate::outbox::{Outbox, outbox};
 use crate::protocol::Connection;
+use crate::settings::Settings;
 
 /// How long the end may take in all, once nobody waits for answers: what is ready is written, and VMs are waited for.
 /// Clients that asked with SIGTERM send SIGKILL some seconds later.
@@ -34,11 +34,9 @@ const END_DEADLINE: Duration = Duration::from_secs(1);
 const TASKS_MAX: usize = 2048;
 
 /// Serves stdin and stdout until the client is gone.
-pub(crate) fn run(cli: &Cli) -> anyhow::Result<()> {
-    // Calls move between threads with the arguments that started the process; they live as long as it does.
-    let cli = Arc::new(cli.clone());
+pub(crate) fn run(settings: Settings) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
-    let result = runtime.block_on(serve(cli));
+    let result = runtime.block_on(serve(settings));
     // A read of stdin cannot be interrupted; it must not hold the process.
     runtime.shutdown_background();
     result
@@ -73,11 +71,11 @@ enum Ending {
     Asked,
 }
 
-async fn serve(cli: Arc<Cli>) -> anyhow::Result<()> {
+async fn serve(settings: Settings) -> anyhow::Result<()> {
     let (outbox, writer) = outbox();
     let mut writing = tokio::spawn(writer.write_to(tokio::io::stdout()));
     let mut signals = Signals::listen()?;
-    let backend = Arc::new(Backend::new(cli));
+    let backend = Arc::new(Backend::new(settings));
     tokio::spawn({
         let backend = backend.clone();
         async move { backend.prepare().await }

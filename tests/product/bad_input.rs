@@ -106,7 +106,7 @@ fn kvm_or_nothing_is_refused_where_there_is_none() {
 
 #[test]
 fn the_command_line_is_checked() {
-    for arguments in [["--accel", "magic"], ["--max-vms", "0"], ["image", "paint"]] {
+    for arguments in [["--accel", "magic"], ["--max-concurrent-vms", "0"], ["image", "paint"]] {
         let (stdout, stderr, status) = pipe_through(command().args(arguments), b"");
         assert_eq!(status.code(), Some(2), "{arguments:?}");
         assert!(stdout.is_empty() && stderr.contains(arguments[1]), "{stderr}");

@@ -26,7 +26,15 @@ pub struct Server {
 /// for; no stray settings.
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sandbox-mcp"));
-    command.env_remove("SANDBOX_MCP_LOG").env("SANDBOX_MCP_ACCEL", "tcg").env("SANDBOX_MCP_WARM_POOL_SIZE", "0");
+    // Where things are on this machine is no stray setting.
+    let kept = ["SANDBOX_MCP_CACHE_DIR", "SANDBOX_MCP_QEMU"];
+    for name in std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()) {
+        if name.starts_with("SANDBOX_MCP_") && !kept.contains(&name.as_str()) {
+            command.env_remove(name);
+        }
+    }
+    command.env("XDG_CONFIG_HOME", "/nonexistent");
+    command.env("SANDBOX_MCP_ACCEL", "tcg").env("SANDBOX_MCP_WARM_POOL_SIZE", "0");
     command
 }
 

@@ -235,7 +235,7 @@ fn a_server_that_nobody_uses_costs_no_cpu() {
 
 #[test]
 fn the_status_tells_what_has_happened() {
-    let mut server = Server::start_as(&mut with(&["--warm-pool-size", "1", "--max-vms", "3"]));
+    let mut server = Server::start_as(&mut with(&["--warm-pool-size", "1", "--max-concurrent-vms", "3"]));
     let status = |server: &mut Server| {
         let asked = Instant::now();
         server.send(&request(99, "tools/call", json!({"name": "pool_status"})));

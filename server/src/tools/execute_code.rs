@@ -12,7 +12,7 @@ use crate::tools::{ToolCall, ToolError, parse_arguments};
 pub(crate) async fn call(call: ToolCall) -> Result<CallToolResult, ToolError> {
     let input: ExecuteInput = parse_arguments(call.arguments, || schema_for!(ExecuteInput))?;
     // Before the engine is asked for: bad input is bad input also where nothing is installed.
-    input.validate().map_err(|error| ToolError { code: ErrorCode::InvalidInput, message: error.to_string() })?;
+    input.validate().map_err(|error| ToolError::new(ErrorCode::InvalidInput, error.to_string()))?;
     let context = call.context;
     // An engine that is still starting is not waited for by a call that nobody wants any more.
     let engine = tokio::select! {
@@ -20,7 +20,7 @@ pub(crate) async fn call(call: ToolCall) -> Result<CallToolResult, ToolError> {
         () = context.cancel.cancelled() => return Err(ExecuteError::Cancelled.into()),
         engine = context.backend.engine() => engine,
     };
-    let engine = engine.map_err(|error| ToolError { code: ErrorCode::NotInstalled, message: error.to_string() })?;
+    let engine = engine.map_err(|error| ToolError::new(ErrorCode::NotInstalled, error.to_string()))?;
 
     let gathered = Gathered::default();
     let mut sink = gathered.clone();
@@ -41,6 +41,10 @@ impl From<ExecuteError> for ToolError {
     fn from(error: ExecuteError) -> Self {
         // A cancelled call is not answered; should it be read after all, nothing is known of it.
         let code = error.code().unwrap_or(ErrorCode::OutcomeUnknown);
-        ToolError { code, message: error.to_string() }
+        let retry_after = match &error {
+            ExecuteError::Capacity { retry_after, .. } => *retry_after,
+            _ => None,
+        };
+        ToolError { retry_after, ..ToolError::new(code, error.to_string()) }
     }
 }

@@ -4,6 +4,7 @@ mod execute_code;
 mod pool_status;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rmcp::model::{CallToolResult, ContentBlock, JsonObject, MetaObject, ProgressToken, Tool, ToolAnnotations};
 use sandbox_schemas::outcome::ErrorCode;
@@ -25,6 +26,14 @@ pub(crate) struct ToolCall {
 pub(crate) struct ToolError {
     pub(crate) code: ErrorCode,
     pub(crate) message: String,
+    /// When the same call may succeed, as a guess.
+    pub(crate) retry_after: Option<Duration>,
+}
+
+impl ToolError {
+    pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> ToolError {
+        ToolError { code, message: message.into(), retry_after: None }
+    }
 }
 
 /// Every tool, as clients see it.
@@ -74,7 +83,7 @@ fn parse_arguments<T: DeserializeOwned>(arguments: JsonObject, schema: fn() -> S
             "." => reason,
             field => format!("{field}: {reason}{}", allowed(schema().to_value(), field)),
         };
-        ToolError { code: ErrorCode::InvalidInput, message }
+        ToolError::new(ErrorCode::InvalidInput, message)
     })
 }
 
@@ -96,8 +105,12 @@ impl From<ToolError> for CallToolResult {
     fn from(error: ToolError) -> Self {
         let code = error.code.name();
         let mut meta = MetaObject::new();
+        let mut fields = json!({ "code": code, "message": error.message });
+        if let Some(after) = error.retry_after {
+            fields["retry_after_ms"] = json!(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
+        }
         // Not as structured content: that is bound to the schema of a success.
-        meta.insert("sandbox-mcp/error".into(), json!({ "code": code, "message": error.message }));
+        meta.insert("sandbox-mcp/error".into(), fields);
         CallToolResult::error(vec![ContentBlock::text(format!("{code}: {}", error.message))]).with_meta(Some(meta))
     }
 }

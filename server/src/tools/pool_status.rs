@@ -14,7 +14,7 @@ pub(crate) async fn call(call: ToolCall) -> Result<CallToolResult, ToolError> {
         .backend
         .engine()
         .await
-        .map_err(|error| ToolError { code: ErrorCode::NotInstalled, message: error.to_string() })?;
+        .map_err(|error| ToolError::new(ErrorCode::NotInstalled, error.to_string()))?;
     // Numbers, text and names: nothing of it can fail to serialize.
     Ok(CallToolResult::structured(serde_json::to_value(engine.status()).unwrap_or_default()))
 }

@@ -1,0 +1,153 @@
+//! Where settings come from, and which of it holds.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::settings::flags::Flags;
+use crate::settings::value::Value;
+use crate::settings::{SPECS, Setting, VARIABLE_PREFIX, file};
+
+/// The variable that names the file.
+pub(super) const CONFIG_VARIABLE: &str = "SANDBOX_MCP_CONFIG";
+
+/// Why the settings cannot be had. Each names its place.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SettingError {
+    #[error("{origin}: {key} is `{written}`, and must be {allowed}")]
+    NotAllowed { key: &'static str, origin: Origin, written: String, allowed: String },
+    #[error("{origin}: there is no setting `{key}`, but {known}")]
+    Unknown { key: String, origin: Origin, known: String },
+    #[error("{origin}: is not TOML: {reason}")]
+    Syntax { origin: Origin, reason: String },
+    #[error("{path}: the settings cannot be read: {source}")]
+    Unreadable { path: PathBuf, source: std::io::Error },
+}
+
+/// Who has set a setting.
+#[derive(Debug, Clone)]
+pub(crate) enum Origin {
+    Flag(String),
+    Variable(String),
+    File { path: Arc<Path>, line: usize },
+    Default,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Flag(flag) => formatter.write_str(flag),
+            Origin::Variable(name) => write!(formatter, "the environment variable {name}"),
+            Origin::File { path, line } => write!(formatter, "{}:{line}", path.display()),
+            Origin::Default => formatter.write_str("default"),
+        }
+    }
+}
+
+/// A value that somebody has written for a setting.
+#[derive(Debug, Clone)]
+pub(crate) struct Given {
+    pub(crate) key: &'static str,
+    /// What is meant, and what it looks like where it stands.
+    pub(crate) text: OsString,
+    pub(crate) written: String,
+    /// What TOML takes it for; elsewhere all is text.
+    pub(crate) toml_type: Option<&'static str>,
+    pub(crate) origin: Origin,
+}
+
+impl Given {
+    /// A value from where all is text.
+    pub(crate) fn text(key: &'static str, text: OsString, origin: Origin) -> Given {
+        Given { key, written: text.to_string_lossy().into_owned(), text, toml_type: None, origin }
+    }
+
+    fn parse<T: Value>(&self) -> Result<T, SettingError> {
+        let folder = match &self.origin {
+            Origin::File { path, .. } => path.parent(),
+            Origin::Flag(_) | Origin::Variable(_) | Origin::Default => None,
+        };
+        let has_type = self.toml_type.is_none_or(|toml_type| toml_type == T::TOML_TYPE);
+        let value = if has_type { T::parse(&self.text, folder.unwrap_or(Path::new(""))) } else { None };
+        value.ok_or_else(|| SettingError::NotAllowed {
+            key: self.key,
+            origin: self.origin.clone(),
+            written: self.written.clone(),
+            allowed: T::allowed(),
+        })
+    }
+}
+
+/// The file that was looked for.
+#[derive(Debug, Clone)]
+pub(crate) struct ConfigFile {
+    pub(crate) path: PathBuf,
+    pub(crate) exists: bool,
+}
+
+/// All that was written, the winners first.
+#[derive(Debug)]
+pub(crate) struct Sources {
+    given: Vec<Given>,
+    pub(crate) file: Option<ConfigFile>,
+    pub(crate) unknown_variables: Vec<String>,
+}
+
+impl Sources {
+    /// Reads them all. The file is the one that a flag or a variable names, and must be there then; else `default_file`.
+    pub(crate) fn gather(
+        flags: &Flags,
+        variables: impl Iterator<Item = (OsString, OsString)>,
+        default_file: Option<PathBuf>,
+    ) -> Result<Sources, SettingError> {
+        let mut given = flags.given.clone();
+        let mut named_file = flags.config.clone();
+        let mut unknown_variables = Vec::new();
+        for (name, value) in variables {
+            let name = name.to_string_lossy();
+            // Many places in which variables are written can only empty one that is inherited.
+            if !name.starts_with(VARIABLE_PREFIX) || value.is_empty() {
+                continue;
+            }
+            if name == CONFIG_VARIABLE {
+                named_file.get_or_insert_with(|| value.into());
+            } else if let Some(spec) = SPECS.iter().find(|spec| spec.variable() == name) {
+                given.push(Given::text(spec.key, value, Origin::Variable(name.into_owned())));
+            } else {
+                // Not an error, as in a file: the environment is not ours alone. Kubernetes, for one, sets
+                // SANDBOX_MCP_PORT where a service has our name.
+                unknown_variables.push(name.into_owned());
+            }
+        }
+        let must_exist = named_file.is_some();
+        let file = match named_file.or(default_file) {
+            None => None,
+            Some(path) => match std::fs::read_to_string(&path) {
+                Ok(text) => {
+                    given.extend(file::parse(&path, &text)?);
+                    Some(ConfigFile { path, exists: true })
+                }
+                Err(fault) if fault.kind() == std::io::ErrorKind::NotFound && !must_exist => {
+                    Some(ConfigFile { path, exists: false })
+                }
+                Err(source) => return Err(SettingError::Unreadable { path, source }),
+            },
+        };
+        Ok(Sources { given, file, unknown_variables })
+    }
+
+    /// What holds for one setting.
+    pub(crate) fn setting<T: Value>(
+        &self,
+        key: &'static str,
+        default: impl FnOnce() -> T,
+    ) -> Result<Setting<T>, SettingError> {
+        let mut winner = None;
+        for given in self.given.iter().filter(|given| given.key == key) {
+            let value = given.parse()?;
+            winner.get_or_insert_with(|| Setting { value, origin: given.origin.clone() });
+        }
+        Ok(winner.unwrap_or_else(|| Setting { value: default(), origin: Origin::Default }))
+    }
+}

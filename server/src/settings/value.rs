@@ -1,0 +1,160 @@
+//! What a setting can be: how it is written, and what of that is allowed.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use sandbox_engine::AcceleratorChoice;
+use tracing_subscriber::EnvFilter;
+
+/// A type of settings.
+pub(crate) trait Value: Sized {
+    /// How TOML calls it.
+    const TOML_TYPE: &'static str;
+
+    /// Whether its flag takes no value.
+    const IS_SWITCH: bool = false;
+
+    /// The least and the most that a number may be.
+    const BOUNDS: Option<(u32, u32)> = None;
+
+    /// What may be written, as the end of "must be".
+    fn allowed() -> String;
+
+    /// What is meant by a text; `None` when that is not allowed. A path begins at `folder`.
+    fn parse(text: &OsStr, folder: &Path) -> Option<Self>;
+
+    /// How a file would have it; `None` when it is not set.
+    fn to_toml(&self) -> Option<String>;
+}
+
+/// A whole number within bounds, which include both ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Number<const MIN: u32, const MAX: u32>(u32);
+
+impl<const MIN: u32, const MAX: u32> Number<MIN, MAX> {
+    /// The number, or the bound next to it.
+    pub(crate) fn of(number: usize) -> Self {
+        Number(u32::try_from(number).unwrap_or(u32::MAX).clamp(MIN, MAX))
+    }
+
+    pub(crate) fn get(self) -> usize {
+        // No target of ours has pointers of less than 32 bits.
+        self.0 as usize
+    }
+}
+
+impl<const MIN: u32, const MAX: u32> Value for Number<MIN, MAX> {
+    const TOML_TYPE: &'static str = "integer";
+    const BOUNDS: Option<(u32, u32)> = Some((MIN, MAX));
+
+    fn allowed() -> String {
+        format!("a whole number from {MIN} to {MAX}")
+    }
+
+    fn parse(text: &OsStr, _: &Path) -> Option<Self> {
+        let number = text.to_str()?.parse().ok()?;
+        (MIN..=MAX).contains(&number).then_some(Number(number))
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        Some(self.0.to_string())
+    }
+}
+
+impl Value for bool {
+    const TOML_TYPE: &'static str = "boolean";
+    const IS_SWITCH: bool = true;
+
+    fn allowed() -> String {
+        "true or false".into()
+    }
+
+    fn parse(text: &OsStr, _: &Path) -> Option<Self> {
+        // The numbers are what people write into environments; a file's booleans come here as words.
+        match text.to_str()? {
+            "true" | "1" => Some(true),
+            "false" | "0" => Some(false),
+            _ => None,
+        }
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        Some(self.to_string())
+    }
+}
+
+impl Value for Option<PathBuf> {
+    const TOML_TYPE: &'static str = "string";
+
+    fn allowed() -> String {
+        "a path (`~` is not expanded: write it out)".into()
+    }
+
+    fn parse(text: &OsStr, folder: &Path) -> Option<Self> {
+        // A shell expands `~`; a file and a client's list of arguments do not, and would make a folder of that name.
+        (!text.is_empty() && !Path::new(text).starts_with("~")).then(|| Some(folder.join(text)))
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        self.as_ref().map(|path| quoted(&path.to_string_lossy()))
+    }
+}
+
+const ACCELERATORS: [(&str, AcceleratorChoice); 3] =
+    [("auto", AcceleratorChoice::Auto), ("kvm", AcceleratorChoice::Kvm), ("tcg", AcceleratorChoice::Tcg)];
+
+impl Value for AcceleratorChoice {
+    const TOML_TYPE: &'static str = "string";
+
+    fn allowed() -> String {
+        let [(first, _), (second, _), (last, _)] = ACCELERATORS;
+        format!("{first}, {second} or {last}")
+    }
+
+    fn parse(text: &OsStr, _: &Path) -> Option<Self> {
+        ACCELERATORS.into_iter().find(|(name, _)| text == *name).map(|(_, choice)| choice)
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        ACCELERATORS.into_iter().find(|(_, choice)| choice == self).map(|(name, _)| quoted(name))
+    }
+}
+
+/// Which events are logged.
+#[derive(Debug, Clone)]
+pub(crate) struct LogFilter(String);
+
+impl LogFilter {
+    pub(crate) fn to_filter(&self) -> EnvFilter {
+        // It was parsed before, so what is wrong with it has been told.
+        EnvFilter::new(&self.0)
+    }
+}
+
+impl Default for LogFilter {
+    fn default() -> Self {
+        LogFilter("warn".into())
+    }
+}
+
+impl Value for LogFilter {
+    const TOML_TYPE: &'static str = "string";
+
+    fn allowed() -> String {
+        "a level (error, warn, info, debug, trace, off) or a filter such as `sandbox_engine=debug`".into()
+    }
+
+    fn parse(text: &OsStr, _: &Path) -> Option<Self> {
+        let text = text.to_str()?;
+        EnvFilter::try_new(text).ok().map(|_| LogFilter(text.into()))
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        Some(quoted(&self.0))
+    }
+}
+
+/// A string of TOML: those of JSON are.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
