@@ -30,9 +30,9 @@ image: program
 program: setup
 	$(CARGO) build --release --locked
 
-# How long a user waits: prints medians, never fails on a time.
+# How long a user waits, and what a VM costs: never fails on a time. AGAINST=/path/to/another/sandbox-mcp compares with that.
 bench: image
-	$(CARGO) bench --locked --bench latency
+	$(CARGO) bench --locked --bench performance
 
 # Installs the tools that are missing on this host.
 setup:

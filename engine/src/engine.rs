@@ -95,8 +95,9 @@ const RESTORE_DEADLINE: Duration = Duration::from_secs(20);
 impl Engine {
     /// Finds QEMU and decides on the accelerator. A template, and the pool, come after that, in the background.
     pub async fn start(config: EngineConfig) -> Result<Engine, StartError> {
-        let qemu = Qemu::find(config.qemu.as_deref()).await?;
-        let tsc_khz = tsc_khz();
+        let measuring = tokio::task::spawn_blocking(tsc_khz);
+        let qemu = Qemu::find(config.qemu.as_deref(), config.cache.root()).await?;
+        let tsc_khz = measuring.await.map_err(|error| StartError::Internal { reason: error.to_string() })?;
         let boot = |accelerator| LaunchSpec {
             accelerator,
             memory_mb: MEMORY_MIN_MB + VM_OVERHEAD_MB,
@@ -233,7 +234,7 @@ impl Inner {
         request: ExecuteInput,
         sink: &mut dyn OutputSink,
     ) -> Result<ExecuteOutcome, ExecuteError> {
-        let _activity = self.pool.begin();
+        let _activity = self.pool.begin(request.language);
         let timeout = Duration::from_secs(request.timeout_seconds);
         let (language, memory_mb) = (request.language, request.memory_mb + VM_OVERHEAD_MB);
         let program = program(request).map_err(before_run)?;
@@ -336,8 +337,9 @@ impl Inner {
         let _restoring = Counted::new(&self.stats.restoring);
         let vm = Booting::launch(&self.qemu, &templates.spec(&template), hello(Vec::new())?, place).await?;
         let mut vm = vm.ready(RESTORE_DEADLINE).await?;
+        let languages = self.pool.languages();
         for round in 1..=REHEARSED_TIMES {
-            for rehearsal in &REHEARSALS {
+            for rehearsal in REHEARSALS.iter().filter(|rehearsal| languages.contains(&rehearsal.language)) {
                 vm = vm.rehearse(&rehearsal.program(round)?, RESTORE_DEADLINE).await?;
             }
         }

@@ -38,6 +38,12 @@ pub enum StartError {
         /// The oldest that works.
         needed: String,
     },
+    /// A bug of ours.
+    #[error("the engine does not start: {reason}")]
+    Internal {
+        /// What happened.
+        reason: String,
+    },
     /// KVM was asked for, and does not work here.
     #[error("KVM cannot be used: {reason}. Use --accel auto or tcg to run without it (slower)")]
     KvmUnusable {

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use sandbox_schemas::language::Language;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -27,6 +28,8 @@ pub(crate) struct Pool {
 #[derive(Debug)]
 struct Activity {
     running: usize,
+    /// What programs were written in, until now.
+    languages: Vec<Language>,
     last_begun: Instant,
     is_closed: bool,
 }
@@ -43,7 +46,12 @@ impl Pool {
             // Filling takes one of them.
             spare: cores.saturating_sub(1),
             waiting: Mutex::default(),
-            activity: Mutex::new(Activity { running: 0, last_begun: Instant::now(), is_closed: false }),
+            activity: Mutex::new(Activity {
+                running: 0,
+                languages: Vec::new(),
+                last_begun: Instant::now(),
+                is_closed: false,
+            }),
             changed: Notify::new(),
         }
     }
@@ -90,11 +98,21 @@ impl Pool {
     }
 
     /// A program begins.
-    pub(crate) fn begin(&self) -> Running<'_> {
+    pub(crate) fn begin(&self, language: Language) -> Running<'_> {
         let mut activity = lock(&self.activity);
+        if !activity.languages.contains(&language) {
+            activity.languages.push(language);
+        }
         activity.running += 1;
         activity.last_begun = Instant::now();
         Running(self)
+    }
+
+    /// What a VM for the pool should rehearse: what this server is used for. Each language that is not is 15-30 MiB less of code
+    /// that QEMU has translated.
+    pub(crate) fn languages(&self) -> Vec<Language> {
+        let languages = lock(&self.activity).languages.clone();
+        if languages.is_empty() { vec![Language::Python] } else { languages }
     }
 
     /// Waits until a VM is wanted, and the machine has nothing better to do than to make it. `false` when none will be.
@@ -147,9 +165,9 @@ mod tests {
     async fn a_pool_is_filled_when_the_machine_has_nothing_better_to_do() {
         let pool = Pool::new(2, 2);
         assert_eq!(wanted_after(&pool).await, Some(100), "who starts the server may have a program already");
-        let first = pool.begin();
+        let first = pool.begin(Language::Shell);
         assert_eq!(wanted_after(&pool).await, Some(100), "one processor is free");
-        let second = pool.begin();
+        let second = pool.begin(Language::Shell);
         assert_eq!(wanted_after(&pool).await, None, "none is");
         drop(second);
         assert_eq!(wanted_after(&pool).await, Some(0));
@@ -157,9 +175,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_was_used_is_rehearsed() {
+        let pool = Pool::new(2, 2);
+        assert_eq!(pool.languages(), [Language::Python]);
+        for language in [Language::Shell, Language::Javascript, Language::Shell] {
+            drop(pool.begin(language));
+        }
+        assert_eq!(pool.languages(), [Language::Shell, Language::Javascript]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_single_processor_serves_programs_first() {
         let pool = Pool::new(2, 1);
-        let first = pool.begin();
+        let first = pool.begin(Language::Shell);
         assert_eq!(wanted_after(&pool).await, None);
         drop(first);
         assert_eq!(wanted_after(&pool).await, Some(0));

@@ -3,12 +3,15 @@
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fmt;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use sandbox_store::{create_private_directory, write_json};
+use serde::{Deserialize, Serialize};
 use tokio_util::task::TaskTracker;
 
 use crate::error::{StartError, VmError};
@@ -47,14 +50,27 @@ pub(crate) struct Version {
 }
 
 impl Qemu {
-    /// The named binary, or the first in PATH and the usual places.
-    pub(crate) async fn find(named: Option<&Path>) -> Result<Qemu, StartError> {
+    /// The named binary, or the first in PATH and the usual places. What it says of its version is remembered in `cache_dir`.
+    pub(crate) async fn find(named: Option<&Path>, cache_dir: &Path) -> Result<Qemu, StartError> {
         let path = match named {
             Some(path) => path.to_path_buf(),
             None => search(std::env::var_os("PATH").as_deref())
                 .ok_or_else(|| StartError::QemuMissing { name: NAME, searched: USUAL_PLACES.join(", ") })?,
         };
-        let (version, words) = ask_version(&path).await?;
+        let words = match VersionFile::new(cache_dir, &path) {
+            Some(file) => match file.recall() {
+                Some(words) => words,
+                None => {
+                    let words = ask_version(&path).await?;
+                    file.remember(&words);
+                    words
+                }
+            },
+            None => ask_version(&path).await?,
+        };
+        let Some(version) = parse_version(&words) else {
+            return Err(StartError::QemuUnusable { path, reason: format!("`--version` says {words:?}") });
+        };
         if version < OLDEST {
             let (found, needed) = (version.to_string(), OLDEST.to_string());
             return Err(StartError::QemuTooOld { path, found, needed });
@@ -115,20 +131,56 @@ fn search(path: Option<&OsStr>) -> Option<PathBuf> {
     in_path.chain(USUAL_PLACES.iter().map(PathBuf::from)).map(|folder| folder.join(NAME)).find(|file| file.is_file())
 }
 
-async fn ask_version(path: &Path) -> Result<(Version, String), StartError> {
+/// What QEMU says of its version, on one line.
+async fn ask_version(path: &Path) -> Result<String, StartError> {
     let unusable = |reason: String| StartError::QemuUnusable { path: path.to_path_buf(), reason };
     #[allow(clippy::disallowed_methods, reason = "this folder is the one that starts QEMU")]
     let output = tokio::process::Command::new(path).arg("--version").stdin(Stdio::null()).kill_on_drop(true).output();
-    let output = match tokio::time::timeout(VERSION_DEADLINE, output).await {
-        Ok(Ok(output)) => output,
-        Ok(Err(error)) => return Err(unusable(error.to_string())),
-        Err(_) => return Err(unusable(format!("`--version` took longer than {VERSION_DEADLINE:?}"))),
-    };
-    let text = String::from_utf8_lossy(&output.stdout);
-    let said = text.lines().next().unwrap_or_default().to_string();
-    match parse_version(&said) {
-        Some(version) => Ok((version, said)),
-        None => Err(unusable(format!("`--version` says {said:?} ({})", output.status))),
+    match tokio::time::timeout(VERSION_DEADLINE, output).await {
+        Ok(Ok(output)) => Ok(String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_string()),
+        Ok(Err(error)) => Err(unusable(error.to_string())),
+        Err(_) => Err(unusable(format!("`--version` took longer than {VERSION_DEADLINE:?}"))),
+    }
+}
+
+/// Where the words of a binary are remembered. Asking for them takes some 40 ms, which every first call would wait for.
+struct VersionFile {
+    file: PathBuf,
+    key: String,
+}
+
+/// A binary's words, and which binary it was.
+#[derive(Debug, Serialize, Deserialize)]
+struct RememberedVersion {
+    key: String,
+    words: String,
+}
+
+impl VersionFile {
+    /// `None` for a binary that cannot be looked at.
+    fn new(cache_dir: &Path, binary: &Path) -> Option<VersionFile> {
+        let metadata = std::fs::metadata(binary).ok()?;
+        // The same file by all that changes with its content: an upgrade is another one.
+        let identity = [metadata.dev(), metadata.ino(), metadata.size()];
+        let times = [metadata.mtime(), metadata.mtime_nsec(), metadata.ctime(), metadata.ctime_nsec()];
+        let key = format!("{} {identity:?} {times:?}", binary.display());
+        Some(VersionFile { file: cache_dir.join("qemu-version.json"), key })
+    }
+
+    fn recall(&self) -> Option<String> {
+        let remembered: RememberedVersion = serde_json::from_slice(&std::fs::read(&self.file).ok()?).ok()?;
+        (remembered.key == self.key && parse_version(&remembered.words).is_some()).then_some(remembered.words)
+    }
+
+    /// Without it the binary is asked again the next time, which costs time and nothing else.
+    fn remember(&self, words: &str) {
+        if parse_version(words).is_some()
+            && let Some(folder) = self.file.parent()
+            && create_private_directory(folder).is_ok()
+        {
+            let remembered = RememberedVersion { key: self.key.clone(), words: words.to_string() };
+            let _ = write_json(folder, "qemu-version.json", &remembered);
+        }
     }
 }
 
@@ -156,7 +208,7 @@ mod tests {
         let path = folder.path().join(NAME);
         std::fs::write(&path, format!("#!/bin/sh\necho '{words}'\n")).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-        Qemu::find(Some(&path)).await
+        Qemu::find(Some(&path), folder.path()).await
     }
 
     #[tokio::test]
@@ -172,8 +224,33 @@ mod tests {
     async fn what_is_not_qemu_is_said_to_be_unusable() {
         let error = find_saying("hello").await.unwrap_err().to_string();
         assert!(error.contains("`--version` says \"hello\""), "{error}");
-        let error = Qemu::find(Some(Path::new("/nowhere/qemu"))).await.unwrap_err().to_string();
+        let error = Qemu::find(Some(Path::new("/nowhere/qemu")), Path::new("/nowhere")).await.unwrap_err().to_string();
         assert!(error.starts_with("/nowhere/qemu: cannot be used as QEMU"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_version_is_remembered_until_the_binary_changes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(NAME);
+        let write = |version: &str| {
+            // Counts how often it is asked.
+            let text = format!(
+                "#!/bin/sh\necho asked >> {}/asked\necho 'QEMU emulator version {version}'\n",
+                folder.path().display()
+            );
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        };
+        for (version, asked) in [("9.0.0", 1), ("9.0.0 ", 2), ("10.1.0", 3)] {
+            write(version);
+            for _ in 0..2 {
+                let found = Qemu::find(Some(&path), folder.path()).await.unwrap();
+                assert!(version.starts_with(&found.version().to_string()));
+                assert_eq!(std::fs::read_to_string(folder.path().join("asked")).unwrap().lines().count(), asked);
+            }
+        }
+        std::fs::write(folder.path().join("qemu-version.json"), "{").unwrap();
+        Qemu::find(Some(&path), folder.path()).await.unwrap();
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -40,16 +41,25 @@ pub(crate) fn hash(ram: &File) -> io::Result<RamPart> {
 /// A copy in memory that nobody can ever write to: for a QEMU that opens for writing what it shall only read.
 pub(crate) fn sealed_copy(ram: &File) -> io::Result<OwnedFd> {
     let copy = create(ram.metadata()?.len())?;
-    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut chunks = Vec::new();
     for_each_extent(ram, |start, end| {
-        let mut at = start;
-        while at < end {
-            let length = usize::try_from(end - at).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
-            ram.read_exact_at(&mut chunk[..length], at)?;
-            copy.write_all_at(&chunk[..length], at)?;
-            at += length as u64;
+        let starts = (start..end).step_by(CHUNK_BYTES);
+        chunks.extend(starts.map(|at| (at, usize::try_from(end - at).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES))));
+        Ok(())
+    })?;
+    // A first call waits for this, and the kernel has to find a page for each that is written: as much work for two.
+    let next = AtomicUsize::new(0);
+    let work = || -> io::Result<()> {
+        let mut buffer = vec![0; CHUNK_BYTES];
+        while let Some(&(at, length)) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
+            ram.read_exact_at(&mut buffer[..length], at)?;
+            copy.write_all_at(&buffer[..length], at)?;
         }
         Ok(())
+    };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(work);
+        work().and_then(|()| other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })?;
     seal(&copy)?;
     Ok(copy.into())

@@ -1,0 +1,197 @@
+//! What is measured: the promises of SPECIFICATION.md, a row each.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::subject::{Subject, milliseconds, result};
+
+/// Takes one sample.
+type Sampler = Box<dyn FnMut() -> f64>;
+
+/// A line of the table.
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    pub(crate) unit: &'static str,
+    /// Samples at most: some take long.
+    pub(crate) most: usize,
+    pub(crate) prepare: fn(&Subject) -> Sampler,
+}
+
+const PYTHON: (&str, &str) = ("python", "print(6*7)");
+const JAVASCRIPT: (&str, &str) = ("javascript", "console.log(6*7)");
+const SHELL: (&str, &str) = ("shell", "echo $((6*7))");
+const LONG: (&str, &str) = ("python", "print('x' * 900_000)");
+
+pub(crate) const ALL: &[Row] = &[
+    Row { name: "pool hit, Python print", unit: "ms", most: 200, prepare: |subject| pooled(subject, PYTHON) },
+    Row {
+        name: "pool hit, JavaScript console.log",
+        unit: "ms",
+        most: 200,
+        prepare: |subject| pooled(subject, JAVASCRIPT),
+    },
+    Row { name: "pool hit, shell echo", unit: "ms", most: 200, prepare: |subject| pooled(subject, SHELL) },
+    Row { name: "pool hit, 900 KB of stdout", unit: "ms", most: 200, prepare: |subject| pooled(subject, LONG) },
+    Row { name: "template, Python print", unit: "ms", most: 200, prepare: |subject| unpooled(subject, &[], PYTHON) },
+    Row {
+        name: "template, JavaScript console.log",
+        unit: "ms",
+        most: 200,
+        prepare: |subject| unpooled(subject, &[], JAVASCRIPT),
+    },
+    Row { name: "template, shell echo", unit: "ms", most: 200, prepare: |subject| unpooled(subject, &[], SHELL) },
+    Row {
+        name: "process start to exit, echo ... | sandbox-mcp",
+        unit: "ms",
+        most: 200,
+        prepare: |subject| one_shot(subject, false),
+    },
+    Row {
+        name: "the same, files not in the page cache",
+        unit: "ms",
+        most: 5,
+        prepare: |subject| one_shot(subject, true),
+    },
+    Row {
+        name: "boot, Python print",
+        unit: "ms",
+        most: 5,
+        prepare: |subject| unpooled(subject, &["--no-templates"], PYTHON),
+    },
+    Row {
+        name: "boot, JavaScript console.log",
+        unit: "ms",
+        most: 5,
+        prepare: |subject| unpooled(subject, &["--no-templates"], JAVASCRIPT),
+    },
+    Row {
+        name: "boot, shell echo",
+        unit: "ms",
+        most: 5,
+        prepare: |subject| unpooled(subject, &["--no-templates"], SHELL),
+    },
+    Row { name: "fresh VMs a second, 2 at a time, Python", unit: "1/s", most: 3, prepare: throughput },
+    Row { name: "private memory of a QEMU that waits", unit: "MB", most: 4, prepare: private_memory },
+    Row { name: "CPU of a VM that waits", unit: "% of a processor", most: 1, prepare: idle_cpu },
+    Row { name: "building the template", unit: "ms", most: 1, prepare: template_build },
+];
+
+/// From a pool that is full, on a server that does nothing else.
+fn pooled(subject: &Subject, (language, code): (&'static str, &'static str)) -> Sampler {
+    let mut server = subject.start(&["--warm-pool-size", "1"]);
+    // A VM that waits has rehearsed what the server was used for until then.
+    server.run(language, code);
+    server.wait_for_pool(1);
+    server.run(language, code);
+    Box::new(move || {
+        server.wait_for_pool(1);
+        let (outcome, waited) = server.run(language, code);
+        assert_eq!(outcome["warm_pool_hit"], true, "{outcome}");
+        waited
+    })
+}
+
+fn unpooled(subject: &Subject, arguments: &[&str], (language, code): (&'static str, &'static str)) -> Sampler {
+    let arguments = [&["--warm-pool-size", "0"], arguments].concat();
+    let mut server = subject.start(&arguments);
+    // Whatever is done once at the start is not what a call costs.
+    server.run("shell", "true");
+    Box::new(move || server.run(language, code).1)
+}
+
+/// What `echo ... | sandbox-mcp` takes.
+fn one_shot(subject: &Subject, is_cold: bool) -> Sampler {
+    let subject = subject.clone();
+    let params = json!({"name": "execute_code", "arguments": {"language": "python", "code": "print(6*7)"}});
+    let request = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params});
+    Box::new(move || {
+        if is_cold {
+            forget_files(&cache_dir());
+        }
+        let begun = Instant::now();
+        let mut child = subject.command(&[]).spawn().expect("the server starts");
+        child.stdin.take().unwrap().write_all(format!("{request}\n").as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let took = begun.elapsed();
+        assert_eq!(result(&String::from_utf8(output.stdout).unwrap())["stdout"], "42\n");
+        milliseconds(took)
+    })
+}
+
+fn throughput(subject: &Subject) -> Sampler {
+    let mut server = subject.start(&["--warm-pool-size", "0"]);
+    server.run("shell", "true");
+    Box::new(move || server.throughput(PYTHON.0, PYTHON.1, 40, 2))
+}
+
+fn private_memory(subject: &Subject) -> Sampler {
+    let mut server = subject.start(&["--warm-pool-size", "1"]);
+    Box::new(move || {
+        server.wait_for_pool(1);
+        let [machine] = server.machines()[..] else { panic!("one VM waits") };
+        let text = fs::read_to_string(format!("/proc/{machine}/smaps_rollup")).unwrap();
+        // What is its own whatever else there is: pages of the template that no second VM has mapped yet would count as private.
+        let anonymous =
+            text.lines().find_map(|line| line.strip_prefix("Anonymous:")?.split_whitespace().next()?.parse().ok());
+        let kibibytes: f64 = anonymous.unwrap();
+        // The next sample is of another VM.
+        server.run("python", "pass");
+        kibibytes * 1024.0 / 1e6
+    })
+}
+
+fn idle_cpu(subject: &Subject) -> Sampler {
+    const SIZE: u64 = 2;
+    let mut server = subject.start(&["--warm-pool-size", "2"]);
+    Box::new(move || {
+        server.wait_for_pool(SIZE);
+        let machines = server.machines();
+        let nanoseconds = || -> u64 {
+            // The first field of each thread's is what it has run.
+            let tasks = machines.iter().flat_map(|id| fs::read_dir(format!("/proc/{id}/task")).unwrap().flatten());
+            let of = |path: &Path| fs::read_to_string(path.join("schedstat")).unwrap_or_default();
+            tasks
+                .map(|task| of(&task.path()).split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0))
+                .sum()
+        };
+        let (before, begun) = (nanoseconds(), Instant::now());
+        std::thread::sleep(Duration::from_secs(20));
+        let share = (nanoseconds() - before) as f64 / begun.elapsed().as_nanos() as f64;
+        share * 100.0 / SIZE as f64
+    })
+}
+
+/// From a server's start without a template until it has answered.
+fn template_build(subject: &Subject) -> Sampler {
+    let subject = subject.clone();
+    Box::new(move || {
+        let cache = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(cache_dir().join("images"), cache.path().join("images")).unwrap();
+        let begun = Instant::now();
+        let mut server = subject.start(&["--warm-pool-size", "0", "--cache-dir", cache.path().to_str().unwrap()]);
+        server.run("shell", "true");
+        milliseconds(begun.elapsed())
+    })
+}
+
+fn cache_dir() -> std::path::PathBuf {
+    let named = std::env::var_os("SANDBOX_MCP_CACHE_DIR").map(Into::into);
+    named.unwrap_or_else(|| directories::ProjectDirs::from("", "", "sandbox-mcp").unwrap().cache_dir().to_path_buf())
+}
+
+/// Has the kernel drop what it keeps of all files in a folder.
+fn forget_files(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            forget_files(&path);
+        } else if let Ok(file) = fs::File::open(&path) {
+            let advice = nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED;
+            nix::fcntl::posix_fadvise(&file, 0, 0, advice).unwrap();
+        }
+    }
+}
