@@ -1,6 +1,6 @@
 //! How long a user waits, and what a VM costs: `make bench`. Never fails on a time.
 //!
-//! `RUNS=50` changes the number of samples a row (default 20). `AGAINST=/path/to/another/sandbox-mcp` measures that binary
+//! `RUNS=50` changes the number of samples a row (default 20). `ROWS=pool` measures the rows whose name has that in it. `AGAINST=/path/to/another/sandbox-mcp` measures that binary
 //! as well, in turn with ours, sample by sample, so that what else the machine does befalls both.
 
 #![allow(
@@ -27,7 +27,8 @@ fn main() {
     let subjects: Vec<Subject> =
         [Subject::new(env!("CARGO_BIN_EXE_sandbox-mcp").into())].into_iter().chain(other).collect();
     let mut table = Table::new(&subjects, runs);
-    for row in rows::ALL {
+    let wanted = std::env::var("ROWS").unwrap_or_default();
+    for row in rows::ALL.iter().filter(|row| row.name.contains(&wanted)) {
         table.measure(row, &subjects, runs);
     }
 }

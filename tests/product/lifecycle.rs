@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::harness::{DEADLINE, Server, execute_request, is_alive, request};
+use crate::harness::{DEADLINE, Server, command, execute_request, is_alive, request};
 
 fn sleep() -> Value {
     json!({"language": "shell", "code": "echo begun; sleep 1000", "timeout_seconds": 300})
@@ -185,26 +185,57 @@ fn a_vm_is_confined_on_the_host() {
 }
 
 #[test]
-fn runs_leave_no_descriptors() {
-    let mut server = Server::initialized();
-    let descriptors = |server: &Server| fs::read_dir(format!("/proc/{}/fd", server.child.id())).unwrap().count();
-    let run = |server: &mut Server, id: u32| {
-        server.send(&execute_request(id, json!({"language": "shell", "code": "true"})));
-        assert_eq!(server.receive()["result"]["structuredContent"]["exit_code"], 0);
+fn five_hundred_runs_leave_nothing() {
+    const RUNS: u32 = 500;
+    let mut server = Server::start_as(command().args(["--warm-pool-size", "1"]));
+    let send = |server: &mut Server, id: u32| {
+        server.send(&execute_request(id, json!({"language": "shell", "code": "echo hi > file"})));
     };
-    // The first run opens what stays open.
-    run(&mut server, 0);
-    server.wait_for_machines(0, DEADLINE);
-    std::thread::sleep(Duration::from_millis(200));
-    let before = descriptors(&server);
-    for id in 1..=5 {
-        run(&mut server, id);
+    let receive = |server: &mut Server| {
+        let response = server.receive();
+        assert_eq!(response["result"]["structuredContent"]["exit_code"], 0, "{response}");
+    };
+    // The first ones open what stays open, and fill the caches of the allocator.
+    for id in 0..20 {
+        send(&mut server, id);
+        receive(&mut server);
     }
-    // The answer does not wait for the VM's end, nor that for its being reaped.
-    let until = Instant::now() + Duration::from_secs(10);
-    while descriptors(&server) > before {
-        let now = descriptors(&server);
-        assert!(Instant::now() < until, "{before} descriptors became {now}");
-        std::thread::sleep(Duration::from_millis(10));
+    let before = settle(&server, None);
+    send(&mut server, 20);
+    for id in 21..20 + RUNS {
+        send(&mut server, id);
+        receive(&mut server);
+    }
+    receive(&mut server);
+    let after = settle(&server, Some(&before));
+    assert!(after.memory_mb < before.memory_mb + 16, "{before:?} became {after:?}");
+    assert_eq!(after.shared_files, before.shared_files);
+}
+
+/// What a server holds while one VM waits.
+#[derive(Debug)]
+struct Holdings {
+    descriptors: usize,
+    memory_mb: u64,
+    shared_files: usize,
+}
+
+/// Waits until a server does nothing: answers do not wait for the end of their VM, nor for its being reaped.
+fn settle(server: &Server, no_more_than: Option<&Holdings>) -> Holdings {
+    let pid = server.child.id();
+    let count = |path: String| fs::read_dir(path).unwrap().count();
+    let until = Instant::now() + DEADLINE;
+    let mut last = usize::MAX;
+    loop {
+        server.wait_for_machines(1, DEADLINE);
+        let descriptors = count(format!("/proc/{pid}/fd"));
+        let enough = no_more_than.is_none_or(|most| descriptors <= most.descriptors);
+        if descriptors == last && enough {
+            let shared_files = count("/dev/shm".into());
+            return Holdings { descriptors, memory_mb: server.resident_mb(), shared_files };
+        }
+        assert!(Instant::now() < until, "{descriptors} descriptors are open; before it was {no_more_than:?}");
+        last = descriptors;
+        std::thread::sleep(Duration::from_millis(500));
     }
 }

@@ -1,4 +1,6 @@
-import json, math, os, sys, time
+# Modules that programs often begin with. None starts a thread; what `random` draws is drawn anew for each program.
+import collections, dataclasses, datetime, functools, itertools, json, math, operator, os, pathlib, random, re, string
+import sys, textwrap, time, traceback, typing
 
 
 class Point:
@@ -20,4 +22,4 @@ print("%s %d" % ("text", 5), "a,b".split(","), sum(sorted([3, 1, 2])), file=sys.
 try:
     {}["missing"]
 except KeyError as error:
-    print("caught", error)
+    print("caught", error, len(traceback.format_exc()))
