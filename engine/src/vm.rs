@@ -206,9 +206,9 @@ impl Waiting {
 
     /// Tells the guest the time, and hands over the program.
     pub(crate) async fn start(self, program: &Program, deadline: Duration) -> Result<Running, VmError> {
-        let mut frames = encode(&HostFrame::Hello(hello(Vec::new())?))?;
+        let mut frames = encode(&HostFrame::Clock(realtime_ns()))?;
         frames.extend_from_slice(&program.0);
-        self.machine.start(&frames, true, deadline).await
+        self.machine.start(&frames, false, deadline).await
     }
 }
 
@@ -251,13 +251,17 @@ pub(crate) fn hello(warm: Vec<Language>) -> Result<Hello, VmError> {
     let (entropy, id) = random.split_at(32);
     let mut hello = Hello {
         protocol: PROTOCOL_VERSION,
-        realtime_ns: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64),
+        realtime_ns: realtime_ns(),
         entropy: [0; 32],
         vm_id: id.iter().map(|byte| format!("{byte:02x}")).collect(),
         warm,
     };
     hello.entropy.copy_from_slice(entropy);
     Ok(hello)
+}
+
+fn realtime_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
 }
 
 pub(crate) fn unexpected(expected: &str, found: &GuestFrame) -> VmError {

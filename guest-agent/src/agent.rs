@@ -106,6 +106,7 @@ impl Agent {
     fn obey(&mut self, frame: HostFrame) -> Result<()> {
         match frame {
             HostFrame::Hello(hello) => self.greet(&hello),
+            HostFrame::Clock(realtime_ns) => identity::set_clock(realtime_ns),
             HostFrame::Execute(request) => self.execute(request),
             HostFrame::Interrupt => {
                 if let Some(run) = &self.run {

@@ -28,8 +28,7 @@ nix::ioctl_none!(reseed_generator, b'R', 7);
 
 /// Clock, randomness and names.
 pub(crate) fn apply(hello: &Hello) -> Result<()> {
-    clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(Duration::from_nanos(hello.realtime_ns)))
-        .context("setting the clock")?;
+    set_clock(hello.realtime_ns)?;
     mix_in(&hello.entropy)?;
     let short = hello.vm_id.get(..12).unwrap_or(&hello.vm_id);
     nix::unistd::sethostname(format!("sandbox-{short}")).context("setting the host name")?;
@@ -40,6 +39,12 @@ pub(crate) fn apply(hello: &Hello) -> Result<()> {
             .context("binding the machine id")?;
     }
     Ok(())
+}
+
+/// The wall clock, in nanoseconds since 1970.
+pub(crate) fn set_clock(realtime_ns: u64) -> Result<()> {
+    clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(Duration::from_nanos(realtime_ns)))
+        .context("setting the clock")
 }
 
 fn mix_in(entropy: &[u8; 32]) -> Result<()> {

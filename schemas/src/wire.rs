@@ -18,8 +18,10 @@ pub const PREFIX_BYTES: usize = 4;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum HostFrame {
     /// The first frame of every VM, before any user byte runs: what makes this VM another than its origin. Comes again
-    /// when a VM was restored, or has waited.
+    /// when a VM was restored.
     Hello(Hello),
+    /// The wall clock, nanoseconds since the epoch: a VM that has waited is told it again.
+    Clock(u64),
     /// Run a program. One at a time; none after it, unless it was a rehearsal.
     Execute(Execute),
     /// Interrupt the run as Ctrl-C would (SIGINT to its process group).
