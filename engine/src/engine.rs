@@ -89,6 +89,9 @@ const REHEARSED_TIMES: usize = 3;
 /// How long the pool is not filled after that has failed.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// How long a program waits for the template to be loaded or built, which takes 0.1 s or 5-10 s, before its VM boots.
+const TEMPLATE_DEADLINE: Duration = Duration::from_secs(60);
+
 /// A restored guest takes 0.1-0.2 s under TCG to do all that; one that is not there by then will not come.
 const RESTORE_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -282,7 +285,12 @@ impl Inner {
     /// In a clone of the template; `None` when there is none, or it does not serve.
     async fn restore(&self, wanted: &Wanted) -> Result<Option<Started>, ExecuteError> {
         let Some(templates) = &self.templates else { return Ok(None) };
-        let Some(template) = templates.base(&self.qemu).await else { return Ok(None) };
+        // Another server may be building it, and be stopped for good.
+        let Ok(template) = tokio::time::timeout(TEMPLATE_DEADLINE, templates.base(&self.qemu)).await else {
+            tracing::warn!("the template was not there within {TEMPLATE_DEADLINE:?}; the VM boots");
+            return Ok(None);
+        };
+        let Some(template) = template else { return Ok(None) };
         let place = self.enter(wanted.memory_mb).await?;
         let _restoring = Counted::new(&self.stats.restoring);
         let launched = Instant::now();
@@ -293,6 +301,7 @@ impl Inner {
         };
         match started.await {
             Ok(vm) => {
+                template.note_success();
                 self.stats.restores.add(vm.ready - launched);
                 Ok(Some(Started { preparation: self.timed(wanted, launched, &vm, true), vm, _more: None }))
             }
@@ -314,7 +323,8 @@ impl Inner {
         let deadline = boot_deadline(self.spec.accelerator);
         let started = async {
             let vm = Booting::launch(&self.qemu, &spec, hello(vec![wanted.language])?, place).await?;
-            vm.ready(deadline).await?.start(&wanted.program, START_DEADLINE).await
+            // Its clock was set before it had booted.
+            vm.ready(deadline).await?.into_waiting().start(&wanted.program, START_DEADLINE).await
         };
         let vm = started.await.map_err(before_run)?;
         Ok(Started { preparation: self.timed(wanted, launched, &vm, false), vm, _more: None })
@@ -325,7 +335,7 @@ impl Inner {
         if let Some(place) = self.admission.try_enter(memory_mb) {
             return Ok(place);
         }
-        self.pool.clear();
+        let _pressing = self.pool.press();
         self.admission.enter(memory_mb).await
     }
 
@@ -335,7 +345,21 @@ impl Inner {
         let Some(template) = templates.base(&self.qemu).await else { return Ok(None) };
         let Some(place) = self.admission.try_enter(WAITING_MEMORY_MB) else { return Ok(None) };
         let _restoring = Counted::new(&self.stats.restoring);
-        let vm = Booting::launch(&self.qemu, &templates.spec(&template), hello(Vec::new())?, place).await?;
+        match self.rehearsed(&templates.spec(&template), place).await {
+            Ok(vm) => {
+                template.note_success();
+                Ok(Some(vm))
+            }
+            Err(error) => {
+                templates.note_failure(&template).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// A clone that has rehearsed what this server is used for.
+    async fn rehearsed(&self, spec: &LaunchSpec, place: Place) -> Result<Waiting, VmError> {
+        let vm = Booting::launch(&self.qemu, spec, hello(Vec::new())?, place).await?;
         let mut vm = vm.ready(RESTORE_DEADLINE).await?;
         let languages = self.pool.languages();
         for round in 1..=REHEARSED_TIMES {
@@ -343,7 +367,7 @@ impl Inner {
                 vm = vm.rehearse(&rehearsal.program(round)?, RESTORE_DEADLINE).await?;
             }
         }
-        Ok(Some(vm.into_waiting()))
+        Ok(vm.into_waiting())
     }
 
     fn timed(&self, wanted: &Wanted, launched: Instant, vm: &Running, template_hit: bool) -> Preparation {
@@ -375,7 +399,12 @@ fn before_run(error: VmError) -> ExecuteError {
 /// Keeps the pool full until it is closed.
 async fn fill(engine: Arc<Inner>) {
     while engine.pool.is_wanting().await {
-        match engine.make_waiting().await {
+        let made = tokio::select! {
+            made = engine.make_waiting() => made,
+            // What is half done is dropped, and its VM with it.
+            () = engine.pool.is_disturbed() => continue,
+        };
+        match made {
             Ok(Some(vm)) => engine.pool.put(vm),
             // No template, or no room: what runs comes first.
             Ok(None) => tokio::time::sleep(RETRY_AFTER).await,

@@ -31,8 +31,21 @@ struct Activity {
     /// What programs were written in, until now.
     languages: Vec<Language>,
     last_begun: Instant,
+    /// Calls that wait for what the pool's VMs take up.
+    pressing: usize,
     is_closed: bool,
 }
+
+impl Activity {
+    /// Whether the machine has something better to do than to make a VM for the pool.
+    fn is_busy(&self, spare: usize) -> bool {
+        self.running > spare || self.pressing > 0
+    }
+}
+
+/// A call that waits for a place. Its drop says that it does not any more.
+#[derive(Debug)]
+pub(crate) struct Pressing<'a>(&'a Pool);
 
 /// A program that runs. Its drop says that it has ended.
 #[derive(Debug)]
@@ -50,6 +63,7 @@ impl Pool {
                 running: 0,
                 languages: Vec::new(),
                 last_begun: Instant::now(),
+                pressing: 0,
                 is_closed: false,
             }),
             changed: Notify::new(),
@@ -69,6 +83,7 @@ impl Pool {
     /// A VM that is known to be sound, if there is one.
     pub(crate) fn take(&self) -> Option<Waiting> {
         let mut waiting = lock(&self.waiting);
+        self.changed.notify_one();
         while let Some(mut vm) = waiting.pop_front() {
             if vm.is_sound() {
                 return Some(vm);
@@ -78,22 +93,29 @@ impl Pool {
         None
     }
 
-    /// Takes a new VM in.
+    /// Takes a new VM in, unless what it takes up is needed for something else.
     pub(crate) fn put(&self, vm: Waiting) {
-        if !lock(&self.activity).is_closed {
+        // Held until it is in, so that nobody clears the pool in between.
+        let activity = lock(&self.activity);
+        if !activity.is_closed && activity.pressing == 0 {
             lock(&self.waiting).push_back(vm);
         }
     }
 
-    /// Ends what waits, to make room for something else.
-    pub(crate) fn clear(&self) {
+    /// A call waits for a place: what only waits in the pool gives its own up, and none is made.
+    pub(crate) fn press(&self) -> Pressing<'_> {
+        let mut activity = lock(&self.activity);
+        activity.pressing += 1;
         lock(&self.waiting).clear();
+        self.changed.notify_one();
+        Pressing(self)
     }
 
     /// No more VMs are needed, nor will be.
     pub(crate) fn close(&self) {
-        lock(&self.activity).is_closed = true;
-        self.clear();
+        let mut activity = lock(&self.activity);
+        activity.is_closed = true;
+        lock(&self.waiting).clear();
         self.changed.notify_one();
     }
 
@@ -105,6 +127,7 @@ impl Pool {
         }
         activity.running += 1;
         activity.last_begun = Instant::now();
+        self.changed.notify_one();
         Running(self)
     }
 
@@ -124,7 +147,7 @@ impl Pool {
                 if activity.is_closed || self.size == 0 {
                     return false;
                 }
-                let can = activity.running <= self.spare && lock(&self.waiting).len() < self.size;
+                let can = !activity.is_busy(self.spare) && lock(&self.waiting).len() < self.size;
                 can.then_some(activity.last_begun + REST)
             };
             match due {
@@ -136,6 +159,24 @@ impl Pool {
                 None => changed.await,
             }
         }
+    }
+
+    /// Waits until the machine has something better to do than to make a VM.
+    pub(crate) async fn is_disturbed(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if lock(&self.activity).is_busy(self.spare) {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+impl Drop for Pressing<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.activity).pressing -= 1;
+        self.0.changed.notify_one();
     }
 }
 
@@ -172,6 +213,22 @@ mod tests {
         drop(second);
         assert_eq!(wanted_after(&pool).await, Some(0));
         drop(first);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_a_place_comes_first() {
+        let pool = Pool::new(2, 2);
+        let disturbed = async || tokio::time::timeout(Duration::from_secs(1), pool.is_disturbed()).await.is_ok();
+        assert!(!disturbed().await);
+        let pressing = pool.press();
+        assert!(disturbed().await);
+        assert_eq!(wanted_after(&pool).await, None);
+        drop(pressing);
+        assert!(!disturbed().await);
+        assert_eq!(wanted_after(&pool).await, Some(0));
+        let running = [pool.begin(Language::Shell), pool.begin(Language::Shell)];
+        assert!(disturbed().await, "no processor is free");
+        drop(running);
     }
 
     #[tokio::test(start_paused = true)]

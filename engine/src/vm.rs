@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! Booting --ready--> Ready --rehearse--> Ready --into_waiting--> Waiting
-//!    |                 |                                            |
-//!    '------start------'--------------------start-------------------'--> Running --> destroyed
+//!    |                                                              |
+//!    '---------------------------------start------------------------'--> Running --> destroyed
 //! ```
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -94,13 +94,13 @@ pub(crate) struct Booting {
     machine: Machine,
 }
 
-/// The guest waits for a program.
+/// The guest is up.
 #[derive(Debug)]
 pub(crate) struct Ready {
     machine: Machine,
 }
 
-/// The guest has waited for a program for so long that it needs to be told the time again.
+/// The guest waits for a program. Its clock is late by the time since it was set, or by the boot.
 #[derive(Debug)]
 pub(crate) struct Waiting {
     machine: Machine,
@@ -126,7 +126,7 @@ impl Booting {
     ) -> Result<Booting, VmError> {
         let (wire, guest_end) = Wire::pair()?;
         let (monitor, monitor_end) =
-            if spec.start.has_monitor() { Some(Monitor::pair()?).unzip() } else { (None, None) };
+            if spec.start.kind().has_monitor() { Some(Monitor::pair()?).unzip() } else { (None, None) };
         let process = qemu.spawn(spec, guest_end, monitor_end, keep)?;
         let mut machine = Machine { process, wire, monitor };
         if let (Start::Restore { state, .. }, Some(monitor)) = (&spec.start, &mut machine.monitor) {
@@ -154,11 +154,6 @@ impl Booting {
 }
 
 impl Ready {
-    /// Hands over the program.
-    pub(crate) async fn start(self, program: &Program, deadline: Duration) -> Result<Running, VmError> {
-        self.machine.start(&program.0, false, deadline).await
-    }
-
     /// Runs a program of ours in the interpreter that will run the next one.
     pub(crate) async fn rehearse(mut self, program: &Program, deadline: Duration) -> Result<Ready, VmError> {
         let rehearsal = async {

@@ -16,8 +16,8 @@ while IFS= read -r -d '' _sandbox; do
 done </run/program/env
 # The end of this process is the end of the program; its children must not hold the agent's pipes open.
 exec 1000<&- 1001>&-
-# Clones of this VM have the same generator state until it is seeded anew.
-RANDOM=$SRANDOM
+# Clones of this VM have the same generator state until it is seeded anew, and count seconds since their template was made.
+RANDOM=$SRANDOM SECONDS=0
 if [[ -n ${BASH_ENV-} ]]; then
   # The program's own, expanded as bash would have done.
   eval "_sandbox=\"$BASH_ENV\""

@@ -41,6 +41,9 @@ function hear() {
   resolveFromWorkspace(program);
   // Clones of this VM have the same generator state until it is seeded anew.
   v8.setFlagsFromString(`--random-seed=${randomSeed()}`);
+  // The clock was another when this process started.
+  const timeOrigin = Date.now() - performance.now();
+  Object.defineProperty(performance, 'timeOrigin', { value: timeOrigin, configurable: true, enumerable: true });
   // From a tick of its own, so that the program's stack traces do not show this file.
   process.nextTick(Module.runMain, program);
 }

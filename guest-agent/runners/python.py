@@ -23,7 +23,7 @@ def main():
     os.set_inheritable(CONTROL, False)
     runner_pid = os.getpid()
     keep_order()
-    settle()
+    known = settle()
     os.write(CONTROL, b"R")
     while True:
         told = os.read(REQUEST, 2)
@@ -31,7 +31,6 @@ def main():
             os._exit(0)  # The agent does not need this interpreter.
         if is_last := told[:1] != b"P":
             os.close(REQUEST)
-        known = set(sys.modules)
         apply_environment(os.path.join(os.path.dirname(program), "env"))
         if "random" in sys.modules:
             # A clone of this VM has the same generator state until it is seeded anew.
@@ -45,7 +44,7 @@ def main():
                 pass  # The program closed it; the exit says the same.
         if is_last:
             os._exit(code)
-        settle()
+        known = settle()
 
 
 def keep_order():
@@ -71,9 +70,11 @@ def flushing(function):
 
 
 def settle():
+    """Makes what is here part of the interpreter; the names of the modules whose output needs no care."""
     gc.collect()
     # What is here now is never garbage: later collections need not look at it.
     gc.freeze()
+    return {name for name in sys.modules if not is_native(name)}
 
 
 def apply_environment(path):

@@ -124,6 +124,7 @@ impl Agent {
             return Err(Error::new("greeting", message));
         }
         identity::apply(hello)?;
+        self.runners.iter_mut().for_each(Runner::was_restored);
         for &language in &hello.warm {
             self.runners.push(Runner::spawn(language, &[])?);
             self.warming.push(language);
@@ -218,7 +219,10 @@ impl Agent {
         {
             // What the runner said before it ended counts more than how it ended.
             let exit = run.read_control().unwrap_or(exit);
-            return self.finish(exit);
+            self.finish(exit)?;
+            // A rehearsal has no use for an interpreter that is gone.
+            self.runners.retain(|runner| runner.pid != pid);
+            return Ok(());
         }
         let Some(index) = self.runners.iter().position(|runner| runner.pid == pid) else { return Ok(()) };
         let runner = self.runners.swap_remove(index);

@@ -35,10 +35,11 @@ impl Run {
     pub(crate) fn start(warm: Option<Runner>, request: Execute, port: &mut Port) -> Result<Run> {
         let has_own_start = warm.is_none();
         let cgroup = Cgroup::of(request.language)?;
+        // Before the limit, which can be too small for the interpreter already.
+        let meter = cgroup.meter();
         cgroup.limit_memory(request.memory_bytes)?;
         runner::lay_out(request.language, &request.code, &request.env, has_own_start)?;
         port.send(&GuestFrame::Started)?;
-        let meter = cgroup.meter();
         let started = Instant::now();
         let mut runner = match warm {
             Some(runner) => runner,
@@ -122,6 +123,10 @@ impl Run {
             memory_peak_bytes: self.meter.memory_peak_bytes(),
             oom_kills: self.meter.oom_kills(&self.runner.cgroup),
         }))?;
-        Ok(self.is_rehearsal.then_some(self.runner))
+        if !self.is_rehearsal {
+            return Ok(None);
+        }
+        runner::clear_away()?;
+        Ok(Some(self.runner))
     }
 }

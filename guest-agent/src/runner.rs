@@ -127,6 +127,15 @@ pub(crate) fn lay_out(language: Language, code: &str, env: &[(String, String)], 
     write_for_user(recipe(language).program, code.as_bytes())
 }
 
+/// Removes a program that was laid out, whatever it was renamed to.
+pub(crate) fn clear_away() -> Result<()> {
+    let files = fs::read_dir(PROGRAM_DIR).context(format!("reading {PROGRAM_DIR}"))?;
+    for file in files.flatten() {
+        fs::remove_file(file.path()).context(format!("removing {}", file.path().display()))?;
+    }
+    Ok(())
+}
+
 /// Whether an interpreter is told of its runner by this variable.
 fn is_runners(language: Language, name: &str) -> bool {
     recipe(language).runner_variable == Some(name)
@@ -211,6 +220,11 @@ impl Runner {
     /// The runner has said `R`.
     pub(crate) fn is_warm_now(&mut self) {
         self.spawn_us.get_or_insert(self.spawned.elapsed().as_micros() as u64);
+    }
+
+    /// It was warm when this VM was saved: nobody waited for that.
+    pub(crate) fn was_restored(&mut self) {
+        self.spawn_us = Some(0);
     }
 
     /// Lets it run the program that was laid out.

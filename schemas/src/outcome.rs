@@ -30,8 +30,8 @@ pub struct ExecuteOutcome {
     pub timing: Timing,
     /// From the program's start to its end, as the host saw it, in milliseconds. The same as `timing.execute_ms`.
     pub execution_time_ms: f64,
-    /// Starting the interpreter that ran the program, as the guest saw it, in milliseconds. It overlaps with `boot_ms`
-    /// where the interpreter was warmed.
+    /// Starting the interpreter that ran the program, as the guest saw it, in milliseconds: part of `boot_ms` where the VM
+    /// booted, 0 where it was restored with its interpreters.
     pub spawn_ms: f64,
     /// From the program's start to its end, as the guest saw it, in milliseconds.
     pub process_ms: f64,

@@ -75,6 +75,38 @@ fn a_vm_that_waits_runs_whatever_comes() {
 }
 
 #[test]
+fn a_call_comes_before_the_pool_where_there_is_room_for_one_vm() {
+    let mut server = Server::start_as(&mut with(&["--warm-pool-size", "1", "--max-concurrent-vms", "1"]));
+    for id in 0..4 {
+        // At another moment of the pool's filling each time.
+        std::thread::sleep(Duration::from_millis(u64::from(id) * 350));
+        let asked = Instant::now();
+        assert_eq!(run(&mut server, id, "shell", "echo hi")["stdout"], "hi\n");
+        assert!(asked.elapsed() < Duration::from_secs(40), "{:?} for what takes a second", asked.elapsed());
+    }
+}
+
+#[test]
+fn a_program_begins_when_it_begins_whatever_its_template_went_through() {
+    let code = "echo $SECONDS; printf '%(%F)T\\n' -1; date +%F; ls /run/program";
+    let outcome = execute_with(&mut with(&[]), json!({"language": "shell", "code": code}));
+    let lines: Vec<&str> = outcome["stdout"].as_str().unwrap().lines().collect();
+    assert!(lines[0] == "0" || lines[0] == "1", "{lines:?}");
+    assert_eq!(lines[1], lines[2], "{lines:?}");
+    assert_eq!(lines[3..], ["env", "main.sh"], "{lines:?}");
+    let code = "console.log(Math.abs(performance.timeOrigin + performance.now() - Date.now()) < 1000)";
+    assert_eq!(execute_with(&mut with(&[]), json!({"language": "javascript", "code": code}))["stdout"], "true\n");
+}
+
+#[test]
+fn a_vm_that_booted_knows_the_time_too() {
+    let outcome = execute_with(&mut with(&["--no-templates"]), json!({"language": "shell", "code": "date +%s.%N"}));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
+    let then: f64 = outcome["stdout"].as_str().unwrap().trim().parse().unwrap();
+    assert!((now - then).abs() < 1.0, "{} s off", now - then);
+}
+
+#[test]
 fn vms_that_died_while_they_waited_are_not_missed() {
     let mut server = Server::start_as(&mut with(&["--warm-pool-size", "2"]));
     server.wait_for_machines(2, DEADLINE);

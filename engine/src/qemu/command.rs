@@ -66,6 +66,11 @@ const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resour
 
 /// The arguments of one launch.
 pub(crate) fn arguments(spec: &LaunchSpec, version: Version) -> Vec<String> {
+    arguments_to(spec.start.kind(), spec, version)
+}
+
+/// The arguments of a launch like `spec`, but with this start.
+pub(crate) fn arguments_to(start: StartKind, spec: &LaunchSpec, version: Version) -> Vec<String> {
     let accelerator = match spec.accelerator {
         Accelerator::Kvm => "kvm",
         // One virtual CPU: a thread per CPU would only add locking.
@@ -77,7 +82,7 @@ pub(crate) fn arguments(spec: &LaunchSpec, version: Version) -> Vec<String> {
         ("-accel", accelerator.to_string()),
         ("-m", format!("{memory}M")),
         ("-smp", "1".to_string()),
-        ("-object", format!("{},id=ram,size={memory}M,prealloc=off,merge=off,dump=off", backend(&spec.start, version))),
+        ("-object", format!("{},id=ram,size={memory}M,prealloc=off,merge=off,dump=off", backend(start, version))),
         ("-M", MACHINE.to_string()),
         ("-global", "virtio-mmio.force-legacy=false".to_string()),
         ("-drive", format!("if=none,id=root,format=raw,readonly=on,file={},file.locking=off", open(ROOT_FD))),
@@ -87,12 +92,16 @@ pub(crate) fn arguments(spec: &LaunchSpec, version: Version) -> Vec<String> {
         ("-device", "virtserialport,chardev=wire,name=agent,nr=1".to_string()),
         ("-sandbox", SANDBOX.to_string()),
     ];
-    if spec.start.boots() {
-        pairs.extend([("-kernel", open(KERNEL_FD)), ("-initrd", open(INITRD_FD)), ("-append", kernel_arguments(spec))]);
+    if start.boots() {
+        pairs.extend([
+            ("-kernel", open(KERNEL_FD)),
+            ("-initrd", open(INITRD_FD)),
+            ("-append", kernel_arguments(start, spec)),
+        ]);
     } else {
         pairs.push(("-incoming", "defer".to_string()));
     }
-    if spec.start.has_monitor() {
+    if start.has_monitor() {
         pairs.extend([
             ("-chardev", format!("socket,id=monitor,fd={MONITOR_FD}")),
             ("-mon", "chardev=monitor,mode=control".to_string()),
@@ -102,15 +111,21 @@ pub(crate) fn arguments(spec: &LaunchSpec, version: Version) -> Vec<String> {
     switches.into_iter().chain(pairs.into_iter().flat_map(|(name, value)| [name.to_string(), value])).collect()
 }
 
-impl Start {
-    /// Whether the kernel is needed.
-    pub(crate) fn boots(&self) -> bool {
-        !matches!(self, Start::Restore { .. })
-    }
+/// The same, without what it is done with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StartKind {
+    Boot,
+    BootIn,
+    Restore,
+}
 
-    /// Whether QEMU takes commands: without need it does not.
-    pub(crate) fn has_monitor(&self) -> bool {
-        !matches!(self, Start::Boot)
+impl Start {
+    pub(crate) fn kind(&self) -> StartKind {
+        match self {
+            Start::Boot => StartKind::Boot,
+            Start::BootIn(_) => StartKind::BootIn,
+            Start::Restore { .. } => StartKind::Restore,
+        }
     }
 
     /// The file that the memory is in.
@@ -122,34 +137,46 @@ impl Start {
     }
 }
 
+impl StartKind {
+    /// Whether the kernel is needed.
+    pub(crate) fn boots(self) -> bool {
+        self != StartKind::Restore
+    }
+
+    /// Whether QEMU takes commands: without need it does not.
+    pub(crate) fn has_monitor(self) -> bool {
+        self != StartKind::Boot
+    }
+}
+
 /// The files are opened by the server and named by descriptor: QEMU may run as a user who cannot reach their folder.
 fn open(fd: RawFd) -> String {
     format!("/proc/self/fd/{fd}")
 }
 
 /// Memory that is only there once touched.
-fn backend(start: &Start, version: Version) -> String {
+fn backend(start: StartKind, version: Version) -> String {
     let path = open(RAM_FD);
     match start {
-        Start::Boot => "memory-backend-ram".into(),
-        Start::BootIn(_) => format!("memory-backend-file,mem-path={path},share=on"),
-        Start::Restore { .. } if version >= OPENS_RAM_READ_ONLY => {
+        StartKind::Boot => "memory-backend-ram".into(),
+        StartKind::BootIn => format!("memory-backend-file,mem-path={path},share=on"),
+        StartKind::Restore if version >= OPENS_RAM_READ_ONLY => {
             format!("memory-backend-file,mem-path={path},share=off,readonly=on,rom=off")
         }
-        Start::Restore { .. } => format!("memory-backend-file,mem-path={path},share=off"),
+        StartKind::Restore => format!("memory-backend-file,mem-path={path},share=off"),
     }
 }
 
 /// `reboot=t panic=-1`: a guest that panics or stops triple-faults, at which QEMU exits.
-fn kernel_arguments(spec: &LaunchSpec) -> String {
-    let timers = match (spec.accelerator, &spec.start) {
+fn kernel_arguments(start: StartKind, spec: &LaunchSpec) -> String {
+    let timers = match (spec.accelerator, start) {
         // The paravirtual clock says all.
         (Accelerator::Kvm, _) => String::new(),
         // The kernel would wait for emulated ticks to find out what is known: 0.05 s to see whether interrupts of a timer
         // arrive, 0.2 s to calibrate the local APIC's timer. A template has the time for that: without it, an idle clone is
         // woken 40 times a second by the interval timer, which cannot count any further.
         (Accelerator::Tcg, start) => {
-            let timer = if matches!(start, Start::Boot) { " nolapic_timer" } else { "" };
+            let timer = if start == StartKind::Boot { " nolapic_timer" } else { "" };
             format!(" tsc=reliable tsc_early_khz={} no_timer_check{timer}", spec.tsc_khz)
         }
     };
@@ -195,7 +222,7 @@ mod tests {
             ]
         });
         for (accelerator, start, version) in launches {
-            let has_monitor = start.has_monitor();
+            let has_monitor = start.kind().has_monitor();
             let line = line(accelerator, start, version);
             let devices: Vec<&str> =
                 line.split(" -device ").skip(1).map(|rest| rest.split([' ', ',']).next().unwrap()).collect();

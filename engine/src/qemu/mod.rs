@@ -11,6 +11,6 @@ pub(crate) mod accelerate;
 
 pub(crate) use binary::Qemu;
 pub(crate) use clock::tsc_khz;
-pub(crate) use command::{LaunchSpec, OPENS_RAM_READ_ONLY, Start, arguments};
+pub(crate) use command::{LaunchSpec, OPENS_RAM_READ_ONLY, Start, StartKind, arguments_to};
 pub(crate) use monitor::{Monitor, STATE_MAX_BYTES};
-pub(crate) use process::QemuProcess;
+pub(crate) use process::{QemuProcess, runs_as_another_user};

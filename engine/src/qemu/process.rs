@@ -59,7 +59,7 @@ pub(crate) fn spawn(
         FdMapping { parent_fd: guest_end.into(), child_fd: WIRE_FD },
         FdMapping { parent_fd: open(&spec.image.root)?, child_fd: ROOT_FD },
     ];
-    if spec.start.boots() {
+    if spec.start.kind().boots() {
         mappings.push(FdMapping { parent_fd: open(&spec.image.kernel)?, child_fd: KERNEL_FD });
         mappings.push(FdMapping { parent_fd: open(&spec.image.initrd)?, child_fd: INITRD_FD });
     }
@@ -149,10 +149,10 @@ fn device_group(accelerator: Accelerator) -> Option<Gid> {
 /// Runs in the child, before QEMU.
 fn confine(server: Pid, group: Option<Gid>) -> std::io::Result<()> {
     close_descriptors_on_exec()?;
-    // A network of its own with nothing in it. Unprivileged users may not be allowed one: QEMU has no network device
-    // either way, this is the second lock.
-    if Uid::effective().is_root() {
-        unshare(CloneFlags::CLONE_NEWNET)?;
+    // A network of its own with nothing in it, where that is allowed (not to most users, nor to root in most containers): QEMU
+    // has no network device either way, this is the second lock.
+    if runs_as_another_user() {
+        let _ = unshare(CloneFlags::CLONE_NEWNET);
         setgroups(group.as_slice())?;
         setgid(Gid::from_raw(NOBODY))?;
         setuid(Uid::from_raw(NOBODY))?;
@@ -170,6 +170,11 @@ fn confine(server: Pid, group: Option<Gid>) -> std::io::Result<()> {
         return Err(std::io::Error::from_raw_os_error(libc::ESRCH));
     }
     Ok(())
+}
+
+/// Whether QEMU is somebody else than the server.
+pub(crate) fn runs_as_another_user() -> bool {
+    Uid::effective().is_root()
 }
 
 /// Whoever started the server may have left descriptors open without close-on-exec.

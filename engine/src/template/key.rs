@@ -6,6 +6,9 @@ use sandbox_schemas::template::TEMPLATE_FORMAT;
 use sandbox_schemas::wire::PROTOCOL_VERSION;
 use sandbox_store::KeyHasher;
 
+/// Raised with each change of how a template is made that nothing else in the key shows.
+const RECIPE_VERSION: u32 = 1;
+
 /// Everything that decides what is in a template, and which QEMU can restore it.
 #[derive(Debug, Clone)]
 pub(crate) struct TemplateInputs {
@@ -28,6 +31,7 @@ impl TemplateInputs {
     pub(crate) fn key(&self) -> Digest {
         let hasher = KeyHasher::new("template")
             .field("format", &TEMPLATE_FORMAT.to_le_bytes())
+            .field("recipe", &RECIPE_VERSION.to_le_bytes())
             .field("protocol", &PROTOCOL_VERSION.to_le_bytes())
             .field("kernel", &self.kernel_sha256.0)
             .field("root", &self.root_sha256.0)

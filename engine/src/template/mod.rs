@@ -13,7 +13,7 @@ mod ram;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use sandbox_store::Lease;
 
@@ -28,12 +28,17 @@ pub(crate) struct Template {
     pub(crate) memory_mb: u64,
     /// The time stamp counter that clones count by, in kHz.
     pub(crate) tsc_khz: u64,
-    /// Clones that did not come up.
+    /// Clones that did not come up since the last one that did.
     failures: AtomicU32,
     _lease: Lease,
 }
 
 impl Template {
+    /// A clone came up.
+    pub(crate) fn note_success(&self) {
+        self.failures.store(0, Ordering::Relaxed);
+    }
+
     /// What a clone begins with.
     pub(crate) fn start(&self) -> Start {
         Start::Restore { ram: self.ram.clone(), state: self.state.clone() }

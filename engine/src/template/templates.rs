@@ -10,7 +10,7 @@ use sandbox_store::{CacheDir, FileError, Kind, LOCK_POLL, Lock, Shelf, ShelfErro
 use tokio::sync::Mutex;
 
 use crate::error::VmError;
-use crate::qemu::{LaunchSpec, OPENS_RAM_READ_ONLY, Qemu, arguments};
+use crate::qemu::{LaunchSpec, OPENS_RAM_READ_ONLY, Qemu, StartKind, arguments_to, runs_as_another_user};
 use crate::template::Template;
 use crate::template::build::{self, REHEARSALS};
 use crate::template::entry::{self, Origin, Unusable};
@@ -69,7 +69,7 @@ impl Templates {
             cache,
             origin: origin(qemu, &spec),
             spec,
-            copies: qemu.version() < OPENS_RAM_READ_ONLY,
+            copies: qemu.version() < OPENS_RAM_READ_ONLY || !runs_as_another_user(),
             base: Mutex::new(Base::Unknown),
         }
     }
@@ -186,8 +186,10 @@ impl Templates {
 }
 
 fn origin(qemu: &Qemu, spec: &LaunchSpec) -> Origin {
-    // The frequency is compared, not hashed: no two measurements of it agree.
-    let arguments = arguments(&LaunchSpec { tsc_khz: 0, ..spec.clone() }, qemu.version());
+    // What makes a template and what uses it. The frequency is compared, not hashed: no two measurements of it agree.
+    let spec_without = LaunchSpec { tsc_khz: 0, ..spec.clone() };
+    let starts = [StartKind::BootIn, StartKind::Restore];
+    let arguments = starts.iter().flat_map(|start| arguments_to(*start, &spec_without, qemu.version())).collect();
     let image = &spec.image;
     let inputs = TemplateInputs {
         kernel_sha256: image.kernel_sha256,
