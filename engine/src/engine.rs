@@ -17,26 +17,15 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::accelerate::{self, AcceleratorChoice};
 use crate::admission::{Admission, Limits, Place};
 use crate::error::{ExecuteError, StartError, VmError};
 use crate::pool::Pool;
-use crate::qemu::{LaunchSpec, Qemu, Start, accelerate, tsc_khz};
+use crate::qemu::{LaunchSpec, Qemu, Start, tsc_khz};
 use crate::run::{OutputSink, Preparation, program, run};
 use crate::stats::{Counted, Stats};
 use crate::template::{REHEARSALS, Templates};
 use crate::vm::{Booting, Program, Running, Waiting, hello};
-
-/// Which accelerator a user allows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum AcceleratorChoice {
-    /// KVM where a trial VM works on it, else TCG.
-    #[default]
-    Auto,
-    /// KVM or nothing.
-    Kvm,
-    /// TCG, also where KVM would work.
-    Tcg,
-}
 
 /// What an engine is made from.
 #[derive(Debug, Clone)]

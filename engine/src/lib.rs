@@ -12,6 +12,7 @@
 // In the order in which to read them.
 mod engine;
 
+mod accelerate;
 mod admission;
 mod memory;
 
@@ -28,8 +29,9 @@ mod template;
 
 mod qemu;
 
+pub use accelerate::AcceleratorChoice;
 pub use admission::Limits;
-pub use engine::{AcceleratorChoice, Engine, EngineConfig};
+pub use engine::{Engine, EngineConfig};
 pub use error::{ExecuteError, StartError};
 pub use run::OutputSink;
 pub use sandbox_schemas::wire::Stream;

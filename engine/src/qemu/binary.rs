@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
-use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -17,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::error::{StartError, VmError};
 use crate::qemu::command::{self, LaunchSpec};
 use crate::qemu::process::{self, QemuProcess};
+use crate::qemu::version::{Version, parse_version};
 
 const NAME: &str = "qemu-system-x86_64";
 
@@ -40,13 +40,6 @@ pub(crate) struct Qemu {
     /// Counts the processes that are not reaped yet.
     processes: TaskTracker,
     ids: Arc<Mutex<HashSet<u32>>>,
-}
-
-/// As `7.2`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Version {
-    pub(super) major: u32,
-    pub(super) minor: u32,
 }
 
 impl Qemu {
@@ -181,19 +174,6 @@ impl VersionFile {
             let remembered = RememberedVersion { key: self.key.clone(), words: words.to_string() };
             let _ = write_json(folder, "qemu-version.json", &remembered);
         }
-    }
-}
-
-/// From `QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)`.
-fn parse_version(text: &str) -> Option<Version> {
-    let numbers = text.strip_prefix("QEMU emulator version ")?.split([' ', '\n']).next()?;
-    let mut parts = numbers.split('.').map(str::parse);
-    Some(Version { major: parts.next()?.ok()?, minor: parts.next()?.ok()? })
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.major, self.minor)
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::image::BootImage;
 
-use crate::qemu::binary::Version;
+use crate::qemu::version::Version;
 
 /// From this version on, QEMU maps a file privately that it has opened for reading alone. Before, it wants one that it may
 /// write to, and must not be trusted not to.

@@ -20,8 +20,10 @@ use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::oneshot;
 
 use crate::error::VmError;
-use crate::qemu::accelerate;
 use crate::qemu::command::{INITRD_FD, KERNEL_FD, LaunchSpec, MONITOR_FD, RAM_FD, ROOT_FD, WIRE_FD};
+
+/// KVM's device.
+pub(crate) const KVM_DEVICE: &str = "/dev/kvm";
 
 /// Debian's `nobody`: who QEMU is when the server is root. It owns nothing.
 const NOBODY: u32 = 65534;
@@ -142,7 +144,7 @@ pub(crate) fn private_memory_bytes(id: u32) -> u64 {
 
 /// The group that may use KVM, where that is what QEMU needs: as nobody it could not.
 fn device_group(accelerator: Accelerator) -> Option<Gid> {
-    let device = (accelerator == Accelerator::Kvm).then(|| std::fs::metadata(accelerate::DEVICE).ok()).flatten()?;
+    let device = (accelerator == Accelerator::Kvm).then(|| std::fs::metadata(KVM_DEVICE).ok()).flatten()?;
     Some(Gid::from_raw(device.gid())).filter(|group| group.as_raw() != 0)
 }
 

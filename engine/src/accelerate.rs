@@ -11,14 +11,21 @@ use sandbox_schemas::wire::PROTOCOL_VERSION;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::engine::AcceleratorChoice;
 use crate::error::StartError;
-use crate::qemu::binary::Qemu;
-use crate::qemu::command::LaunchSpec;
+use crate::qemu::{KVM_DEVICE, LaunchSpec, Qemu};
 use crate::vm::{Booting, hello};
 
-/// KVM's device.
-pub(crate) const DEVICE: &str = "/dev/kvm";
+/// Which accelerator a user allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AcceleratorChoice {
+    /// KVM where a trial VM works on it, else TCG.
+    #[default]
+    Auto,
+    /// KVM or nothing.
+    Kvm,
+    /// TCG, also where KVM would work.
+    Tcg,
+}
 
 /// A guest on working KVM is ready in well under a second; one that is not by then hangs.
 const TRIAL_DEADLINE: Duration = Duration::from_secs(5);
@@ -62,7 +69,7 @@ pub(crate) async fn decide(
 
 async fn try_kvm(qemu: &Qemu, cache_dir: &Path, spec: &LaunchSpec) -> Result<(), String> {
     // As cheap as it is, this is asked each time: a permission can be granted between two starts.
-    File::options().read(true).write(true).open(DEVICE).map_err(|error| format!("{DEVICE}: {error}"))?;
+    File::options().read(true).write(true).open(KVM_DEVICE).map_err(|error| format!("{KVM_DEVICE}: {error}"))?;
     let key = key(qemu, spec);
     let file = cache_dir.join("kvm-verdict.json");
     if let Some(verdict) = recall(&file, &key) {
@@ -90,7 +97,7 @@ async fn trial(qemu: &Qemu, spec: &LaunchSpec) -> Result<(), String> {
 fn key(qemu: &Qemu, spec: &LaunchSpec) -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     // QEMU may run as another user than the server: a permission that is granted later is tried anew.
-    let device = std::fs::metadata(DEVICE).map_or_else(
+    let device = std::fs::metadata(KVM_DEVICE).map_or_else(
         |error| error.to_string(),
         |device| format!("{:o} {} {}", device.mode(), device.uid(), device.gid()),
     );
