@@ -21,6 +21,21 @@ fn run(server: &mut Server, id: u32, language: &str, code: &str) -> Value {
     response["result"]["structuredContent"].clone()
 }
 
+/// Waits until so many VMs wait for a program, and nothing else goes on.
+#[track_caller]
+fn wait_for_pool(server: &mut Server, size: u64) {
+    let until = Instant::now() + DEADLINE;
+    loop {
+        server.send(&request("status", "tools/call", json!({"name": "pool_status"})));
+        let vms = server.receive()["result"]["structuredContent"]["vms"].clone();
+        if vms == json!({"ready": size, "restoring": 0, "running": 0}) {
+            return;
+        }
+        assert!(Instant::now() < until, "the pool is not filled: {vms}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
 fn with(arguments: &[&str]) -> Command {
     let mut command = command();
     command.args(arguments);
@@ -64,9 +79,7 @@ fn without_templates_every_vm_boots() {
 fn a_vm_that_waits_runs_whatever_comes() {
     let mut server = Server::start_as(&mut with(&["--warm-pool-size", "2"]));
     for (id, (language, code)) in (0..).zip(PROGRAMS) {
-        server.wait_for_machines(2, DEADLINE);
-        // The second of them may still be rehearsing.
-        std::thread::sleep(Duration::from_secs(3));
+        wait_for_pool(&mut server, 2);
         let outcome = run(&mut server, id, language, code);
         assert_eq!((&outcome["stdout"], &outcome["warm_pool_hit"]), (&json!("42\n"), &json!(true)), "{outcome}");
         assert_eq!((&outcome["timing"]["setup_ms"], &outcome["timing"]["boot_ms"]), (&json!(0.0), &json!(0.0)));
@@ -109,8 +122,7 @@ fn a_vm_that_booted_knows_the_time_too() {
 #[test]
 fn vms_that_died_while_they_waited_are_not_missed() {
     let mut server = Server::start_as(&mut with(&["--warm-pool-size", "2"]));
-    server.wait_for_machines(2, DEADLINE);
-    std::thread::sleep(Duration::from_secs(3));
+    wait_for_pool(&mut server, 2);
     for pid in server.virtual_machines() {
         kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
     }
@@ -160,7 +172,7 @@ fn no_two_clones_share_a_secret() {
 #[test]
 fn a_clone_knows_what_time_it_is() {
     let mut server = Server::start_as(&mut with(&["--warm-pool-size", "1"]));
-    server.wait_for_machines(1, DEADLINE);
+    wait_for_pool(&mut server, 1);
     std::thread::sleep(Duration::from_secs(5));
     let code = "import time; a = time.monotonic(); time.sleep(0.2); b = time.monotonic(); print(time.time(), b - a)";
     for id in 0..2 {
@@ -248,9 +260,9 @@ fn of_two_servers_one_builds_and_a_killed_builder_leaves_nothing() {
 
 #[test]
 fn a_server_that_nobody_uses_costs_no_cpu() {
-    let server = Server::start_as(&mut with(&["--warm-pool-size", "2"]));
-    server.wait_for_machines(2, DEADLINE);
-    std::thread::sleep(Duration::from_secs(5));
+    let mut server = Server::start_as(&mut with(&["--warm-pool-size", "2"]));
+    wait_for_pool(&mut server, 2);
+    std::thread::sleep(Duration::from_secs(1));
     let machines = server.virtual_machines();
     let ticks = |pid: u32| -> u64 {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
@@ -275,15 +287,8 @@ fn the_status_tells_what_has_happened() {
         assert_eq!(response["result"]["isError"], false, "{response}");
         (response["result"]["structuredContent"].clone(), asked.elapsed())
     };
-    let until = Instant::now() + DEADLINE;
-    let first = loop {
-        let (status, _) = status(&mut server);
-        if status["vms"]["ready"] == 1 {
-            break status;
-        }
-        assert!(Instant::now() < until, "{status}");
-        std::thread::sleep(Duration::from_millis(200));
-    };
+    wait_for_pool(&mut server, 1);
+    let (first, _) = status(&mut server);
     assert_eq!((&first["accelerator"], &first["template"]["state"]), (&json!("tcg"), &json!("ready")), "{first}");
     assert_eq!(first["runs"], json!({"from_pool": 0, "from_template": 0, "booted": 0, "failed": 0}));
     assert_eq!((&first["limits"]["max_concurrent_vms"], &first["limits"]["warm_pool_size"]), (&json!(3), &json!(1)));
