@@ -11,7 +11,9 @@ use sandbox_schemas::image::BootImage;
 use sandbox_schemas::language::Language;
 use sandbox_schemas::limits::{MEMORY_DEFAULT_MB, MEMORY_MIN_MB, VM_OVERHEAD_MB};
 use sandbox_schemas::outcome::ExecuteOutcome;
-use sandbox_schemas::status::{ImageDigests, LimitsInForce, PoolStatus, TemplateState, TemplateStatus, VmCounts};
+use sandbox_schemas::status::{
+    CacheSize, ImageDigests, LimitsInForce, PoolStatus, TemplateState, TemplateStatus, VmCounts,
+};
 use sandbox_store::CacheDir;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
@@ -55,6 +57,7 @@ struct Inner {
     qemu: Qemu,
     spec: LaunchSpec,
     admission: Admission,
+    cache: CacheDir,
     templates: Option<Templates>,
     pool: Pool,
     stats: Stats,
@@ -102,7 +105,8 @@ impl Engine {
         let spec = boot(accelerator);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let inner = Arc::new(Inner {
-            templates: config.uses_templates.then(|| Templates::new(config.cache, &qemu, &spec)),
+            templates: config.uses_templates.then(|| Templates::new(config.cache.clone(), &qemu, &spec)),
+            cache: config.cache,
             pool: Pool::new(if config.uses_templates { config.warm_pool_size } else { 0 }, cores),
             qemu,
             spec,
@@ -133,7 +137,7 @@ impl Engine {
 
     /// How it is doing. Cheap enough to be asked every second.
     pub fn status(&self) -> PoolStatus {
-        let Inner { qemu, spec, admission, templates, pool, stats, .. } = &*self.0;
+        let Inner { qemu, spec, admission, cache, templates, pool, stats, .. } = &*self.0;
         let (limits, count) = (admission.limits(), |counter: &AtomicU64| counter.load(Ordering::Relaxed));
         let off = TemplateStatus { state: TemplateState::Off, key: None };
         PoolStatus {
@@ -152,9 +156,11 @@ impl Engine {
             },
             queued: admission.waiting() as u64,
             runs: stats.run_counts(),
+            hit_rates: stats.run_counts().into(),
             restore_ms: stats.restores.percentiles(),
             run_ms: stats.runs.percentiles(),
             private_memory_mb: qemu.private_memory_bytes() as f64 / (1024.0 * 1024.0),
+            cache: CacheSize { size_mb: cache.size_bytes() as f64 / 1e6, limit_mb: cache.limit_bytes() as f64 / 1e6 },
             limits: LimitsInForce {
                 max_concurrent_vms: limits.vms as u64,
                 warm_pool_size: pool.size() as u64,

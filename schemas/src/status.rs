@@ -28,12 +28,16 @@ pub struct PoolStatus {
     pub queued: u64,
     /// Runs since the server started, by where their VM came from.
     pub runs: RunCounts,
+    /// Which part of the runs found what they needed, by tier.
+    pub hit_rates: HitRates,
     /// From the start of QEMU until the restored guest was ready, in milliseconds, of the last 1000.
     pub restore_ms: Percentiles,
     /// From an accepted call to its result, in milliseconds, of the last 1000.
     pub run_ms: Percentiles,
     /// Memory that the VMs have for themselves now, in MiB: what they share with their template is not in it.
     pub private_memory_mb: f64,
+    /// What images and templates take on the disk.
+    pub cache: CacheSize,
     /// The limits in force.
     pub limits: LimitsInForce,
 }
@@ -102,6 +106,34 @@ pub struct RunCounts {
     pub failed: u64,
 }
 
+/// Which part of the runs found what they needed, from 0 to 1; 0 before the first.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
+pub struct HitRates {
+    /// Of all runs: a VM that waited.
+    pub pool: f64,
+    /// Of the runs that found none waiting: a template.
+    pub template: f64,
+}
+
+impl From<RunCounts> for HitRates {
+    fn from(runs: RunCounts) -> Self {
+        let part = |some: u64, all: u64| if all == 0 { 0.0 } else { some as f64 / all as f64 };
+        let missed = runs.from_template + runs.booted;
+        HitRates { pool: part(runs.from_pool, runs.from_pool + missed), template: part(runs.from_template, missed) }
+    }
+}
+
+/// What is kept on the disk, in MB (1,000,000 bytes).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
+pub struct CacheSize {
+    /// What images and templates take now.
+    pub size_mb: f64,
+    /// What they may take; more is removed after the next build, as far as it is not in use.
+    pub limit_mb: f64,
+}
+
 /// A distribution of times.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
@@ -130,4 +162,19 @@ pub struct LimitsInForce {
     pub max_queued: u64,
     /// How long a call waits for a VM at most, in seconds.
     pub queue_deadline_seconds: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hit_rates_are_of_those_who_asked() {
+        let rates = |from_pool, from_template, booted| {
+            HitRates::from(RunCounts { from_pool, from_template, booted, failed: 9 })
+        };
+        assert_eq!(rates(0, 0, 0), HitRates { pool: 0.0, template: 0.0 });
+        assert_eq!(rates(6, 3, 1), HitRates { pool: 0.6, template: 0.75 });
+        assert_eq!(rates(2, 0, 0), HitRates { pool: 1.0, template: 0.0 });
+    }
 }

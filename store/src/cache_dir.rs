@@ -115,6 +115,11 @@ impl CacheDir {
         Kind::ALL.into_iter().flat_map(of_kind).collect()
     }
 
+    /// What all entries take on the disk together. Opens and locks nothing.
+    pub fn size_bytes(&self) -> u64 {
+        Kind::ALL.map(|kind| self.shelf(kind).size_bytes()).into_iter().sum()
+    }
+
     /// What takes space beside the entries: what is kept for the next build, and what is being built or was left half done.
     pub fn besides(&self) -> Vec<Beside> {
         let kept = [("downloads", self.downloads()), ("logs", self.logs())].map(|(name, path)| Beside {
@@ -220,6 +225,7 @@ mod tests {
         let oldest = put(&cache, Kind::Template, "base", KEYS[1], 8);
         let old = put(&cache, Kind::Image, "kernel", KEYS[2], 7);
         let lease = Lease::take(&used).unwrap();
+        assert!((3 * MEGABYTE..4 * MEGABYTE).contains(&cache.size_bytes()));
         let new = put(&cache, Kind::Template, "base", KEYS[3], 1);
         assert!(within(5 * MEGABYTE).make_room().is_empty());
         let keys = |removed: Vec<Entry>| removed.into_iter().map(|entry| entry.key).collect::<Vec<_>>();

@@ -92,6 +92,11 @@ impl Shelf {
         self.paths().filter_map(Entry::look).collect()
     }
 
+    /// What all entries take on the disk together.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.paths().filter(|path| !is_unfinished(path)).map(|path| allocated_bytes(&path)).sum()
+    }
+
     /// Removes entries of `name` that nobody has used for long. What cannot be removed now is for the next time: it is no
     /// reason to fail a build.
     pub fn prune(&self, name: &str, now: SystemTime) {

@@ -299,6 +299,9 @@ fn the_status_tells_what_has_happened() {
     run(&mut server, 2, "shell", "echo before it is filled again");
     let (after, took) = status(&mut server);
     assert_eq!(after["runs"], json!({"from_pool": 1, "from_template": 1, "booted": 0, "failed": 0}), "{after}");
+    assert_eq!(after["hit_rates"], json!({"pool": 0.5, "template": 1.0}));
+    assert!(after["cache"]["size_mb"].as_f64().unwrap() > 100.0, "an image and a template: {after}");
+    assert_eq!(after["cache"]["limit_mb"], 10_000.0);
     assert_eq!(after["run_ms"]["count"], 2);
     assert!(after["restore_ms"]["p50"].as_f64().unwrap() > 0.0, "{after}");
     assert!(took < Duration::from_secs(1), "{took:?} for a status");
