@@ -2,14 +2,16 @@
 //! never gets past its first second. So a trial VM boots on it, once, and the verdict is remembered.
 
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sandbox_schemas::accelerator::Accelerator;
+use sandbox_schemas::image::Digest;
 use sandbox_schemas::wire::PROTOCOL_VERSION;
+use sandbox_store::{FileError, KeyHasher, create_private_directory, write_json};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::error::StartError;
 use crate::qemu::{KVM_DEVICE, LaunchSpec, Qemu};
@@ -30,11 +32,14 @@ pub enum AcceleratorChoice {
 /// A guest on working KVM is ready in well under a second; one that is not by then hangs.
 const TRIAL_DEADLINE: Duration = Duration::from_secs(5);
 
+/// The file in the cache directory.
+const VERDICT: &str = "kvm-verdict.json";
+
 /// What was found, and for which machine.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Verdict {
-    /// SHA-256 of all that the verdict depends on, in hexadecimal digits.
-    key: String,
+    /// SHA-256 of all that the verdict depends on.
+    key: Digest,
     works: bool,
     reason: String,
     /// When it was found, in seconds since 1970.
@@ -71,8 +76,8 @@ async fn try_kvm(qemu: &Qemu, cache_dir: &Path, spec: &LaunchSpec) -> Result<(),
     // As cheap as it is, this is asked each time: a permission can be granted between two starts.
     File::options().read(true).write(true).open(KVM_DEVICE).map_err(|error| format!("{KVM_DEVICE}: {error}"))?;
     let key = key(qemu, spec);
-    let file = cache_dir.join("kvm-verdict.json");
-    if let Some(verdict) = recall(&file, &key) {
+    let file = cache_dir.join(VERDICT);
+    if let Some(verdict) = recall(&file, key) {
         return if verdict.works {
             Ok(())
         } else {
@@ -82,8 +87,8 @@ async fn try_kvm(qemu: &Qemu, cache_dir: &Path, spec: &LaunchSpec) -> Result<(),
     let trial = trial(qemu, spec).await;
     let verdict =
         Verdict { key, works: trial.is_ok(), reason: trial.clone().err().unwrap_or_default(), unix_seconds: now() };
-    if let Err(error) = remember(&file, &verdict) {
-        tracing::warn!(%error, file = %file.display(), "the KVM verdict is not remembered");
+    if let Err(error) = remember(cache_dir, &verdict) {
+        tracing::warn!(%error, "the KVM verdict is not remembered");
     }
     trial
 }
@@ -94,35 +99,28 @@ async fn trial(qemu: &Qemu, spec: &LaunchSpec) -> Result<(), String> {
 }
 
 /// A verdict holds for one QEMU and one guest, until the host boots: then it may be another kernel, or another machine.
-fn key(qemu: &Qemu, spec: &LaunchSpec) -> String {
+fn key(qemu: &Qemu, spec: &LaunchSpec) -> Digest {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     // QEMU may run as another user than the server: a permission that is granted later is tried anew.
     let device = std::fs::metadata(KVM_DEVICE).map_or_else(
         |error| error.to_string(),
         |device| format!("{:o} {} {}", device.mode(), device.uid(), device.gid()),
     );
-    let fields = [
-        device,
-        nix::unistd::Uid::effective().to_string(),
-        read("/proc/sys/kernel/version"),
-        read("/proc/sys/kernel/osrelease"),
-        read("/proc/sys/kernel/random/boot_id"),
-        qemu.path().display().to_string(),
-        qemu.version().to_string(),
-        spec.image.kernel_sha256.to_string(),
-        spec.image.initrd_sha256.to_string(),
-        PROTOCOL_VERSION.to_string(),
-    ];
-    let mut hash = Sha256::new();
-    for field in fields {
-        // With its length before it, so that no two lists of fields read alike.
-        hash.update((field.len() as u64).to_le_bytes());
-        hash.update(field);
-    }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    KeyHasher::new("kvm-verdict")
+        .field("device", device.as_bytes())
+        .field("user", nix::unistd::Uid::effective().to_string().as_bytes())
+        .field("host kernel", read("/proc/sys/kernel/version").as_bytes())
+        .field("its release", read("/proc/sys/kernel/osrelease").as_bytes())
+        .field("its boot", read("/proc/sys/kernel/random/boot_id").as_bytes())
+        .field("qemu", qemu.path().as_os_str().as_bytes())
+        .field("its version", qemu.version().to_string().as_bytes())
+        .field("kernel", &spec.image.kernel_sha256.0)
+        .field("initrd", &spec.image.initrd_sha256.0)
+        .field("protocol", &PROTOCOL_VERSION.to_le_bytes())
+        .finish()
 }
 
-fn recall(file: &Path, key: &str) -> Option<Verdict> {
+fn recall(file: &Path, key: Digest) -> Option<Verdict> {
     let text = std::fs::read_to_string(file).ok()?;
     let verdict = serde_json::from_str::<Verdict>(&text).ok()?;
     let age = now().saturating_sub(verdict.unix_seconds);
@@ -134,14 +132,9 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-fn remember(file: &Path, verdict: &Verdict) -> std::io::Result<()> {
-    if let Some(folder) = file.parent() {
-        std::fs::create_dir_all(folder)?;
-    }
-    // Renamed into place: two servers that start at once must not leave half of each.
-    let temporary = file.with_extension(format!("{}.tmp", std::process::id()));
-    std::fs::write(&temporary, serde_json::to_string(verdict)?)?;
-    std::fs::rename(&temporary, file)
+fn remember(cache_dir: &Path, verdict: &Verdict) -> Result<(), FileError> {
+    create_private_directory(cache_dir)?;
+    write_json(cache_dir, VERDICT, verdict)
 }
 
 #[cfg(test)]
@@ -151,15 +144,17 @@ mod tests {
     #[test]
     fn a_verdict_is_recalled_for_its_key_alone() {
         let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("new").join("kvm-verdict.json");
-        let verdict = |unix_seconds| Verdict { key: "a".into(), works: false, reason: "hung".into(), unix_seconds };
-        remember(&file, &verdict(now())).unwrap();
-        assert_eq!(recall(&file, "a").map(|verdict| verdict.reason), Some("hung".into()));
-        assert_eq!(recall(&file, "b"), None);
-        remember(&file, &verdict(now() - 25 * 3600)).unwrap();
-        assert_eq!(recall(&file, "a"), None, "a day is long enough");
+        let cache_dir = folder.path().join("new");
+        let file = cache_dir.join(VERDICT);
+        let (a, b) = (Digest([1; 32]), Digest([2; 32]));
+        let verdict = |unix_seconds| Verdict { key: a, works: false, reason: "hung".into(), unix_seconds };
+        remember(&cache_dir, &verdict(now())).unwrap();
+        assert_eq!(recall(&file, a).map(|verdict| verdict.reason), Some("hung".into()));
+        assert_eq!(recall(&file, b), None);
+        remember(&cache_dir, &verdict(now() - 25 * 3600)).unwrap();
+        assert_eq!(recall(&file, a), None, "a day is long enough");
         std::fs::write(&file, "{").unwrap();
-        assert_eq!(recall(&file, "a"), None);
+        assert_eq!(recall(&file, a), None);
         assert_eq!(std::fs::read_dir(file.parent().unwrap()).unwrap().count(), 1, "a temporary file was left");
     }
 }

@@ -80,12 +80,14 @@ impl Machine {
                 other => Err(unexpected("started", &other)),
             }
         };
-        match tokio::time::timeout(deadline, hand_over).await {
-            Err(_) => Err(VmError::Deadline(deadline)),
-            Ok(Ok(ready)) => Ok(Running { machine: self, ready, started: Instant::now() }),
-            Ok(Err(error)) => Err(error),
-        }
+        let ready = within(deadline, hand_over).await?;
+        Ok(Running { machine: self, ready, started: Instant::now() })
     }
+}
+
+/// Nothing that a guest does is waited for without end.
+async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T, VmError>>) -> Result<T, VmError> {
+    tokio::time::timeout(deadline, work).await.unwrap_or(Err(VmError::Deadline(deadline)))
 }
 
 /// QEMU runs; the guest has not reported yet.
@@ -139,11 +141,8 @@ impl Booting {
 
     /// Waits until the guest is ready, but not for ever.
     pub(crate) async fn ready(mut self, deadline: Duration) -> Result<Ready, VmError> {
-        match tokio::time::timeout(deadline, self.machine.expect_ready()).await {
-            Err(_) => Err(VmError::Deadline(deadline)),
-            Ok(Ok(())) => Ok(Ready { machine: self.machine }),
-            Ok(Err(error)) => Err(error),
-        }
+        within(deadline, self.machine.expect_ready()).await?;
+        Ok(Ready { machine: self.machine })
     }
 
     /// Hands over the program before the guest is ready for it, so that it finds it there. Until [`Running`] is reached it
@@ -169,11 +168,8 @@ impl Ready {
                 }
             }
         };
-        match tokio::time::timeout(deadline, rehearsal).await {
-            Err(_) => Err(VmError::Deadline(deadline)),
-            Ok(Ok(())) => Ok(self),
-            Ok(Err(error)) => Err(error),
-        }
+        within(deadline, rehearsal).await?;
+        Ok(self)
     }
 
     /// Stops the VM for good and takes its device state; its memory is in the file that it was started with.
@@ -181,10 +177,9 @@ impl Ready {
         let Some(monitor) = &mut self.machine.monitor else {
             return Err(VmError::Spawn("a VM without a monitor cannot be saved".into()));
         };
-        match tokio::time::timeout(deadline, monitor.save()).await {
-            Err(_) => Err(VmError::Deadline(deadline)),
-            Ok(Ok(state)) => Ok(state),
-            Ok(Err(error)) => Err(self.machine.explain(error).await),
+        match within(deadline, monitor.save()).await {
+            Ok(state) => Ok(state),
+            Err(error) => Err(self.machine.explain(error).await),
         }
     }
 

@@ -3,7 +3,6 @@
 use std::os::unix::net::UnixStream as StdUnixStream;
 
 use futures_util::StreamExt;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use sandbox_schemas::limits::GUEST_FRAME_MAX_BYTES;
 use sandbox_schemas::wire::{self, GuestFrame, PREFIX_BYTES};
 use tokio::io::AsyncWriteExt;
@@ -24,18 +23,14 @@ pub(crate) struct Wire {
 impl Wire {
     /// Both ends of a new wire: ours, and the one that QEMU gets.
     pub(crate) fn pair() -> Result<(Wire, StdUnixStream), VmError> {
-        let spawn = |error: std::io::Error| VmError::Spawn(format!("creating the wire: {error}"));
-        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
-            .map_err(|errno| spawn(errno.into()))?;
-        let ours = StdUnixStream::from(ours);
-        ours.set_nonblocking(true).map_err(spawn)?;
-        let (reader, writer) = UnixStream::from_std(ours).map_err(spawn)?.into_split();
+        let (ours, theirs) = socket_pair().map_err(|error| VmError::Spawn(format!("creating the wire: {error}")))?;
+        let (reader, writer) = ours.into_split();
         let codec = LengthDelimitedCodec::builder()
             .little_endian()
             .length_field_length(PREFIX_BYTES)
             .max_frame_length(GUEST_FRAME_MAX_BYTES)
             .new_codec();
-        Ok((Wire { frames: FramedRead::new(reader, codec), writer }, StdUnixStream::from(theirs)))
+        Ok((Wire { frames: FramedRead::new(reader, codec), writer }, theirs))
     }
 
     /// Sends whole frames. Not cancel-safe: a caller that gives up in the middle gives up the VM.
@@ -55,4 +50,11 @@ impl Wire {
         };
         wire::decode(&body).map_err(|error| VmError::Protocol(error.to_string()))
     }
+}
+
+/// Two connected sockets: ours, and one for QEMU, which has no path and so no other who could connect.
+pub(crate) fn socket_pair() -> std::io::Result<(UnixStream, StdUnixStream)> {
+    let (ours, theirs) = StdUnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    Ok((UnixStream::from_std(ours)?, theirs))
 }

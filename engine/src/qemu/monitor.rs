@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 
 use futures_util::StreamExt;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::pipe2;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, Interest};
@@ -18,6 +18,7 @@ use tokio::net::unix::pipe;
 use tokio_util::codec::{FramedRead, LinesCodec};
 
 use crate::error::VmError;
+use crate::wire::socket_pair;
 
 /// Longest line of the monitor, in bytes. Its answers are a few hundred.
 const LINE_MAX_BYTES: usize = 64 * 1024;
@@ -34,14 +35,9 @@ pub(crate) struct Monitor {
 impl Monitor {
     /// Both ends of a new monitor: ours, and the one that QEMU gets.
     pub(crate) fn pair() -> Result<(Monitor, StdUnixStream), VmError> {
-        let spawn = |error: std::io::Error| VmError::Spawn(format!("creating the monitor: {error}"));
-        let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
-            .map_err(|errno| spawn(errno.into()))?;
-        let ours = StdUnixStream::from(ours);
-        ours.set_nonblocking(true).map_err(spawn)?;
-        let ours = UnixStream::from_std(ours).map_err(spawn)?;
+        let (ours, theirs) = socket_pair().map_err(|error| VmError::Spawn(format!("creating the monitor: {error}")))?;
         let lines = FramedRead::new(ours, LinesCodec::new_with_max_length(LINE_MAX_BYTES));
-        Ok((Monitor { lines }, StdUnixStream::from(theirs)))
+        Ok((Monitor { lines }, theirs))
     }
 
     /// Has a QEMU that was started with `-incoming defer` load a state, upon which it runs. Only says so: QEMU reads it when it is
