@@ -23,6 +23,8 @@ mod run;
 mod vm;
 mod wire;
 
+mod environment;
+
 mod pool;
 mod stats;
 mod template;

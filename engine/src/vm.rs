@@ -10,10 +10,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::FutureExt;
 use sandbox_schemas::language::Language;
-use sandbox_schemas::wire::{self, Execute, Exit, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION};
+use sandbox_schemas::limits::STDOUT_MAX_BYTES;
+use sandbox_schemas::wire::{self, Execute, Exit, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION, Stream};
 
+use crate::capture::Capture;
 use crate::error::VmError;
-use crate::qemu::{LaunchSpec, Monitor, Qemu, QemuProcess, Start};
+use crate::qemu::{LaunchSpec, Monitor, Qemu, QemuProcess};
 use crate::wire::Wire;
 
 /// A process, its wire, and its monitor where it has one: what every phase holds.
@@ -131,7 +133,7 @@ impl Booting {
             if spec.start.kind().has_monitor() { Some(Monitor::pair()?).unzip() } else { (None, None) };
         let process = qemu.spawn(spec, guest_end, monitor_end, keep)?;
         let mut machine = Machine { process, wire, monitor };
-        if let (Start::Restore { state, .. }, Some(monitor)) = (&spec.start, &mut machine.monitor) {
+        if let (Some(state), Some(monitor)) = (spec.start.state(), &mut machine.monitor) {
             monitor.begin_restore(state).await?;
         }
         // It lies in the socket until the guest reads it: for a restored one, when it wakes.
@@ -153,12 +155,33 @@ impl Booting {
 }
 
 impl Ready {
+    /// Has the guest mount the packages that are in the slot.
+    pub(crate) async fn mount(mut self, deadline: Duration) -> Result<Ready, VmError> {
+        let mounting = async {
+            self.machine.send(&encode(&HostFrame::Mount)?).await?;
+            self.machine.expect_ready().await
+        };
+        within(deadline, mounting).await?;
+        Ok(self)
+    }
+
     /// Runs a program of ours in the interpreter that will run the next one.
-    pub(crate) async fn rehearse(mut self, program: &Program, deadline: Duration) -> Result<Ready, VmError> {
+    pub(crate) async fn rehearse(self, program: &Program, deadline: Duration) -> Result<Ready, VmError> {
+        self.rehearse_to_hear(program, deadline).await.map(|(vm, _)| vm)
+    }
+
+    /// The same, and what it has written to stdout.
+    pub(crate) async fn rehearse_to_hear(
+        mut self,
+        program: &Program,
+        deadline: Duration,
+    ) -> Result<(Ready, String), VmError> {
+        let mut stdout = Capture::new(STDOUT_MAX_BYTES);
         let rehearsal = async {
             self.machine.send(&program.0).await?;
             loop {
                 match self.machine.receive().await? {
+                    GuestFrame::Output { stream: Stream::Stdout, bytes } => drop(stdout.push(&bytes)),
                     GuestFrame::Started | GuestFrame::Output { .. } => {}
                     GuestFrame::Finished(finished) if finished.exit == Exit::Code(0) => return Ok(()),
                     GuestFrame::Finished(finished) => {
@@ -169,7 +192,7 @@ impl Ready {
             }
         };
         within(deadline, rehearsal).await?;
-        Ok(self)
+        Ok((self, stdout.finish(0).text))
     }
 
     /// Stops the VM for good and takes its device state; its memory is in the file that it was started with.

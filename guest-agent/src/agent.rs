@@ -13,6 +13,7 @@ use nix::unistd::{Pid, read};
 use sandbox_schemas::language::Language;
 use sandbox_schemas::wire::{Execute, Exit, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION};
 
+use crate::boot;
 use crate::error::{Context, Error, Result};
 use crate::identity;
 use crate::port::Port;
@@ -107,6 +108,10 @@ impl Agent {
         match frame {
             HostFrame::Hello(hello) => self.greet(&hello),
             HostFrame::Clock(realtime_ns) => identity::set_clock(realtime_ns),
+            HostFrame::Mount => {
+                boot::mount_packages()?;
+                self.port.send(&GuestFrame::Ready)
+            }
             HostFrame::Execute(request) => self.execute(request),
             HostFrame::Interrupt => {
                 if let Some(run) = &self.run {

@@ -68,6 +68,10 @@ pub const GUEST_FRAME_MAX_BYTES: usize = 128 * 1024;
 /// Output bytes in one frame. Below [`GUEST_FRAME_MAX_BYTES`], large enough that framing costs nothing.
 pub const OUTPUT_CHUNK_MAX_BYTES: usize = 64 * 1024;
 
+/// Size of the disk that a package layer is in, in bytes. All have the same, since a clone keeps the disk size of its template;
+/// what a layer does not fill is a hole that takes nothing. Larger than any usual set: torch without CUDA unpacks to 0.9 GB.
+pub const LAYER_SLOT_BYTES: u64 = 4 * 1024 * 1024 * 1024;
+
 const _: () = {
     assert!(OUTPUT_CHUNK_MAX_BYTES + 1024 < GUEST_FRAME_MAX_BYTES);
     assert!(TIMEOUT_DEFAULT_SECONDS < 60);

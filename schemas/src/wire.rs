@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::language::Language;
 
 /// Version of this protocol. Host and agent are built together; it catches an image that was mixed by hand.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Bytes of a frame's length prefix.
 pub const PREFIX_BYTES: usize = 4;
@@ -22,6 +22,8 @@ pub enum HostFrame {
     Hello(Hello),
     /// The wall clock, nanoseconds since the epoch: a VM that has waited is told it again.
     Clock(u64),
+    /// Mount the packages on the second disk. [`GuestFrame::Ready`] answers.
+    Mount,
     /// Run a program. One at a time; none after it, unless it was a rehearsal.
     Execute(Execute),
     /// Interrupt the run as Ctrl-C would (SIGINT to its process group).
@@ -70,7 +72,7 @@ pub struct Execute {
 /// What the guest says. Untrusted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum GuestFrame {
-    /// The interpreters that [`Hello`] asked for are warm.
+    /// The interpreters that [`Hello`] asked for are warm, or the packages are mounted.
     Ready,
     /// The program is handed to its interpreter now: from here on it may have run.
     Started,
