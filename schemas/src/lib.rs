@@ -15,5 +15,7 @@ pub mod accelerator;
 pub mod image;
 pub mod template;
 
+pub mod environment;
+
 #[cfg(feature = "json-schema")]
 pub mod tools;
