@@ -14,6 +14,7 @@ use sandbox_schemas::outcome::ExecuteOutcome;
 use sandbox_schemas::status::{
     CacheSize, ImageDigests, LimitsInForce, PoolStatus, TemplateState, TemplateStatus, VmCounts,
 };
+use sandbox_schemas::wire::{Hello, Role};
 use sandbox_store::CacheDir;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,7 @@ use crate::qemu::{LaunchSpec, Qemu, Start, tsc_khz};
 use crate::run::{OutputSink, Preparation, program, run};
 use crate::stats::{Counted, Stats};
 use crate::template::{REHEARSALS, Templates};
+use crate::tunnel::TunnelHandler;
 use crate::vm::{Booting, Program, Running, Waiting, hello};
 
 /// What an engine is made from.
@@ -46,6 +48,15 @@ pub struct EngineConfig {
     pub image: BootImage,
     /// Where templates, and verdicts on this machine, are kept.
     pub cache: CacheDir,
+}
+
+/// What an installer has beyond what a program has.
+#[derive(Clone)]
+pub struct Installation {
+    /// Size of its writable space, in MiB. It is memory, and counts against the program's too.
+    pub writable_mb: u64,
+    /// Serves its connections to the registry.
+    pub handler: Arc<dyn TunnelHandler>,
 }
 
 /// Runs programs, each in a VM of its own. Cheap to clone.
@@ -179,13 +190,35 @@ impl Engine {
         sink: &mut dyn OutputSink,
         cancel: CancellationToken,
     ) -> Result<ExecuteOutcome, ExecuteError> {
+        self.execute_as(None, request, sink, cancel).await
+    }
+
+    /// The same, for a program that installs packages: in a VM of its own, never one of the pool, with what `installation`
+    /// gives it.
+    pub async fn install(
+        &self,
+        installation: Installation,
+        request: ExecuteInput,
+        sink: &mut dyn OutputSink,
+        cancel: CancellationToken,
+    ) -> Result<ExecuteOutcome, ExecuteError> {
+        self.execute_as(Some(installation), request, sink, cancel).await
+    }
+
+    async fn execute_as(
+        &self,
+        installation: Option<Installation>,
+        request: ExecuteInput,
+        sink: &mut dyn OutputSink,
+        cancel: CancellationToken,
+    ) -> Result<ExecuteOutcome, ExecuteError> {
         let _token = self.0.runs.token();
         request.validate()?;
         let accepted = Instant::now();
         let outcome = tokio::select! {
             biased;
             () = cancel.cancelled() => Err(ExecuteError::Cancelled),
-            outcome = self.0.execute(accepted, request, sink) => outcome,
+            outcome = self.0.execute(accepted, installation, request, sink) => outcome,
         };
         match &outcome {
             Ok(_) => self.0.stats.runs.add(accepted.elapsed()),
@@ -212,6 +245,7 @@ impl Engine {
 /// What a program needs of a VM.
 struct Wanted {
     accepted: Instant,
+    installation: Option<Installation>,
     language: Language,
     memory_mb: u64,
     program: Program,
@@ -229,6 +263,7 @@ impl Inner {
     async fn execute(
         &self,
         accepted: Instant,
+        installation: Option<Installation>,
         request: ExecuteInput,
         sink: &mut dyn OutputSink,
     ) -> Result<ExecuteOutcome, ExecuteError> {
@@ -236,7 +271,7 @@ impl Inner {
         let timeout = Duration::from_secs(request.timeout_seconds);
         let (language, memory_mb) = (request.language, request.memory_mb + VM_OVERHEAD_MB);
         let program = program(request).map_err(before_run)?;
-        let wanted = Wanted { accepted, language, memory_mb, program };
+        let wanted = Wanted { accepted, installation, language, memory_mb, program };
         let started = match self.wake(&wanted).await {
             Some(started) => started,
             None => match self.restore(&wanted).await? {
@@ -258,6 +293,9 @@ impl Inner {
 
     /// In a VM of the pool; `None` when there is none that serves.
     async fn wake(&self, wanted: &Wanted) -> Option<Started> {
+        if wanted.installation.is_some() {
+            return None;
+        }
         let more = match wanted.memory_mb.saturating_sub(WAITING_MEMORY_MB) {
             0 => None,
             more_mb => Some(self.admission.try_grow(more_mb)?),
@@ -290,7 +328,7 @@ impl Inner {
         let _restoring = Counted::new(&self.stats.restoring);
         let launched = Instant::now();
         let started = async {
-            let vm = Booting::launch(&self.qemu, &templates.spec(&template), hello(Vec::new())?, place).await?;
+            let vm = self.launch(wanted, &templates.spec(&template), hello(Vec::new())?, place).await?;
             // The program lies there when the guest wakes.
             vm.start(&wanted.program, RESTORE_DEADLINE).await
         };
@@ -317,12 +355,28 @@ impl Inner {
         let spec = LaunchSpec { memory_mb: wanted.memory_mb, ..self.spec.clone() };
         let deadline = boot_deadline(self.spec.accelerator);
         let started = async {
-            let vm = Booting::launch(&self.qemu, &spec, hello(vec![wanted.language])?, place).await?;
+            let vm = self.launch(wanted, &spec, hello(vec![wanted.language])?, place).await?;
             // Its clock was set before it had booted.
             vm.ready(deadline).await?.into_waiting().start(&wanted.program, START_DEADLINE).await
         };
         let vm = started.await.map_err(before_run)?;
         Ok(Started { preparation: self.timed(wanted, launched, &vm, false), vm, _more: None })
+    }
+
+    /// As `spec` and `hello` say, and with what an installer has.
+    async fn launch(
+        &self,
+        wanted: &Wanted,
+        spec: &LaunchSpec,
+        mut hello: Hello,
+        place: Place,
+    ) -> Result<Booting, VmError> {
+        let Some(installation) = &wanted.installation else {
+            return Booting::launch(&self.qemu, spec, hello, place).await;
+        };
+        hello.role = Role::Installs { writable_mb: installation.writable_mb, has_disk: false };
+        let vm = Booting::launch(&self.qemu, spec, hello, place).await?;
+        Ok(vm.with_tunnel(installation.handler.clone()))
     }
 
     /// Waits for a place. What only waits in the pool gives its own up first.
