@@ -224,3 +224,108 @@ impl AsyncWrite for TunnelStream {
         Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use sandbox_schemas::wire::Stream as OutputStream;
+    use tokio::net::UnixStream;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_verdict_is_found_wherever_the_bytes_are_split() {
+        let frame = |kind: u8, length: u32| [&[0, kind, 0, 0, 0, 0, 0, 1][..], &length.to_be_bytes()].concat();
+        // A body that looks like a verdict, one without a body, a ping whose length is its number, and a verdict.
+        let harmless = [frame(0, 12), frame(3, 1), frame(0, 0), frame(2, 77), frame(1, 99)].concat();
+        let bytes = [harmless.clone(), frame(3, 1)].concat();
+        for size in 1..bytes.len() {
+            let mut verdicts = Verdicts::default();
+            assert!(harmless.chunks(size).all(|chunk| verdicts.read(chunk).is_ok()), "split by {size}");
+            let mut verdicts = Verdicts::default();
+            assert!(bytes.chunks(size).any(|chunk| verdicts.read(chunk).is_err()), "split by {size}");
+        }
+    }
+
+    /// The guest's part: frames on one side, a yamux client's pipe on the other.
+    async fn carry(wire: UnixStream, pipe: DuplexStream) {
+        let (mut wire_reader, mut wire_writer) = wire.into_split();
+        let (mut pipe_reader, mut pipe_writer) = split(pipe);
+        let in_frames = async {
+            let mut chunk = vec![0; 1000];
+            while let Ok(length @ 1..) = pipe_reader.read(&mut chunk).await {
+                let frame = wire::encode(&GuestFrame::Tunnel(chunk[..length].into())).unwrap();
+                wire_writer.write_all(&frame).await.unwrap();
+                let output = GuestFrame::Output { stream: OutputStream::Stdout, bytes: vec![1] };
+                wire_writer.write_all(&wire::encode(&output).unwrap()).await.unwrap();
+            }
+        };
+        let from_frames = async {
+            while let Ok(length) = wire_reader.read_u32_le().await {
+                let mut body = vec![0; length as usize];
+                wire_reader.read_exact(&mut body).await.unwrap();
+                match wire::decode(&body).unwrap() {
+                    HostFrame::Tunnel(bytes) => pipe_writer.write_all(&bytes).await.unwrap(),
+                    other => panic!("{other:?}"),
+                }
+            }
+        };
+        tokio::join!(in_frames, from_frames);
+    }
+
+    /// A stream there and back, while whoever listens gives up every now and then and begins again.
+    #[tokio::test]
+    async fn nothing_is_lost_when_listening_is_given_up() {
+        let (mut host, guest) = Wire::pair().unwrap();
+        guest.set_nonblocking(true).unwrap();
+        let (ours, theirs) = duplex(4096);
+        let carried = tokio::spawn(carry(UnixStream::from_std(guest).unwrap(), theirs));
+
+        let echo = |target, stream| async move {
+            assert_eq!(target, Target::Registry);
+            let (mut reader, mut writer) = split(stream);
+            tokio::io::copy(&mut reader, &mut writer).await.unwrap();
+            writer.shutdown().await.unwrap();
+        };
+        let mut tunnel = Tunnel::new(Arc::new(echo));
+
+        let (echoed, mut is_echoed) = mpsc::channel(1);
+        let guest = tokio::spawn(async move {
+            let mut client = Connection::new(ours.compat(), config(), Mode::Client);
+            let stream = poll_fn(|cx| client.poll_new_outbound(cx)).await.unwrap();
+            let (mut reader, mut writer) = split(stream.compat());
+            let sent: Vec<u8> = (0..3_000_000_u32).map(|number| (number * 7 / 3) as u8).collect();
+            let expected = sent.clone();
+            tokio::spawn(async move {
+                writer.write_all(&wire::encode(&Target::Registry).unwrap()).await.unwrap();
+                writer.write_all(&sent).await.unwrap();
+                writer.shutdown().await.unwrap();
+            });
+            tokio::spawn(async move {
+                let mut received = Vec::new();
+                reader.read_to_end(&mut received).await.unwrap();
+                echoed.send(received == expected).await.unwrap();
+            });
+            let _ = poll_fn(|cx| client.poll_next_inbound(cx)).await;
+        });
+
+        let mut outputs = 0_u64;
+        let is_equal = loop {
+            tokio::select! {
+                biased;
+                is_equal = is_echoed.recv() => break is_equal,
+                () = tokio::time::sleep(Duration::from_micros(outputs % 50)) => {}
+                frame = tunnel.receive(&mut host) => match frame.unwrap() {
+                    GuestFrame::Output { .. } => outputs += 1,
+                    other => panic!("{other:?}"),
+                },
+            }
+        };
+        assert_eq!(is_equal, Some(true));
+        assert!(outputs > 3000, "{outputs}");
+        guest.abort();
+        carried.abort();
+    }
+}
