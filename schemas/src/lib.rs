@@ -9,6 +9,7 @@ pub mod execute;
 pub mod outcome;
 pub mod status;
 
+pub mod tunnel;
 pub mod wire;
 
 pub mod accelerator;
