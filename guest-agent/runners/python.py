@@ -38,6 +38,9 @@ def main():
             sys.modules["random"].seed()
         code = run(program)
         code = finish(code, known, is_last)
+        if not is_last:
+            # Before the agent hears of it: a VM that is saved then would have it to do in every clone.
+            known = settle()
         if os.getpid() == runner_pid:
             try:
                 os.write(CONTROL, b"D%d\n" % code)
@@ -45,7 +48,6 @@ def main():
                 pass  # The program closed it; the exit says the same.
         if is_last:
             os._exit(code)
-        known = settle()
 
 
 def keep_order():

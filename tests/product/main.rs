@@ -19,6 +19,7 @@ mod ending;
 mod javascript;
 mod lifecycle;
 mod limits;
+mod packages;
 mod protocol;
 mod python;
 mod settings;
