@@ -1,5 +1,6 @@
 //! One program that has started: streams, deadlines, the outcome.
 
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use sandbox_schemas::accelerator::Accelerator;
@@ -31,6 +32,12 @@ const NUDGE_DEADLINE: Duration = Duration::from_millis(100);
 pub trait OutputSink: Send {
     /// Text as it came, in order within a stream; up to the stream's cap in all.
     fn output(&mut self, stream: Stream, text: &str);
+
+    /// Whether more is wanted now. While it is not, nothing is read from the VM, so that the program waits when it writes:
+    /// who reads slowly throttles it instead of filling memory. Its deadline goes on, and ends the waiting too.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
 }
 
 /// Where the VM came from, and where the time went until it ran the program.
@@ -66,7 +73,7 @@ pub(crate) async fn run(
     let mut deadline = vm.started + timeout;
     let finished = loop {
         let frame = tokio::select! {
-            frame = vm.next() => frame?,
+            frame = next_wanted(&mut vm, sink, persuasion) => frame?,
             () = tokio::time::sleep_until(deadline.into()) => {
                 match persuade(&mut vm, persuasion).await {
                     Some(next) => persuasion = next,
@@ -98,6 +105,18 @@ pub(crate) async fn run(
         total_ms: milliseconds(preparation.accepted.elapsed()),
     };
     Ok(outcome(finished, timed_out, stdout, stderr, timing, preparation))
+}
+
+/// The next frame, once the sink wants one. A program that is to end is not kept from it by a sink that wants none.
+async fn next_wanted(
+    vm: &mut Running,
+    sink: &mut dyn OutputSink,
+    persuasion: Persuasion,
+) -> Result<GuestFrame, VmError> {
+    if persuasion == Persuasion::None {
+        std::future::poll_fn(|context| sink.poll_ready(context)).await;
+    }
+    vm.next().await
 }
 
 /// The next step, or `None` when there is none left.

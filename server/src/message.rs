@@ -195,8 +195,21 @@ fn parse_one(text: &str) -> Incoming {
     }
 }
 
+/// Longest text of an error, in bytes.
+pub(crate) const ERROR_MAX_BYTES: usize = 2000;
+
 pub(crate) fn error(code: i32, message: impl Into<String>) -> ErrorObjectOwned {
-    ErrorObject::owned(code, message, None::<()>)
+    ErrorObject::owned(code, shortened(message.into()), None::<()>)
+}
+
+/// An error quotes what is wrong, which a client may have made some megabytes long. The answer waits for it to be read.
+pub(crate) fn shortened(mut message: String) -> String {
+    if message.len() > ERROR_MAX_BYTES {
+        message.truncate(message.floor_char_boundary(ERROR_MAX_BYTES));
+        message.push('…');
+        message.shrink_to_fit();
+    }
+    message
 }
 
 /// A response as it goes out.

@@ -6,7 +6,7 @@ use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::outcome::{ErrorCode, ExecuteOutcome};
 use schemars::schema_for;
 
-use crate::progress::{self, Gathered};
+use crate::progress::{self, Channel, Unheard};
 use crate::tools::{ToolCall, ToolError, parse_arguments};
 
 pub(crate) async fn call(call: ToolCall) -> Result<CallToolResult, ToolError> {
@@ -22,12 +22,14 @@ pub(crate) async fn call(call: ToolCall) -> Result<CallToolResult, ToolError> {
     };
     let engine = engine.map_err(|error| ToolError::new(ErrorCode::NotInstalled, error.to_string()))?;
 
-    let gathered = Gathered::default();
-    let mut sink = gathered.clone();
-    let execution = engine.execute(input, &mut sink, context.cancel.clone());
+    let cancel = context.cancel.clone();
     let outcome = match call.progress_token {
-        Some(token) => progress::report(execution, gathered, token, &context.outbox, &context.cancel).await,
-        None => execution.await,
+        Some(token) => {
+            let channel = Channel { token, era: &call.era, outbox: &context.outbox, cancel: &context.cancel };
+            let execution = |mut sink| async move { engine.execute(input, &mut sink, cancel).await };
+            progress::report(channel, execution).await
+        }
+        None => engine.execute(input, &mut Unheard, cancel).await,
     };
     Ok(result(&outcome?))
 }
