@@ -102,6 +102,7 @@ fn schema_of<T: JsonSchema>() -> Schema {
     // Sub-schemas are inlined: several clients do not follow `$ref`.
     let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
     let settings = settings.with_transform(RecursiveTransform(remove_rust_formats));
+    let settings = settings.with_transform(RecursiveTransform(split_types));
     let mut schema = settings.into_generator().into_root_schema_for::<T>();
     // The type's name and description speak of Rust, not of the tool.
     schema.remove("title");
@@ -114,6 +115,15 @@ fn remove_rust_formats(schema: &mut Schema) {
     let is_number = schema.get("type").is_some_and(|kind| kind == "integer" || kind == "number");
     if is_number {
         schema.remove("format");
+    }
+}
+
+/// A list of types is legal, and some clients know schemas of one type only.
+fn split_types(schema: &mut Schema) {
+    if let Some(Value::Array(types)) = schema.get("type") {
+        let branches: Vec<Value> = types.iter().map(|kind| json!({ "type": kind })).collect();
+        schema.remove("type");
+        schema.insert("anyOf".into(), branches.into());
     }
 }
 
@@ -189,6 +199,14 @@ mod tests {
             formats((tool.output)().as_value(), &mut found);
             found.retain(|format| !STANDARD.contains(&format.as_str()));
             assert!(found.is_empty(), "{}: {found:?}", tool.name);
+        }
+    }
+
+    #[test]
+    fn no_schema_has_a_list_of_types() {
+        for tool in TOOLS {
+            let schemas = tool.to_json().to_string();
+            assert!(!schemas.contains(r#""type":["#), "{}", tool.name);
         }
     }
 

@@ -21,6 +21,7 @@ mod lifecycle;
 mod limits;
 mod protocol;
 mod python;
+mod sdks;
 mod settings;
 mod shell;
 mod streaming;
