@@ -1,6 +1,6 @@
 //! One program that has started: streams, deadlines, the outcome.
 
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use sandbox_schemas::accelerator::Accelerator;
@@ -12,6 +12,10 @@ use sandbox_schemas::wire::{Execute, Finished, GuestFrame, Stream};
 use crate::capture::Capture;
 use crate::error::VmError;
 use crate::vm::{Program, Running, unexpected};
+
+/// How long a program whose deadline has come while its sink wanted nothing may still be heard out: it may have ended long ago.
+/// All that its stream can hold took 0.1 s under TCG.
+const HEARING: Duration = Duration::from_millis(500);
 
 /// From an interrupt to the kill: time for an exception to be printed, not more. Printing Python's first traceback, which
 /// imports what prints it, took 0.45-0.55 s under TCG.
@@ -53,9 +57,11 @@ pub(crate) struct Preparation {
 }
 
 /// How far a program has been persuaded to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Persuasion {
     None,
+    /// Not at all yet, but what it has to say is read whether the sink wants it or not.
+    HeardOut,
     Interrupted,
     Killed,
 }
@@ -75,6 +81,12 @@ pub(crate) async fn run(
         let frame = tokio::select! {
             frame = next_wanted(&mut vm, sink, persuasion) => frame?,
             () = tokio::time::sleep_until(deadline.into()) => {
+                let is_throttled = sink.poll_ready(&mut Context::from_waker(Waker::noop())).is_pending();
+                if persuasion == Persuasion::None && is_throttled {
+                    persuasion = Persuasion::HeardOut;
+                    deadline = Instant::now() + HEARING;
+                    continue;
+                }
                 match persuade(&mut vm, persuasion).await {
                     Some(next) => persuasion = next,
                     // Neither an interrupt nor a kill was answered: the VM goes, and its output until then is kept.
@@ -96,7 +108,7 @@ pub(crate) async fn run(
         }
     };
     let execute = vm.started.elapsed();
-    let timed_out = persuasion != Persuasion::None;
+    let timed_out = persuasion >= Persuasion::Interrupted;
     let timing = Timing {
         setup_ms: milliseconds(preparation.setup),
         boot_ms: milliseconds(preparation.boot),
@@ -122,7 +134,7 @@ async fn next_wanted(
 /// The next step, or `None` when there is none left.
 async fn persuade(vm: &mut Running, persuasion: Persuasion) -> Option<Persuasion> {
     let (frame, next) = match persuasion {
-        Persuasion::None => (tokio::time::timeout(NUDGE_DEADLINE, vm.interrupt()).await, Persuasion::Interrupted),
+        Persuasion::None | Persuasion::HeardOut => (tokio::time::timeout(NUDGE_DEADLINE, vm.interrupt()).await, Persuasion::Interrupted),
         Persuasion::Interrupted => (tokio::time::timeout(NUDGE_DEADLINE, vm.kill()).await, Persuasion::Killed),
         Persuasion::Killed => return None,
     };

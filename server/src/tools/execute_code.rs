@@ -1,5 +1,7 @@
 //! `execute_code`: one program in one fresh VM.
 
+use std::time::Duration;
+
 use rmcp::model::CallToolResult;
 use sandbox_engine::ExecuteError;
 use sandbox_schemas::execute::ExecuteInput;
@@ -9,11 +11,18 @@ use schemars::schema_for;
 use crate::progress::{self, Channel, Unheard};
 use crate::tools::{ToolCall, ToolError, parse_arguments};
 
+/// When another call has probably ended, after one was refused for what all of them hold.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
 pub(crate) async fn call(call: ToolCall) -> Result<CallToolResult, ToolError> {
     let input: ExecuteInput = parse_arguments(call.arguments, || schema_for!(ExecuteInput))?;
     // Before the engine is asked for: bad input is bad input also where nothing is installed.
     input.validate().map_err(|error| ToolError::new(ErrorCode::InvalidInput, error.to_string()))?;
     let context = call.context;
+    let _held = context.backend.hold(size_bytes(&input)).ok_or_else(|| ToolError {
+        retry_after: Some(RETRY_AFTER),
+        ..ToolError::new(ErrorCode::Capacity, "the calls that run and wait hold as much code, stdin and environment as they may")
+    })?;
     // An engine that is still starting is not waited for by a call that nobody wants any more.
     let engine = tokio::select! {
         biased;
@@ -32,6 +41,12 @@ pub(crate) async fn call(call: ToolCall) -> Result<CallToolResult, ToolError> {
         None => engine.execute(input, &mut Unheard, cancel).await,
     };
     Ok(result(&outcome?))
+}
+
+/// What a call holds while it waits.
+fn size_bytes(input: &ExecuteInput) -> usize {
+    let env: usize = input.env.iter().map(|(name, value)| name.len() + value.len()).sum();
+    input.code.len() + input.stdin.len() + env
 }
 
 fn result(outcome: &ExecuteOutcome) -> CallToolResult {
