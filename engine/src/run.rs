@@ -134,7 +134,9 @@ async fn next_wanted(
 /// The next step, or `None` when there is none left.
 async fn persuade(vm: &mut Running, persuasion: Persuasion) -> Option<Persuasion> {
     let (frame, next) = match persuasion {
-        Persuasion::None | Persuasion::HeardOut => (tokio::time::timeout(NUDGE_DEADLINE, vm.interrupt()).await, Persuasion::Interrupted),
+        Persuasion::None | Persuasion::HeardOut => {
+            (tokio::time::timeout(NUDGE_DEADLINE, vm.interrupt()).await, Persuasion::Interrupted)
+        }
         Persuasion::Interrupted => (tokio::time::timeout(NUDGE_DEADLINE, vm.kill()).await, Persuasion::Killed),
         Persuasion::Killed => return None,
     };

@@ -123,8 +123,26 @@ fn messages() {
 #[test]
 fn fragments() {
     const FRAGMENTS: [&[u8]; 20] = [
-        b"\n", b"\r\n", b"\r\n\r\n", b" ", b"\xef\xbb\xbf", b"Content-Length: ", b"content-type:", b"2", b"14", b"{", b"}", b"[",
-        b"]", b",", b":", b"\"", b"\"jsonrpc\":\"2.0\"", b"\"id\":-1", b"\"method\":\"ping\"", b"\"params\":{}",
+        b"\n",
+        b"\r\n",
+        b"\r\n\r\n",
+        b" ",
+        b"\xef\xbb\xbf",
+        b"Content-Length: ",
+        b"content-type:",
+        b"2",
+        b"14",
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b",",
+        b":",
+        b"\"",
+        b"\"jsonrpc\":\"2.0\"",
+        b"\"id\":-1",
+        b"\"method\":\"ping\"",
+        b"\"params\":{}",
     ];
     bolero::check!().for_each(|input: &[u8]| {
         let fragment = |byte: &u8| match FRAGMENTS.get(usize::from(*byte) % (2 * FRAGMENTS.len())) {

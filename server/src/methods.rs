@@ -154,12 +154,12 @@ struct Request {
 async fn initialize(request: Request) -> RpcResult {
     let asked: InitializeRequestParams = parse(&request.params)?;
     let version = request.context.connection.negotiate(&asked.protocol_version);
-    to_value(
-        InitializeResult::new(protocol::capabilities())
-            .with_protocol_version(version)
-            .with_server_info(protocol::server_info())
-            .with_instructions(INSTRUCTIONS),
-    )
+    let result = InitializeResult::new(protocol::capabilities())
+        .with_protocol_version(version.clone())
+        .with_server_info(protocol::server_info())
+        .with_instructions(INSTRUCTIONS);
+    // Its own shape is that of what it agrees on, not of what held before.
+    Ok(Era::Legacy(version).shape(to_value(result)?))
 }
 
 async fn ping(_: Request) -> RpcResult {

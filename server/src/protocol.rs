@@ -5,8 +5,8 @@ use std::sync::RwLock;
 
 use jsonrpsee::types::error::{ErrorObject, ErrorObjectOwned, INVALID_PARAMS_CODE, INVALID_REQUEST_CODE};
 use rmcp::model::{
-    CallToolResult, Implementation, JsonObject, ProgressNotificationParam, ProgressToken, ProtocolVersion, ServerCapabilities,
-    ToolsCapability,
+    CallToolResult, Implementation, JsonObject, ProgressNotificationParam, ProgressToken, ProtocolVersion,
+    ServerCapabilities, ToolsCapability,
 };
 use sandbox_schemas::outcome::ErrorCode;
 use serde::Deserialize;
@@ -116,7 +116,8 @@ impl Era {
         match meta.get(LOG_LEVEL_KEY) {
             Some(level) if *self == Era::Modern && !level.is_null() => {
                 let level = Level::deserialize(level);
-                let invalid = |fault| error(INVALID_PARAMS_CODE, format!("Invalid params: _meta[\"{LOG_LEVEL_KEY}\"]: {fault}"));
+                let invalid =
+                    |fault| error(INVALID_PARAMS_CODE, format!("Invalid params: _meta[\"{LOG_LEVEL_KEY}\"]: {fault}"));
                 level.map(Some).map_err(invalid)
             }
             _ => Ok(None),

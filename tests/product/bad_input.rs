@@ -176,7 +176,11 @@ fn what_is_wrong_is_quoted_but_not_at_any_length() {
         let error = tool_error(&mut server, arguments);
         assert!(error.starts_with("invalid_input: ") && error.len() < 2100, "{} bytes", error.len());
     }
-    for message in [json!(long), json!({"jsonrpc": "2.0", "id": 1, "method": long}), request(1, "tools/call", json!({"name": long}))] {
+    for message in [
+        json!(long),
+        json!({"jsonrpc": "2.0", "id": 1, "method": long}),
+        request(1, "tools/call", json!({"name": long})),
+    ] {
         server.send(&message);
         let answer = server.receive().to_string();
         assert!(answer.contains("\"error\"") && answer.len() < 2500, "{} bytes", answer.len());

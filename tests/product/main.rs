@@ -14,8 +14,10 @@ mod harness;
 
 mod bad_input;
 mod cache;
+mod cancelling;
 mod clients;
 mod ending;
+mod eras;
 mod javascript;
 mod lifecycle;
 mod limits;
@@ -26,3 +28,4 @@ mod settings;
 mod shell;
 mod streaming;
 mod templates;
+mod warnings;

@@ -36,7 +36,9 @@ impl Clients {
         let errors = String::from_utf8_lossy(&install.stderr);
         if install.status.code() == Some(UNREACHABLE) {
             // Past the test harness, which shows nothing of a test that passes.
-            let notice = format!("\n{errors}\n!!!! SKIPPED: a registry cannot be reached, so NOTHING was tested with '{name}' !!!!\n");
+            let notice = format!(
+                "\n{errors}\n!!!! SKIPPED: a registry cannot be reached, so NOTHING was tested with '{name}' !!!!\n"
+            );
             std::io::stderr().write_all(notice.as_bytes()).unwrap();
             return None;
         }

@@ -21,7 +21,10 @@ pub(crate) async fn call(call: ToolCall) -> Result<CallToolResult, ToolError> {
     let context = call.context;
     let _held = context.backend.hold(size_bytes(&input)).ok_or_else(|| ToolError {
         retry_after: Some(RETRY_AFTER),
-        ..ToolError::new(ErrorCode::Capacity, "the calls that run and wait hold as much code, stdin and environment as they may")
+        ..ToolError::new(
+            ErrorCode::Capacity,
+            "the calls that run and wait hold as much code, stdin and environment as they may",
+        )
     })?;
     // An engine that is still starting is not waited for by a call that nobody wants any more.
     let engine = tokio::select! {
