@@ -3,7 +3,7 @@
 CARGO ?= cargo
 PROGRAM := $(or $(CARGO_TARGET_DIR),target)/release/sandbox-mcp
 
-.PHONY: demo test lint bench setup setup-tests program image
+.PHONY: demo test lint bench bundle setup setup-tests program image
 .DEFAULT_GOAL := demo
 
 # A VM runs a line of Python. An answer that is an error fails the demo, and is shown.
@@ -37,6 +37,12 @@ program: setup
 # How long a user waits, and what a VM costs: never fails on a time. AGAINST=/path/to/another/sandbox-mcp compares with that.
 bench: image
 	$(CARGO) bench --locked --bench performance
+
+# What desktop clients and the MCP registry install from, in target/bundle. URL is where the bundle will be found.
+bundle: program
+	@mkdir -p target/bundle
+	@installed=$$(sh tests/clients/install.sh node) && cd "$$installed/node_modules/.bin" && \
+	    ./node $(CURDIR)/packaging/pack.mjs mcpb $(abspath $(PROGRAM)) $(CURDIR)/target/bundle "$(URL)"
 
 # Installs the tools that are missing on this host.
 setup:

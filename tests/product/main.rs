@@ -13,6 +13,7 @@
 mod harness;
 
 mod bad_input;
+mod bundle;
 mod cache;
 mod cancelling;
 mod clients;

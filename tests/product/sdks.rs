@@ -15,12 +15,13 @@ use crate::harness::command;
 /// What a client does, in this order; each says so.
 const STEPS: &str = "listing call stream cancel error parallel warning end";
 
-const NODE: &str = "node_modules/.bin/node";
+/// The Node.js of the set `node`, which brings its own: the Inspector needs a newer one than Debian 12 has.
+pub const NODE: &str = "node_modules/.bin/node";
 
 /// A set of installed clients, and a place for what a test has beside it.
-struct Clients {
-    installed: PathBuf,
-    folder: TempDir,
+pub struct Clients {
+    pub installed: PathBuf,
+    pub folder: TempDir,
 }
 
 /// The folder of `tests/clients`.
@@ -30,7 +31,7 @@ fn sources() -> PathBuf {
 
 impl Clients {
     /// `None` when they could not be had, because a registry cannot be reached. Nothing else is a reason.
-    fn installed(name: &str) -> Option<Clients> {
+    pub fn installed(name: &str) -> Option<Clients> {
         const UNREACHABLE: i32 = 75;
         let install = Command::new("sh").arg(sources().join("install.sh")).arg(name).output().unwrap();
         let errors = String::from_utf8_lossy(&install.stderr);
@@ -47,7 +48,7 @@ impl Clients {
         Some(Clients { installed, folder: tempfile::tempdir().unwrap() })
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
