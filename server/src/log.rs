@@ -11,15 +11,12 @@ use tracing::{Event, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Filter, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::message::notification;
+use crate::message::{notification, shortened};
 use crate::outbox::{Outbox, WeakOutbox};
 
 /// Records that wait for a client to ask for them, or to read. Those of the start come before anyone can ask; of more than
 /// these the oldest go.
 const KEPT_MAX: usize = 32;
-
-/// Longest text of a record. What an error quotes has bounds of its own; this one is for the notification.
-const TEXT_MAX_BYTES: usize = 2000;
 
 /// The severities of MCP, which are those of syslog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -160,9 +157,7 @@ struct Text {
 impl Text {
     fn finish(mut self) -> String {
         self.message.push_str(&self.fields);
-        let end = self.message.floor_char_boundary(TEXT_MAX_BYTES);
-        self.message.truncate(end);
-        self.message
+        shortened(self.message)
     }
 }
 
@@ -234,13 +229,13 @@ mod tests {
     #[tokio::test]
     async fn what_is_kept_is_bounded() {
         let events = told(|log| {
-            (0..1000).for_each(|n| tracing::warn!("{n} {}", "é".repeat(TEXT_MAX_BYTES)));
+            (0..1000).for_each(|n| tracing::warn!("{n} {}", "é".repeat(5000)));
             log.set_level(Level::Debug);
         });
         let events = events.await;
         // As many as the outbox has room for; the others wait for the next time.
         assert!(!events.is_empty() && events.len() <= KEPT_MAX, "{}", events.len());
         assert!(events[0].starts_with(r#""warning" "968 é"#), "{}", &events[0][..30]);
-        assert!(events.iter().all(|event| event.len() < TEXT_MAX_BYTES + 20));
+        assert!(events.iter().all(|event| event.len() < 2100));
     }
 }

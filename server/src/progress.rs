@@ -163,10 +163,16 @@ impl Reporter<'_> {
     /// Before the result: what is not written yet is dropped, since the result has it; what was keeps its distance.
     async fn end(self) {
         let Some(last) = self.last else { return };
-        if let Some(written) = last.settle().await
-            && !self.channel.cancel.is_cancelled()
-        {
-            tokio::time::sleep_until(written + BEFORE_RESULT).await;
+        let distance = async {
+            if let Some(written) = last.settle().await {
+                tokio::time::sleep_until(written + BEFORE_RESULT).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = distance => {}
+            // There will be no result, so the call does not wait for a client that may never read.
+            () = self.channel.cancel.cancelled() => {}
         }
     }
 }

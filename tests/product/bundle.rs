@@ -34,7 +34,9 @@ fn a_bundle_is_valid_and_what_is_in_it_serves() {
     let manifest = read(&unpacked.join("manifest.json"));
     assert_eq!((&manifest["manifest_version"], &manifest["server"]["type"]), (&json!("0.3"), &json!("binary")));
     let entry_point = unpacked.join(manifest["server"]["entry_point"].as_str().unwrap());
-    let mut server = Server::start_as(Command::new(entry_point).envs(command().get_envs().filter_map(|(name, value)| Some((name, value?)))));
+    let mut server = Server::start_as(
+        Command::new(entry_point).envs(command().get_envs().filter_map(|(name, value)| Some((name, value?)))),
+    );
     server.send(&request(1, "initialize", initialize_params("2025-11-25")));
     assert_eq!(server.receive()["result"]["serverInfo"]["version"], manifest["version"]);
     server.send(&request(2, "tools/list", json!({})));

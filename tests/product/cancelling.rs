@@ -134,6 +134,11 @@ fn while_nobody_reads_its_output() {
     ));
     server.wait_for_machines(1, DEADLINE);
     std::thread::sleep(Duration::from_secs(2));
+    // Its id is free again although nobody has read yet: the next call of that id is no second one.
+    server.send(&cancel(1));
+    server.wait_for_machines(0, Duration::from_secs(5));
+    server.send(&sleep(1));
+    server.wait_for_machines(1, DEADLINE);
     check_cancel(&mut server, 1, 0);
     check_next(&mut server);
 }
