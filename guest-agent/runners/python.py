@@ -33,9 +33,10 @@ def main():
             os.close(REQUEST)
         if told[:1] == b"E":
             apply_environment(read(os.path.join(os.path.dirname(program), "env")))
-        if "random" in sys.modules:
-            # A clone of this VM has the same generator state until it is seeded anew.
-            sys.modules["random"].seed()
+        # A clone of this VM has the same generators until they are seeded anew.
+        for name in ("random", "numpy.random"):
+            if seed := getattr(sys.modules.get(name), "seed", None):
+                seed()
         code = run(program)
         code = finish(code, known, is_last)
         if not is_last:
