@@ -178,6 +178,7 @@ impl Engine {
                 agent: spec.image.initrd_sha256.to_string(),
             },
             template: templates.as_ref().map_or(off, Templates::status),
+            environments: templates.as_ref().map_or(Vec::new(), |templates| templates.environments(pool)),
             vms: VmCounts {
                 ready: pool.len() as u64,
                 restoring: count(&stats.restoring),
@@ -300,7 +301,7 @@ impl Inner {
         sink: &mut dyn OutputSink,
     ) -> Result<ExecuteOutcome, ExecuteError> {
         let environment = self.environment(&request, sink).await?;
-        let _activity = self.host.pool.begin(request.language);
+        let _activity = self.host.pool.begin(request.language, layer_of(environment.as_ref()));
         let timeout = Duration::from_secs(request.timeout_seconds);
         let (language, memory_mb) = (request.language, request.memory_mb + VM_OVERHEAD_MB);
         let program = program(request).map_err(before_run)?;
