@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sandbox_packages::{Requirement, Session};
+use sandbox_packages::{Refusal, Requirement, Session};
 use sandbox_schemas::environment::{Lock, LockedPackage};
 use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::language::Language;
@@ -98,7 +98,7 @@ pub(crate) async fn install(
     let outcome = outcome.map_err(InstallError::internal)?;
     // Whoever could still write to the disk is gone.
     let _ = is_gone.await;
-    if outcome.exit_code != 0 {
+    if outcome.exit_code != 0 || refusal(session).is_some() {
         return Err(failure(&outcome, session));
     }
     let packages = (installer.read)(&outcome.stdout).map_err(InstallError::internal)?;
@@ -154,7 +154,7 @@ fn request(installer: &Installer, requirements: &[Requirement]) -> ExecuteInput 
 fn failure(outcome: &ExecuteOutcome, session: &Session) -> InstallError {
     let log = log_of(outcome);
     let report = session.report();
-    if let Some(refusal) = report.refusals.iter().find(|refusal| !refusal.is_optional) {
+    if let Some(refusal) = refusal(session) {
         return InstallError::Refused { reason: refusal.to_string() };
     }
     let reason = if outcome.timed_out {
@@ -169,6 +169,11 @@ fn failure(outcome: &ExecuteOutcome, session: &Session) -> InstallError {
         "the installer failed".into()
     };
     InstallError::Failed { reason, log }
+}
+
+/// What was refused and is needed. An installer that goes on without it has found something else than what was asked for.
+fn refusal(session: &Session) -> Option<Refusal> {
+    session.report().refusals.into_iter().find(|refusal| !refusal.is_optional)
 }
 
 /// The end of what the installer has said.
