@@ -111,7 +111,8 @@ pub(crate) fn arguments_to(start: StartKind, spec: &LaunchSpec, version: Version
             "-drive",
             format!("if=none,id=slot,format=raw,{},file={},file.locking=off", access(&spec.slot), open(SLOT_FD)),
         ),
-        ("-device", "virtio-blk-device,drive=slot".to_string()),
+        // A disk that is full is the installer's to hear of; by default QEMU would stop the VM and wait for somebody.
+        ("-device", "virtio-blk-device,drive=slot,werror=report".to_string()),
         ("-device", "virtio-serial-device,max_ports=2".to_string()),
         ("-chardev", format!("socket,id=wire,fd={WIRE_FD}")),
         ("-device", "virtserialport,chardev=wire,name=agent,nr=1".to_string()),
