@@ -13,12 +13,12 @@ use sandbox_store::{CacheDir, KeyHasher, Kind, LOCK_POLL, Shelf};
 use tokio::sync::OnceCell;
 use tokio_util::task::TaskTracker;
 
+use crate::entry::Unusable;
 use crate::environment::build::{Builds, Words};
 use crate::environment::install::{self, install};
 use crate::environment::{Environment, InstallError, layer};
 use crate::host::Host;
 use crate::run::OutputSink;
-use crate::template::entry::Unusable;
 
 /// Raised with each change of how a layer is made that nothing else in its key shows.
 const RECIPE_VERSION: u32 = 1;

@@ -17,7 +17,7 @@ use sandbox_schemas::wire::Role;
 use serde::Deserialize;
 use tokio::sync::oneshot;
 
-use crate::engine::boot_deadline;
+use crate::acquire::boot_deadline;
 use crate::environment::{InstallError, layer};
 use crate::error::VmError;
 use crate::host::Host;

@@ -10,7 +10,7 @@ use sandbox_schemas::limits::{MEMORY_MAX_MB, STDERR_MAX_BYTES, STDOUT_MAX_BYTES}
 use sandbox_schemas::wire::{Execute, Hello};
 use tokio::sync::oneshot;
 
-use crate::engine::boot_deadline;
+use crate::acquire::boot_deadline;
 use crate::error::VmError;
 use crate::qemu::{LaunchSpec, Qemu, Start};
 use crate::template::ram;

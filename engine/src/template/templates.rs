@@ -11,6 +11,7 @@ use sandbox_schemas::limits::{MEMORY_MAX_MB, VM_OVERHEAD_MB};
 use sandbox_schemas::status::{EnvironmentStatus, TemplateState, TemplateStatus};
 use sandbox_store::{CacheDir, FileError, Kind, LOCK_POLL, Lock, Shelf, ShelfError};
 
+use crate::entry::Unusable;
 use crate::environment::Environment;
 use crate::error::VmError;
 use crate::pool::Pool;
@@ -18,7 +19,7 @@ use crate::qemu::{LaunchSpec, OPENS_RAM_READ_ONLY, Qemu, StartKind, arguments_to
 use crate::template::Template;
 use crate::template::build::{self, REHEARSALS};
 use crate::template::derive;
-use crate::template::entry::{self, Origin, Unusable};
+use crate::template::entry::{self, Origin};
 use crate::template::key::{TemplateInputs, host_cpu};
 
 /// The name of the template that has all languages and no packages.
