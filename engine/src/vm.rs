@@ -11,10 +11,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::FutureExt;
 use sandbox_schemas::language::Language;
-use sandbox_schemas::wire::{self, Execute, Exit, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION, Role};
+use sandbox_schemas::limits::{STDERR_MAX_BYTES, STDOUT_MAX_BYTES};
+use sandbox_schemas::wire::{self, Execute, Exit, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION, Role, Stream};
 
+use crate::capture::Capture;
 use crate::error::VmError;
-use crate::qemu::{LaunchSpec, Monitor, Qemu, QemuProcess, Start};
+use crate::qemu::{LaunchSpec, Monitor, Qemu, QemuProcess};
 use crate::tunnel::{Tunnel, TunnelHandler};
 use crate::wire::Wire;
 
@@ -140,7 +142,7 @@ impl Booting {
             if spec.start.kind().has_monitor() { Some(Monitor::pair()?).unzip() } else { (None, None) };
         let process = qemu.spawn(spec, guest_end, monitor_end, keep)?;
         let mut machine = Machine { process, wire, tunnel: None, monitor };
-        if let (Start::Restore { state, .. }, Some(monitor)) = (&spec.start, &mut machine.monitor) {
+        if let (Some(state), Some(monitor)) = (spec.start.state(), &mut machine.monitor) {
             monitor.begin_restore(state).await?;
         }
         // It lies in the socket until the guest reads it: for a restored one, when it wakes.
@@ -170,22 +172,46 @@ impl Booting {
 
 impl Ready {
     /// Runs a program of ours in the interpreter that will run the next one.
-    pub(crate) async fn rehearse(mut self, program: &Program, deadline: Duration) -> Result<Ready, VmError> {
+    pub(crate) async fn rehearse(self, program: &Program, deadline: Duration) -> Result<Ready, VmError> {
+        self.rehearse_to_hear(program, deadline).await.map(|(vm, _)| vm)
+    }
+
+    /// The same, and what it has written to stdout.
+    pub(crate) async fn rehearse_to_hear(
+        mut self,
+        program: &Program,
+        deadline: Duration,
+    ) -> Result<(Ready, String), VmError> {
+        let (mut stdout, mut stderr) = (Capture::new(STDOUT_MAX_BYTES), Capture::new(STDERR_MAX_BYTES));
         let rehearsal = async {
             self.machine.send(&program.0).await?;
             loop {
                 match self.machine.receive().await? {
-                    GuestFrame::Started | GuestFrame::Output { .. } => {}
-                    GuestFrame::Finished(finished) if finished.exit == Exit::Code(0) => return Ok(()),
-                    GuestFrame::Finished(finished) => {
-                        return Err(VmError::Guest(format!("a rehearsal ended with {:?}", finished.exit)));
-                    }
+                    GuestFrame::Output { stream: Stream::Stdout, bytes } => drop(stdout.push(&bytes)),
+                    GuestFrame::Output { stream: Stream::Stderr, bytes } => drop(stderr.push(&bytes)),
+                    GuestFrame::Started => {}
+                    GuestFrame::Finished(finished) => return Ok(finished.exit),
                     other => return Err(unexpected("output", &other)),
                 }
             }
         };
-        within(deadline, rehearsal).await?;
-        Ok(self)
+        match within(deadline, rehearsal).await? {
+            Exit::Code(0) => Ok((self, stdout.finish(0).text)),
+            exit => {
+                let last_words = stderr.finish(0).text;
+                let last_line = last_words.trim_end().lines().next_back().unwrap_or_default();
+                Err(VmError::Guest(format!("a rehearsal ended with {exit:?}: {last_line}")))
+            }
+        }
+    }
+
+    /// Leaves it alone for a while. A guest that says something then, or ends, is of no use.
+    pub(crate) async fn rest(mut self, time: Duration) -> Result<Ready, VmError> {
+        match tokio::time::timeout(time, self.machine.receive()).await {
+            Err(_) => Ok(self),
+            Ok(Ok(frame)) => Err(unexpected("nothing", &frame)),
+            Ok(Err(error)) => Err(error),
+        }
     }
 
     /// Stops the VM for good and takes its device state; its memory is in the file that it was started with.
@@ -270,6 +296,7 @@ pub(crate) fn hello(warm: Vec<Language>) -> Result<Hello, VmError> {
         vm_id: id.iter().map(|byte| format!("{byte:02x}")).collect(),
         warm,
         role: Role::Runs,
+        has_packages: false,
     };
     hello.entropy.copy_from_slice(entropy);
     Ok(hello)

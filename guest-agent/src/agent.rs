@@ -141,6 +141,9 @@ impl Agent {
             self.runners.push(Runner::spawn(language, &[])?);
             self.warming.push(language);
         }
+        if hello.has_packages {
+            boot::mount_packages()?;
+        }
         if let Role::Installs { writable_mb, has_disk } = hello.role {
             self.equip(writable_mb, has_disk)?;
         }

@@ -57,6 +57,12 @@ pub(crate) fn bring_up() -> Result<Port> {
     open_port()
 }
 
+/// Puts the package layer, which is on the second disk, where interpreters look for it.
+pub(crate) fn mount_packages() -> Result<()> {
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
+    attach("/dev/vdb", "/packages", "erofs", flags, "")
+}
+
 /// Stops the VM: the kernel command line makes a reboot a triple fault, at which QEMU (`-no-reboot`) exits.
 pub(crate) fn stop_machine() {
     let _ = reboot(RebootMode::RB_AUTOBOOT);

@@ -6,6 +6,7 @@ pub mod language;
 pub mod limits;
 
 pub mod execute;
+pub mod install;
 pub mod outcome;
 pub mod status;
 
@@ -15,6 +16,9 @@ pub mod wire;
 pub mod accelerator;
 pub mod image;
 pub mod template;
+
+pub mod environment;
+pub mod layer;
 
 #[cfg(feature = "json-schema")]
 pub mod tools;

@@ -75,6 +75,8 @@ pub enum ErrorCode {
     Capacity,
     /// The host lacks something (QEMU, the image, a permission); nothing ran. The message says what to do.
     NotInstalled,
+    /// Packages could not be installed; nothing ran, and nothing of them is kept. The message has the installer's reason.
+    InstallFailed,
     /// The VM failed before the program started. Safe to try again.
     FailedBeforeRun,
     /// The VM failed while the program ran, or after. It may have run in part or in full.
@@ -82,6 +84,11 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
+    /// Whether the same call may succeed later with nothing changed, and cannot have run before.
+    pub const fn is_retryable(self) -> bool {
+        matches!(self, ErrorCode::Capacity | ErrorCode::FailedBeforeRun)
+    }
+
     /// The stable name that clients branch on.
     pub const fn name(self) -> &'static str {
         match self {
@@ -89,6 +96,7 @@ impl ErrorCode {
             ErrorCode::Refused => "refused",
             ErrorCode::Capacity => "capacity",
             ErrorCode::NotInstalled => "not_installed",
+            ErrorCode::InstallFailed => "install_failed",
             ErrorCode::FailedBeforeRun => "failed_before_run",
             ErrorCode::OutcomeUnknown => "outcome_unknown",
         }

@@ -3,8 +3,10 @@
 use schemars::generate::SchemaSettings;
 use schemars::transform::RecursiveTransform;
 use schemars::{JsonSchema, Schema};
+use serde_json::{Value, json};
 
 use crate::execute::ExecuteInput;
+use crate::install::{InstallInput, InstallOutcome};
 use crate::outcome::ExecuteOutcome;
 use crate::status::{PoolStatus, StatusInput};
 
@@ -36,21 +38,31 @@ pub struct Hints {
     pub open_world: bool,
 }
 
+/// What clients tell their model of this server as a whole. They cut it at 2 KB.
+pub const INSTRUCTIONS: &str = "Runs programs in throw-away virtual machines on the user's own computer. Call \
+    execute_code with a whole program; nothing is kept between calls. A program that fails is a normal result: read its \
+    exit_code and stderr. Errors of the sandbox itself begin with a code: invalid_input, refused, capacity, \
+    not_installed and failed_before_run mean that nothing ran; outcome_unknown means that it may have.";
+
 /// Name of the tool that runs a program.
 pub const EXECUTE_CODE: &str = "execute_code";
+
+/// Name of the tool that installs packages.
+pub const INSTALL_PACKAGES: &str = "install_packages";
 
 /// Name of the tool that tells how the sandbox is doing.
 pub const POOL_STATUS: &str = "pool_status";
 
 /// Every tool.
-pub const TOOLS: &[ToolSpec] = &[EXECUTE_CODE_SPEC, POOL_STATUS_SPEC];
+pub const TOOLS: &[ToolSpec] = &[EXECUTE_CODE_SPEC, INSTALL_PACKAGES_SPEC, POOL_STATUS_SPEC];
 
 const EXECUTE_CODE_SPEC: ToolSpec = ToolSpec {
     name: EXECUTE_CODE,
     title: "Execute code",
     description: "Runs a Python, JavaScript/TypeScript or shell program in a fresh virtual machine on this computer and \
         returns its exit code, stdout and stderr. Nothing is kept between calls. The program runs as a script in the \
-        empty, writable directory /workspace; without network (loopback works). Print what you want to see: the value \
+        empty, writable directory /workspace; without network (loopback works): name the packages that it needs in packages, \
+        instead of calling pip or npm. Print what you want to see: the value \
         of a last expression is not shown. Python 3.13 with its standard library; Node.js LTS with top-level await, \
         import and require; bash with git, curl, jq, make, patch, tree, unzip, gawk, sed and grep. A program that fails \
         is a normal result with a non-zero exit_code and its error on stderr; exit_code -1 with timed_out true means \
@@ -58,6 +70,22 @@ const EXECUTE_CODE_SPEC: ToolSpec = ToolSpec {
     input: schema_of::<ExecuteInput>,
     output: schema_of::<ExecuteOutcome>,
     hints: Hints { read_only: true, destructive: false, idempotent: false, open_world: false },
+};
+
+const INSTALL_PACKAGES_SPEC: ToolSpec = ToolSpec {
+    name: INSTALL_PACKAGES,
+    title: "Install packages",
+    description: "Installs Python packages from PyPI or JavaScript packages from npm for programs that execute_code runs, and \
+        returns an environment_id for it and the exact versions. The first time takes seconds to minutes; after that the set is \
+        kept, and a program that names it starts as quickly as one without packages, with the packages imported already. \
+        execute_code installs what its own packages argument names, so call this to install ahead, to see versions, or to share \
+        a set by its environment_id. Wheels only, and no install scripts. By default only the 10,000 most used names of each \
+        registry are allowed, dependencies included; a refusal names the package and, where there is one, the name that was \
+        probably meant.",
+    input: schema_of::<InstallInput>,
+    output: schema_of::<InstallOutcome>,
+    // It changes the cache of this tool alone.
+    hints: Hints { read_only: false, destructive: false, idempotent: true, open_world: true },
 };
 
 const POOL_STATUS_SPEC: ToolSpec = ToolSpec {
@@ -71,10 +99,31 @@ const POOL_STATUS_SPEC: ToolSpec = ToolSpec {
     hints: Hints { read_only: true, destructive: false, idempotent: true, open_world: false },
 };
 
+impl ToolSpec {
+    /// The tool as `tools/list` shows it to clients of the newest version.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "name": self.name,
+            "title": self.title,
+            "description": self.description,
+            "inputSchema": (self.input)(),
+            "outputSchema": (self.output)(),
+            "annotations": {
+                "title": self.title,
+                "readOnlyHint": self.hints.read_only,
+                "destructiveHint": self.hints.destructive,
+                "idempotentHint": self.hints.idempotent,
+                "openWorldHint": self.hints.open_world,
+            },
+        })
+    }
+}
+
 fn schema_of<T: JsonSchema>() -> Schema {
     // Sub-schemas are inlined: several clients do not follow `$ref`.
     let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
     let settings = settings.with_transform(RecursiveTransform(remove_rust_formats));
+    let settings = settings.with_transform(RecursiveTransform(split_types));
     let mut schema = settings.into_generator().into_root_schema_for::<T>();
     // The type's name and description speak of Rust, not of the tool.
     schema.remove("title");
@@ -90,10 +139,18 @@ fn remove_rust_formats(schema: &mut Schema) {
     }
 }
 
+/// A list of types is legal, and some clients know schemas of one type only.
+fn split_types(schema: &mut Schema) {
+    if let Some(Value::Array(types)) = schema.get("type") {
+        let branches: Vec<Value> = types.iter().map(|kind| json!({ "type": kind })).collect();
+        schema.remove("type");
+        schema.insert("anyOf".into(), branches.into());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::Value;
     use std::path::Path;
 
     /// The generated schemas are kept in the tree, so that a change of the interface shows in a diff.
@@ -101,14 +158,7 @@ mod tests {
     #[test]
     fn schemas_equal_their_golden_files() {
         for tool in TOOLS {
-            let json = serde_json::json!({
-                "name": tool.name,
-                "title": tool.title,
-                "description": tool.description,
-                "inputSchema": (tool.input)(),
-                "outputSchema": (tool.output)(),
-            });
-            let generated = serde_json::to_string_pretty(&json).unwrap() + "\n";
+            let generated = serde_json::to_string_pretty(&tool.to_json()).unwrap() + "\n";
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tools/{}.json", tool.name));
             if std::env::var_os("UPDATE_GOLDEN").is_some() {
                 std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -174,9 +224,18 @@ mod tests {
     }
 
     #[test]
+    fn no_schema_has_a_list_of_types() {
+        for tool in TOOLS {
+            let schemas = tool.to_json().to_string();
+            assert!(!schemas.contains(r#""type":["#), "{}", tool.name);
+        }
+    }
+
+    #[test]
     fn descriptions_fit_what_clients_show() {
         for tool in TOOLS {
             assert!(tool.description.len() < 2000, "{} is cut by clients", tool.name);
         }
+        assert!(INSTRUCTIONS.len() < 2000, "the instructions are cut by clients");
     }
 }

@@ -47,6 +47,8 @@ pub struct Hello {
     pub warm: Vec<Language>,
     /// What the VM is for.
     pub role: Role,
+    /// Whether the second disk has packages that are to be mounted, before any interpreter starts.
+    pub has_packages: bool,
 }
 
 /// What a VM is for. Only the host gives it more than a program needs.

@@ -1,8 +1,9 @@
 //! The directory that holds everything, and the bound on what it takes. Only its user may look into it.
 //!
 //! ```text
-//! images/  templates/    shelves, whose entries are bounded together
-//! downloads/  logs/      what builders keep for the next time
+//! images/  templates/  layers/   shelves, whose entries are bounded together
+//! downloads/  logs/              what builders keep for the next time
+//! packages/                      what registries sent, bounded on its own
 //! ```
 
 use std::fs;
@@ -21,16 +22,19 @@ pub enum Kind {
     Image,
     /// A VM that was saved.
     Template,
+    /// Packages, installed.
+    Layer,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 2] = [Kind::Image, Kind::Template];
+    pub const ALL: [Kind; 3] = [Kind::Image, Kind::Template, Kind::Layer];
 
     const fn folder(self) -> &'static str {
         match self {
             Kind::Image => "images",
             Kind::Template => "templates",
+            Kind::Layer => "layers",
         }
     }
 }
@@ -100,6 +104,11 @@ impl CacheDir {
         self.root.join("downloads")
     }
 
+    /// Where what came from package registries is kept.
+    pub fn packages(&self) -> PathBuf {
+        self.root.join("packages")
+    }
+
     /// Where the output of tools is kept.
     pub fn logs(&self) -> PathBuf {
         self.root.join("logs")
@@ -122,11 +131,8 @@ impl CacheDir {
 
     /// What takes space beside the entries: what is kept for the next build, and what is being built or was left half done.
     pub fn besides(&self) -> Vec<Beside> {
-        let kept = [("downloads", self.downloads()), ("logs", self.logs())].map(|(name, path)| Beside {
-            name,
-            size_bytes: content_bytes(&path),
-            path,
-        });
+        let kept = [("downloads", self.downloads()), ("packages", self.packages()), ("logs", self.logs())]
+            .map(|(name, path)| Beside { name, size_bytes: content_bytes(&path), path });
         let unfinished = Kind::ALL.map(|kind| {
             let shelf = self.shelf(kind);
             Beside { name: "unfinished", size_bytes: shelf.unfinished_bytes(), path: shelf.folder().to_owned() }

@@ -13,15 +13,21 @@
 mod harness;
 
 mod bad_input;
+mod bundle;
 mod cache;
+mod cancelling;
 mod clients;
 mod ending;
+mod eras;
 mod javascript;
 mod lifecycle;
 mod limits;
+mod packages;
 mod protocol;
 mod python;
+mod sdks;
 mod settings;
 mod shell;
 mod streaming;
 mod templates;
+mod warnings;
