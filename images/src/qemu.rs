@@ -21,9 +21,11 @@ const PACKAGES: &str = include_str!("../qemu/packages.list");
 /// How it is compiled.
 const SCRIPT: &str = include_str!("../qemu/build.sh");
 /// What the compiling finds in the tree, by name.
-const INPUTS: [(&str, &str); 2] = [
+const INPUTS: [(&str, &str); 4] = [
     ("devices.mak", include_str!("../qemu/devices.mak")),
+    ("device-tree.patch", include_str!("../qemu/device-tree.patch")),
     ("firmware.patch", include_str!("../qemu/firmware.patch")),
+    ("memory-map.patch", include_str!("../qemu/memory-map.patch")),
 ];
 /// How many steps ninja takes, for the progress bar.
 const OBJECTS: u64 = 1290;

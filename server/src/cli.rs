@@ -85,6 +85,20 @@ mod tests {
     }
 
     #[test]
+    fn a_qemu_of_our_own_is_built_only_for_whoever_asks() {
+        let action = |arguments: &[&str]| {
+            match Cli::try_parse_from(["sandbox-mcp", "image"].iter().chain(arguments)).map(|cli| cli.command) {
+                Ok(Some(Command::Image { action })) => Some(action),
+                _ => None,
+            }
+        };
+        assert!(matches!(action(&["build"]), Some(ImageAction::Build { with_qemu: false })));
+        assert!(matches!(action(&["build", "--with-qemu"]), Some(ImageAction::Build { with_qemu: true })));
+        assert!(matches!(action(&["remove", "qemu"]), Some(ImageAction::Remove { part: Part::Qemu })));
+        assert!(action(&["remove"]).is_none() && action(&["remove", "agent"]).is_none());
+    }
+
+    #[test]
     fn flags_count_before_and_behind_a_command_and_the_last_of_a_switch_wins() {
         let given = |arguments: &[&str]| {
             let cli = Cli::try_parse_from(["sandbox-mcp"].iter().chain(arguments)).unwrap();

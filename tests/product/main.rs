@@ -19,6 +19,7 @@ mod ending;
 mod javascript;
 mod lifecycle;
 mod limits;
+mod own_qemu;
 mod protocol;
 mod python;
 mod settings;
