@@ -11,7 +11,9 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use sandbox_schemas::image::{Component, ComponentState, MANIFEST_FORMAT, Manifest};
-use sandbox_store::{At, CacheDir, Kind, Lease, Lock, NotRemoved, Shelf, Workplace, create_private_directory, write_json};
+use sandbox_store::{
+    At, CacheDir, Kind, Lease, Lock, NotRemoved, Shelf, Workplace, create_private_directory, write_json,
+};
 
 use crate::entry::{self, MANIFEST, Unverified};
 use crate::error::BuildError;

@@ -56,7 +56,8 @@ impl Recipe for Qemu {
             fs::write(&path, text).at("write", &path)?;
         }
 
-        let mut installing = Some(workshop.progress.stage("qemu: installing what it is compiled with", None, Unit::None));
+        let mut installing =
+            Some(workshop.progress.stage("qemu: installing what it is compiled with", None, Unit::None));
         let mut compiling = None;
         let mut done = 0;
         let tool = with_options(mmdebstrap_tool(work), &self.key());
@@ -116,7 +117,10 @@ fn with_options(tool: Tool, key: &Digest) -> Tool {
         .args(INPUTS.map(|(name, _)| format!("--customize-hook=upload {name} /inputs/{name}")))
         .arg("--customize-hook=upload build.sh /inputs/build.sh")
         .arg("--customize-hook=sh \"$1/inputs/build.sh\" \"$1\"")
-        .args([Component::Qemu.file_name(), "versions"].map(|name| format!("--customize-hook=download /inputs/{name} {name}")))
+        .args(
+            [Component::Qemu.file_name(), "versions"]
+                .map(|name| format!("--customize-hook=download /inputs/{name} {name}")),
+        )
         // What QEMU says of its version is in a template's key: one that was configured otherwise says something else.
         .env("SANDBOX_QEMU_KEY", key.short())
 }

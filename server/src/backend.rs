@@ -85,9 +85,8 @@ impl Backend {
         // Verifying reads some hundred megabytes, when they have changed since the last time.
         let is_named = self.settings.qemu.value.is_some();
         let load = move || Ok((store.load()?, if is_named { None } else { store.qemu()? }));
-        let loaded: Result<_, LoadError> = tokio::task::spawn_blocking(load)
-            .await
-            .map_err(|error| BackendError::Internal(error.to_string()))?;
+        let loaded: Result<_, LoadError> =
+            tokio::task::spawn_blocking(load).await.map_err(|error| BackendError::Internal(error.to_string()))?;
         let (image, qemu) = loaded?;
         let config = self.settings.engine_config(image, qemu).map_err(BackendError::Setting)?;
         Ok(Engine::start(config).await?)

@@ -86,11 +86,11 @@ mod tests {
 
     #[test]
     fn a_qemu_of_our_own_is_built_only_for_whoever_asks() {
-        let action = |arguments: &[&str]| {
-            match Cli::try_parse_from(["sandbox-mcp", "image"].iter().chain(arguments)).map(|cli| cli.command) {
-                Ok(Some(Command::Image { action })) => Some(action),
-                _ => None,
-            }
+        let action = |arguments: &[&str]| match Cli::try_parse_from(["sandbox-mcp", "image"].iter().chain(arguments))
+            .map(|cli| cli.command)
+        {
+            Ok(Some(Command::Image { action })) => Some(action),
+            _ => None,
         };
         assert!(matches!(action(&["build"]), Some(ImageAction::Build { with_qemu: false })));
         assert!(matches!(action(&["build", "--with-qemu"]), Some(ImageAction::Build { with_qemu: true })));

@@ -1,6 +1,7 @@
 //! The QEMU that `image build --with-qemu` builds: where it is there, VMs run in it. It is not built for the tests, since that
 //! takes minutes; where it is not there, they say that they were skipped.
 
+use std::io::Write;
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -14,7 +15,11 @@ fn own() -> Option<Command> {
     let text = String::from_utf8(output.stdout).unwrap();
     let line = text.lines().find(|line| line.starts_with("qemu ")).expect("the status tells of QEMU");
     if !line.contains(" present ") {
-        eprintln!("SKIPPED: no QEMU of our own: `sandbox-mcp image build --with-qemu` builds it ({line})");
+        // Not by `eprintln!`, whose words are kept back when a test passes.
+        let _ = writeln!(
+            std::io::stderr(),
+            "SKIPPED: no QEMU of our own: `sandbox-mcp image build --with-qemu` builds it ({line})"
+        );
         return None;
     }
     let mut command = command();
@@ -63,7 +68,8 @@ fn its_process_is_hardened() {
     let places = machines.iter().map(|id| {
         let maps = std::fs::read_to_string(format!("/proc/{id}/maps")).unwrap();
         assert!(!maps.contains(".so"), "it is static: {maps}");
-        let code = maps.lines().find(|line| line.contains("r-xp") && line.contains("qemu")).expect("its code is mapped");
+        let code =
+            maps.lines().find(|line| line.contains("r-xp") && line.contains("qemu")).expect("its code is mapped");
         let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
         assert!(status.contains("Name:\tqemu-system-x86\n"), "{status}");
         assert!(status.contains("Seccomp:\t2\n"), "its system calls are filtered: {status}");

@@ -22,7 +22,9 @@ use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::oneshot;
 
 use crate::error::VmError;
-use crate::qemu::command::{self, BINARY_FD, INITRD_FD, KERNEL_FD, LaunchSpec, MONITOR_FD, RAM_FD, ROOT_FD, SLOT_FD, WIRE_FD};
+use crate::qemu::command::{
+    self, BINARY_FD, INITRD_FD, KERNEL_FD, LaunchSpec, MONITOR_FD, RAM_FD, ROOT_FD, SLOT_FD, WIRE_FD,
+};
 
 /// KVM's device.
 pub(crate) const KVM_DEVICE: &str = "/dev/kvm";
