@@ -99,7 +99,7 @@ impl Engine {
             slot: Slot { file: Arc::clone(&slot), is_writable: false },
         };
         let accelerator = accelerate::decide(&qemu, config.accelerator, config.cache.root(), boot).await?;
-        tracing::info!(qemu = %qemu.version(), %accelerator, "engine started");
+        tracing::info!(qemu = qemu.words(), path = %qemu.path().display(), %accelerator, "engine started");
         let spec = boot(accelerator);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let root_sha256 = spec.image.root_sha256;

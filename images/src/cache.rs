@@ -11,7 +11,9 @@ use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use sandbox_schemas::image::{Component, ComponentState, MANIFEST_FORMAT, Manifest};
-use sandbox_store::{At, CacheDir, Kind, Lease, Lock, Shelf, Workplace, create_private_directory, write_json};
+use sandbox_store::{
+    At, CacheDir, Kind, Lease, Lock, NotRemoved, Shelf, Workplace, create_private_directory, write_json,
+};
 
 use crate::entry::{self, MANIFEST, Unverified};
 use crate::error::BuildError;
@@ -88,6 +90,13 @@ impl Cache {
         Ok(manifest)
     }
 
+    /// Removes the entry, unless a process uses it. Answers whether there was one.
+    pub(crate) fn remove(&self, recipe: &dyn Recipe) -> Result<bool, NotRemoved> {
+        let path = self.entry(recipe);
+        let entry = self.shelf.entries().into_iter().find(|entry| entry.path == path);
+        entry.map_or(Ok(false), |entry| entry.remove().map(|()| true))
+    }
+
     /// Waits for whoever builds the component, but no longer than the rest of this build goes on.
     fn lock(&self, component: Component, workshop: &Workshop<'_>) -> Result<Lock, BuildError> {
         let mut waiting = None;
@@ -108,7 +117,8 @@ impl Cache {
         let ingredients = recipe.make(place.scratch(), &artefact, workshop)?;
 
         let file = File::open(&artefact).at("open", &artefact)?;
-        file.set_permissions(fs::Permissions::from_mode(0o644)).at("set the mode of", &artefact)?;
+        let mode = if recipe.component().is_program() { 0o755 } else { 0o644 };
+        file.set_permissions(fs::Permissions::from_mode(mode)).at("set the mode of", &artefact)?;
         file.sync_all().at("sync", &artefact)?;
         let (sha256, size_bytes) = entry::hash(&file).at("read", &artefact)?;
         let manifest = Manifest {
@@ -141,7 +151,7 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use sandbox_schemas::image::{Component, ComponentState, Digest, Manifest};
-    use sandbox_store::{CacheDir, create_private_directory};
+    use sandbox_store::{CacheDir, NotRemoved, create_private_directory};
 
     use super::Cache;
     use crate::error::BuildError;
@@ -220,6 +230,20 @@ mod tests {
         }
         assert_eq!(names(cache.shelf.folder()), ["kernel-0707070707070707", "kernel.lock"]);
         assert_eq!(names(&cache.entry(&fake)), ["manifest.json", "verified.json", "vmlinux"]);
+    }
+
+    #[test]
+    fn entry_that_is_removed_is_built_again_and_one_in_use_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let (cache, fake) = (cache_in(dir.path().to_owned()), Fake::default());
+        assert!(!cache.remove(&fake).unwrap());
+        // As a killed build or another process leaves it: what this process has built it uses until it ends.
+        create_private_directory(&cache.entry(&fake)).unwrap();
+        assert!(cache.remove(&fake).unwrap());
+        assert_eq!(cache.inspect(&fake), ComponentState::Missing);
+        fake.obtain(&cache).unwrap();
+        assert!(matches!(cache.remove(&fake), Err(NotRemoved::InUse)));
+        assert!(matches!(cache.inspect(&fake), ComponentState::Present { .. }));
     }
 
     #[test]

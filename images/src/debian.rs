@@ -26,20 +26,27 @@ pub(crate) fn mmdebstrap(
     stage: &mut dyn Stage,
     configure: impl FnOnce(Tool) -> Tool,
 ) -> Result<(), BuildError> {
-    let mut tool = configure(Tool::new("mmdebstrap", work).args(["--format=null", "--mode=unshare", "--skip=cleanup"]));
-    // Root can work where the next build sweeps.
-    if nix::unistd::geteuid().is_root() {
-        tool = tool.env("TMPDIR", work);
-    }
-    tool.args([SUITE, "-"]).run(log, workshop, |line| {
+    configure(mmdebstrap_tool(work)).args([SUITE, "-"]).run(log, workshop, |line| {
         if let Some(step) = step(line) {
             stage.message(step);
         }
     })
 }
 
-/// What a line of output tells a person: steps of root/customize.sh and of mmdebstrap, but not where its files are.
-fn step(line: &str) -> Option<&str> {
+/// mmdebstrap as [`mmdebstrap`] runs it, for who listens to its output otherwise. The suite and `-` are its last arguments.
+pub(crate) fn mmdebstrap_tool(work: &Path) -> Tool {
+    let tool = Tool::new("mmdebstrap", work).args(["--format=null", "--mode=unshare", "--skip=cleanup"]);
+    // Root can work where the next build sweeps.
+    if nix::unistd::geteuid().is_root() { tool.env("TMPDIR", work) } else { tool }
+}
+
+/// The packages of a list: one a line, `#` starts a comment.
+pub(crate) fn package_names(list: &str) -> impl Iterator<Item = &str> {
+    list.lines().map(|line| line.split('#').next().unwrap_or_default().trim()).filter(|name| !name.is_empty())
+}
+
+/// What a line of output tells a person: steps of our own scripts and of mmdebstrap, but not where its files are.
+pub(crate) fn step(line: &str) -> Option<&str> {
     let of_mmdebstrap = || line.strip_prefix("I: ")?.strip_suffix("...").filter(|step| !step.contains('/'));
     line.strip_prefix("step: ").or_else(of_mmdebstrap)
 }

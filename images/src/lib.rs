@@ -1,7 +1,7 @@
-//! Builds what a VM boots (a kernel, a root file system, an initial RAM file system with the guest agent) and keeps it
-//! in the user's cache, each by the digest of its inputs.
+//! Builds what a VM boots (a kernel, a root file system, an initial RAM file system with the guest agent) and, for who
+//! wants it, the QEMU that it runs in; and keeps them in the user's cache, each by the digest of its inputs.
 
-// In the order in which to read them: what callers see, the three recipes, then what all of them are built with.
+// In the order in which to read them: what callers see, the recipes, then what all of them are built with.
 mod store;
 pub use store::ImageStore;
 
@@ -13,6 +13,7 @@ pub use error::{BuildError, DownloadError, LoadError, LockError, MissingTools, T
 
 mod agent;
 mod kernel;
+mod qemu;
 mod root;
 
 mod cache;

@@ -7,7 +7,7 @@ use std::path::Path;
 use sandbox_schemas::image::{Component, Digest};
 use sandbox_store::{At, KeyHasher};
 
-use crate::debian::{KEYRING, MMDEBSTRAP, SUITE, mmdebstrap};
+use crate::debian::{KEYRING, MMDEBSTRAP, SUITE, mmdebstrap, package_names};
 use crate::download;
 use crate::error::BuildError;
 use crate::lock;
@@ -108,10 +108,6 @@ fn with_options(tool: Tool, inputs: &[&str]) -> Tool {
         .env("SANDBOX_EROFS_OPTIONS", EROFS_OPTIONS)
 }
 
-fn package_names(list: &str) -> impl Iterator<Item = &str> {
-    list.lines().map(|line| line.split('#').next().unwrap_or_default().trim()).filter(|name| !name.is_empty())
-}
-
 /// Names and versions out of dpkg's status file.
 fn installed_packages(status: &str) -> BTreeMap<String, String> {
     let field = |paragraph: &str, name: &str| {
@@ -126,7 +122,8 @@ fn installed_packages(status: &str) -> BTreeMap<String, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{EROFS_OPTIONS, PACKAGES, installed_packages, key, package_names};
+    use super::{EROFS_OPTIONS, PACKAGES, installed_packages, key};
+    use crate::debian::package_names;
 
     #[test]
     fn every_input_is_in_the_key() {

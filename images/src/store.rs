@@ -1,16 +1,18 @@
 //! The image of this binary in a cache: what is there, loading it, building it.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use sandbox_schemas::image::{BootImage, Component, ComponentState, ComponentStatus, Digest, ImageStatus, Manifest};
-use sandbox_store::CacheDir;
+use sandbox_store::{CacheDir, NotRemoved};
 
 use crate::agent::Agent;
 use crate::cache::Cache;
 use crate::error::{BuildError, LoadError};
 use crate::kernel::Kernel;
 use crate::progress::{Progress, Silent};
+use crate::qemu::Qemu;
 use crate::recipe::{Recipe, Workshop};
 use crate::root::Root;
 use crate::tool;
@@ -21,12 +23,13 @@ pub struct ImageStore {
     kernel: Kernel,
     root: Root,
     agent: Agent,
+    qemu: Qemu,
 }
 
 impl ImageStore {
     /// Images in a cache.
     pub fn new(cache: CacheDir) -> ImageStore {
-        ImageStore { cache: Cache::new(cache), kernel: Kernel::new(), root: Root, agent: Agent }
+        ImageStore { cache: Cache::new(cache), kernel: Kernel::new(), root: Root, agent: Agent, qemu: Qemu }
     }
 
     /// What is there. Nothing is built.
@@ -42,38 +45,67 @@ impl ImageStore {
     /// very one that was verified before. The agent is part of this binary and is written if it is not there.
     pub fn load(&self) -> Result<BootImage, LoadError> {
         let digest = |component| {
-            let recipe = self.recipe(component);
-            match self.cache.load(recipe) {
-                ComponentState::Present { manifest } => Ok(manifest.sha256),
-                ComponentState::Missing => Err(LoadError::Missing { component }),
-                ComponentState::Corrupt { reason } => {
-                    Err(LoadError::Corrupt { component, path: self.cache.artefact(recipe), reason })
-                }
-            }
+            let manifest = self.load_component(component)?.ok_or(LoadError::Missing { component })?;
+            Ok::<_, LoadError>(manifest.sha256)
         };
         let (kernel, root) = (digest(Component::Kernel)?, digest(Component::Root)?);
         self.with_workshop(&Silent, |workshop| self.cache.obtain(&self.agent, workshop))?;
         Ok(self.boot_image(kernel, root, digest(Component::Agent)?))
     }
 
-    /// Builds what is missing or corrupt. Of several processes that build into one cache, one does and the others wait.
-    pub fn build(&self, progress: &dyn Progress) -> Result<BootImage, BuildError> {
+    /// The QEMU that was built for the VMs, if one was; verified, and it stays likewise.
+    pub fn qemu(&self) -> Result<Option<PathBuf>, LoadError> {
+        Ok(self.load_component(Component::Qemu)?.map(|_| self.cache.artefact(&self.qemu)))
+    }
+
+    /// Builds what is missing or corrupt; QEMU only where it is asked for, or was. Of several processes that build into one
+    /// cache, one does and the others wait.
+    pub fn build(&self, with_qemu: bool, progress: &dyn Progress) -> Result<BootImage, BuildError> {
         // What is there is in use from here on: whoever makes room for a component must not remove another one.
-        let absent =
-            |component: &Component| !matches!(self.cache.load(self.recipe(*component)), ComponentState::Present { .. });
-        let absent: Vec<_> = Component::ALL.into_iter().filter(absent).collect();
-        tool::require(absent.into_iter().flat_map(|component| self.recipe(component).tools()))?;
+        let is_to_build = |component: &Component| match self.cache.load(self.recipe(*component)) {
+            ComponentState::Present { .. } => false,
+            ComponentState::Missing => component.is_required() || with_qemu,
+            ComponentState::Corrupt { .. } => true,
+        };
+        let absent: Vec<_> = Component::ALL.into_iter().filter(is_to_build).collect();
+        tool::require(absent.iter().flat_map(|component| self.recipe(*component).tools()))?;
         self.with_workshop(progress, |workshop| {
-            // The kernel keeps all processors busy, the root the network and the disk.
-            let (kernel, root, agent) = thread::scope(|scope| {
+            // The kernel keeps all processors busy, the root the network and the disk; QEMU does both, in this order.
+            let (kernel, root, qemu, agent) = thread::scope(|scope| {
                 let kernel = scope.spawn(|| self.obtain(Component::Kernel, workshop));
                 let root = scope.spawn(|| self.obtain(Component::Root, workshop));
+                let qemu = absent.contains(&Component::Qemu);
+                let qemu = qemu.then(|| scope.spawn(|| self.obtain(Component::Qemu, workshop)));
                 let agent = self.obtain(Component::Agent, workshop);
-                (join(kernel), join(root), agent)
+                (join(kernel), join(root), qemu.map(join), agent)
             });
-            let [kernel, root, agent] = all_or_failure([kernel, root, agent])?;
+            let [kernel, root, agent] = match qemu {
+                None => all_or_failure([kernel, root, agent])?,
+                Some(qemu) => {
+                    let [kernel, root, agent, _] = all_or_failure([kernel, root, agent, qemu])?;
+                    [kernel, root, agent]
+                }
+            };
             Ok(self.boot_image(kernel.sha256, root.sha256, agent.sha256))
         })
+    }
+
+    /// Removes a component, so that it is built again of what Debian has by then, or not used any more. Answers whether it
+    /// was there.
+    pub fn remove(&self, component: Component) -> Result<bool, NotRemoved> {
+        self.cache.remove(self.recipe(component))
+    }
+
+    /// What is known about a component, if it is there.
+    fn load_component(&self, component: Component) -> Result<Option<Manifest>, LoadError> {
+        let recipe = self.recipe(component);
+        match self.cache.load(recipe) {
+            ComponentState::Present { manifest } => Ok(Some(manifest)),
+            ComponentState::Missing => Ok(None),
+            ComponentState::Corrupt { reason } => {
+                Err(LoadError::Corrupt { component, path: self.cache.artefact(recipe), reason })
+            }
+        }
     }
 
     fn obtain(&self, component: Component, workshop: &Workshop<'_>) -> Result<Manifest, BuildError> {
@@ -105,20 +137,24 @@ impl ImageStore {
             Component::Kernel => &self.kernel,
             Component::Root => &self.root,
             Component::Agent => &self.agent,
+            Component::Qemu => &self.qemu,
         }
     }
 }
 
 /// Of a component that failed and those that were given up for it, the failure is what the caller wants to know.
-fn all_or_failure(results: [Result<Manifest, BuildError>; 3]) -> Result<[Manifest; 3], BuildError> {
-    match results {
-        [Ok(one), Ok(two), Ok(three)] => Ok([one, two, three]),
-        results => {
-            let mut failures = results.into_iter().filter_map(Result::err);
-            let is_cause = |error: &BuildError| !matches!(error, BuildError::Stopped);
-            Err(failures.find(is_cause).unwrap_or(BuildError::Stopped))
+fn all_or_failure<const N: usize>(results: [Result<Manifest, BuildError>; N]) -> Result<[Manifest; N], BuildError> {
+    let mut manifests = Vec::with_capacity(N);
+    let mut given_up = None;
+    for result in results {
+        match result {
+            Ok(manifest) => manifests.push(manifest),
+            Err(BuildError::Stopped) => given_up = Some(BuildError::Stopped),
+            Err(cause) => return Err(cause),
         }
     }
+    // As many as there were, unless one was given up.
+    manifests.try_into().map_err(|_| given_up.unwrap_or(BuildError::Stopped))
 }
 
 fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
@@ -157,6 +193,20 @@ mod tests {
         }
         assert!(report([stopped(), Err(failed("first")), Err(failed("second"))]).ends_with("first"));
         assert_eq!(report([stopped(), stopped(), stopped()]), BuildError::Stopped.to_string());
+    }
+
+    #[test]
+    fn qemu_of_our_own_is_no_part_that_vms_need() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = ImageStore::new(CacheDir::new(dir.path().join("cache"), 0));
+        assert_eq!(store.qemu().unwrap(), None);
+        assert!(!store.remove(Component::Qemu).unwrap());
+        assert!(!dir.path().join("cache").exists(), "looking creates nothing");
+        // One that is damaged is not passed over in silence, since the user has asked for it.
+        let status = store.status().components.into_iter().find(|status| status.component == Component::Qemu).unwrap();
+        std::fs::create_dir_all(status.path.parent().unwrap()).unwrap();
+        let error = store.qemu().unwrap_err().to_string();
+        assert!(error.contains("/qemu-system-x86_64: ") && error.ends_with("run `sandbox-mcp image build`"), "{error}");
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub struct BootImage {
     pub initrd_sha256: Digest,
 }
 
-/// One of the files that a VM boots from. Each is built, cached and verified on its own.
+/// One of the files that a VM is made of. Each is built, cached and verified on its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Component {
@@ -34,11 +34,23 @@ pub enum Component {
     Root,
     /// The initial RAM file system with the guest agent.
     Agent,
+    /// A QEMU for these VMs and nothing else. Whoever has not asked for it runs them with the host's.
+    Qemu,
 }
 
 impl Component {
     /// All of them, in the order in which a VM meets them.
-    pub const ALL: [Component; 3] = [Component::Kernel, Component::Agent, Component::Root];
+    pub const ALL: [Component; 4] = [Component::Kernel, Component::Agent, Component::Root, Component::Qemu];
+
+    /// Whether there is no VM without it.
+    pub const fn is_required(self) -> bool {
+        !matches!(self, Component::Qemu)
+    }
+
+    /// Whether the host executes it.
+    pub const fn is_program(self) -> bool {
+        matches!(self, Component::Qemu)
+    }
 
     /// The name that stands in manifests, in directory names and in messages.
     pub const fn name(self) -> &'static str {
@@ -46,6 +58,7 @@ impl Component {
             Component::Kernel => "kernel",
             Component::Root => "root",
             Component::Agent => "agent",
+            Component::Qemu => "qemu",
         }
     }
 
@@ -55,6 +68,7 @@ impl Component {
             Component::Kernel => "vmlinux",
             Component::Root => "root.erofs",
             Component::Agent => "agent.cpio",
+            Component::Qemu => "qemu-system-x86_64",
         }
     }
 }
@@ -117,7 +131,11 @@ pub struct ImageStatus {
 impl ImageStatus {
     /// Whether a VM can boot without anything being built.
     pub fn is_complete(&self) -> bool {
-        self.components.iter().all(|component| matches!(component.state, ComponentState::Present { .. }))
+        self.components.iter().all(|status| match status.state {
+            ComponentState::Present { .. } => true,
+            ComponentState::Missing => !status.component.is_required(),
+            ComponentState::Corrupt { .. } => false,
+        })
     }
 }
 

@@ -96,9 +96,12 @@ impl Backend {
     async fn start(&self) -> Result<Engine, BackendError> {
         let store = ImageStore::new(self.settings.cache().map_err(BackendError::Setting)?);
         // Verifying reads some hundred megabytes, when they have changed since the last time.
-        let image = tokio::task::spawn_blocking(move || store.load());
-        let image = image.await.map_err(|error| BackendError::Internal(error.to_string()))??;
-        let config = self.settings.engine_config(image).map_err(BackendError::Setting)?;
+        let is_named = self.settings.qemu.value.is_some();
+        let load = move || Ok((store.load()?, if is_named { None } else { store.qemu()? }));
+        let loaded: Result<_, LoadError> =
+            tokio::task::spawn_blocking(load).await.map_err(|error| BackendError::Internal(error.to_string()))?;
+        let (image, qemu) = loaded?;
+        let config = self.settings.engine_config(image, qemu).map_err(BackendError::Setting)?;
         Ok(Engine::start(config).await?)
     }
 }

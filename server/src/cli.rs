@@ -1,6 +1,6 @@
 //! The command line. Its settings are those of `settings`.
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::settings::Flags;
 
@@ -38,9 +38,30 @@ pub(crate) enum Command {
 #[derive(Debug, Clone, Copy, Subcommand)]
 pub(crate) enum ImageAction {
     /// Build what is missing or damaged, and the template that VMs are restored from
-    Build,
+    Build {
+        /// Also a QEMU for these VMs alone, from Debian's source: it starts sooner, takes less memory and has less that can
+        /// be attacked. Used from then on, unless --qemu names another
+        #[arg(long)]
+        with_qemu: bool,
+    },
     /// Show what is there; exits with 1 when something is missing
     Status,
+    /// Remove a part, unless a process uses it: it is built again from what Debian has by then, or not used any more
+    Remove {
+        /// Which
+        part: Part,
+    },
+}
+
+/// A part of the image that is built from what changes with time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// The guest kernel
+    Kernel,
+    /// The root file system
+    Root,
+    /// The QEMU that `image build --with-qemu` has built
+    Qemu,
 }
 
 #[derive(Debug, Clone, Copy, Subcommand)]
@@ -63,6 +84,20 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_qemu_of_our_own_is_built_only_for_whoever_asks() {
+        let action = |arguments: &[&str]| match Cli::try_parse_from(["sandbox-mcp", "image"].iter().chain(arguments))
+            .map(|cli| cli.command)
+        {
+            Ok(Some(Command::Image { action })) => Some(action),
+            _ => None,
+        };
+        assert!(matches!(action(&["build"]), Some(ImageAction::Build { with_qemu: false })));
+        assert!(matches!(action(&["build", "--with-qemu"]), Some(ImageAction::Build { with_qemu: true })));
+        assert!(matches!(action(&["remove", "qemu"]), Some(ImageAction::Remove { part: Part::Qemu })));
+        assert!(action(&["remove"]).is_none() && action(&["remove", "agent"]).is_none());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `sandbox-mcp image build|status`.
+//! `sandbox-mcp image build|status|remove`.
 
 use std::io::Write;
 use std::time::Duration;
@@ -6,9 +6,9 @@ use std::time::Duration;
 use anyhow::Context;
 use sandbox_engine::{Engine, EngineConfig};
 use sandbox_images::{ImageStore, Progress, TerminalProgress, Unit};
-use sandbox_schemas::image::{BootImage, ComponentState, ComponentStatus};
+use sandbox_schemas::image::{Component, ComponentState, ComponentStatus};
 
-use crate::cli::ImageAction;
+use crate::cli::{ImageAction, Part};
 use crate::settings::Settings;
 
 /// A template that is there is ready by then, usually; one that is not takes seconds.
@@ -17,29 +17,31 @@ const LOADED_WITHIN: Duration = Duration::from_millis(500);
 pub(crate) fn run(action: ImageAction, settings: &Settings) -> anyhow::Result<()> {
     let store = ImageStore::new(settings.cache()?);
     match action {
-        ImageAction::Build => build(&store, settings),
+        ImageAction::Build { with_qemu } => build(&store, with_qemu, settings),
         ImageAction::Status => status(&store),
+        ImageAction::Remove { part } => remove(&store, part),
     }
 }
 
-fn build(store: &ImageStore, settings: &Settings) -> anyhow::Result<()> {
+fn build(store: &ImageStore, with_qemu: bool, settings: &Settings) -> anyhow::Result<()> {
     let progress = TerminalProgress::new();
-    let image = store.build(&progress).context("building the image")?;
-    for path in [&image.kernel, &image.root, &image.initrd] {
+    let image = store.build(with_qemu, &progress).context("building the image")?;
+    let qemu = store.qemu().context("building the image")?;
+    for path in [&image.kernel, &image.root, &image.initrd].into_iter().chain(&qemu) {
         writeln!(std::io::stdout(), "{}", path.display())?;
     }
     if !settings.templates.value {
         return Ok(());
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
-    let built = runtime.block_on(build_template(image, settings, &progress));
+    let config = EngineConfig { warm_pool_size: 0, ..settings.engine_config(image, qemu)? };
+    let built = runtime.block_on(build_template(config, &progress));
     runtime.shutdown_background();
     built.context("the image is built; building the template")
 }
 
 /// So that not even the first program waits for it.
-async fn build_template(image: BootImage, settings: &Settings, progress: &dyn Progress) -> anyhow::Result<()> {
-    let config = EngineConfig { warm_pool_size: 0, ..settings.engine_config(image)? };
+async fn build_template(config: EngineConfig, progress: &dyn Progress) -> anyhow::Result<()> {
     let engine = Engine::start(config).await?;
     let mut preparing = std::pin::pin!(engine.prepare());
     let is_there = match tokio::time::timeout(LOADED_WITHIN, &mut preparing).await {
@@ -67,9 +69,25 @@ fn status(store: &ImageStore) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn remove(store: &ImageStore, part: Part) -> anyhow::Result<()> {
+    let component = match part {
+        Part::Kernel => Component::Kernel,
+        Part::Root => Component::Root,
+        Part::Qemu => Component::Qemu,
+    };
+    let was_there = store.remove(component).with_context(|| format!("{component} was not removed"))?;
+    writeln!(std::io::stdout(), "{component}: {}", if was_there { "removed" } else { "there was none" })?;
+    Ok(())
+}
+
 fn line(status: &ComponentStatus) -> String {
     let state = match &status.state {
-        ComponentState::Present { manifest } => format!("present  {:>6.1} MB", manifest.size_bytes as f64 / 1e6),
+        ComponentState::Present { manifest } => {
+            // The one part whose updates are the user's to ask for: which version it is tells whether it is time.
+            let version = manifest.packages.get("qemu").map_or_else(String::new, |version| format!("  {version}"));
+            format!("present  {:>6.1} MB{version}", manifest.size_bytes as f64 / 1e6)
+        }
+        ComponentState::Missing if !status.component.is_required() => "not built (image build --with-qemu)".into(),
         ComponentState::Missing => "missing".into(),
         ComponentState::Corrupt { reason } => format!("corrupt  {reason}"),
     };

@@ -22,6 +22,7 @@ mod eras;
 mod javascript;
 mod lifecycle;
 mod limits;
+mod own_qemu;
 mod packages;
 mod protocol;
 mod python;

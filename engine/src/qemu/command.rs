@@ -27,6 +27,8 @@ pub(crate) const RAM_FD: RawFd = 7;
 pub(crate) const MONITOR_FD: RawFd = 8;
 /// The disk in the slot for packages.
 pub(crate) const SLOT_FD: RawFd = 9;
+/// QEMU itself.
+pub(crate) const BINARY_FD: RawFd = 10;
 
 /// What is to be launched.
 #[derive(Debug, Clone)]
@@ -84,6 +86,9 @@ const MACHINE: &str = "microvm,acpi=off,pit=on,pic=on,rtc=on,isa-serial=off,x-op
 /// QEMU's own system call filter: no obsolete calls, no new rights, no new processes, no scheduling games.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
+/// What the process is called in a list of processes (15 bytes), where it would be the number of its descriptor.
+const PROCESS_NAME: &str = "qemu-system-x86";
+
 /// The arguments of one launch.
 pub(crate) fn arguments(spec: &LaunchSpec, version: Version) -> Vec<String> {
     arguments_to(spec.start.kind(), spec, version)
@@ -98,6 +103,7 @@ pub(crate) fn arguments_to(start: StartKind, spec: &LaunchSpec, version: Version
     };
     let memory = spec.memory_mb;
     let mut pairs = vec![
+        ("-name", format!("process={PROCESS_NAME}")),
         ("-cpu", "max".to_string()),
         ("-accel", accelerator.to_string()),
         ("-m", format!("{memory}M")),
@@ -186,7 +192,7 @@ impl StartKind {
 }
 
 /// The files are opened by the server and named by descriptor: QEMU may run as a user who cannot reach their folder.
-fn open(fd: RawFd) -> String {
+pub(crate) fn open(fd: RawFd) -> String {
     format!("/proc/self/fd/{fd}")
 }
 

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -21,7 +22,9 @@ use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::oneshot;
 
 use crate::error::VmError;
-use crate::qemu::command::{INITRD_FD, KERNEL_FD, LaunchSpec, MONITOR_FD, RAM_FD, ROOT_FD, SLOT_FD, WIRE_FD};
+use crate::qemu::command::{
+    self, BINARY_FD, INITRD_FD, KERNEL_FD, LaunchSpec, MONITOR_FD, RAM_FD, ROOT_FD, SLOT_FD, WIRE_FD,
+};
 
 /// KVM's device.
 pub(crate) const KVM_DEVICE: &str = "/dev/kvm";
@@ -61,6 +64,9 @@ pub(crate) fn spawn(
     let mut mappings = vec![
         FdMapping { parent_fd: guest_end.into(), child_fd: WIRE_FD },
         FdMapping { parent_fd: open(&spec.image.root)?, child_fd: ROOT_FD },
+        // As another user it cannot reach what is in the cache, which may be QEMU itself. The descriptor stays open for a
+        // script, which is opened once more by its interpreter.
+        FdMapping { parent_fd: open(qemu)?, child_fd: BINARY_FD },
     ];
     if spec.start.kind().boots() {
         mappings.push(FdMapping { parent_fd: open(&spec.image.kernel)?, child_fd: KERNEL_FD });
@@ -76,8 +82,9 @@ pub(crate) fn spawn(
     mappings.extend(monitor_end.map(|end| FdMapping { parent_fd: end.into(), child_fd: MONITOR_FD }));
 
     #[allow(clippy::disallowed_methods, reason = "this folder is the one that starts QEMU")]
-    let mut command = std::process::Command::new(qemu);
+    let mut command = std::process::Command::new(command::open(BINARY_FD));
     command
+        .arg0(qemu)
         .args(arguments)
         // QEMU needs nothing of the user's environment, and could tell a guest's conqueror about it.
         .env_clear()
@@ -92,7 +99,7 @@ pub(crate) fn spawn(
     #[allow(unsafe_code, reason = "rights are given up between fork and exec")]
     // SAFETY: the closure makes system calls only; it neither allocates nor takes a lock.
     unsafe {
-        std::os::unix::process::CommandExt::pre_exec(&mut command, move || confine(server, group, file_bytes))
+        command.pre_exec(move || confine(server, group, file_bytes))
     };
     // After `confine`, which marks every descriptor close-on-exec: those named here are the only ones that stay open.
     command.fd_mappings(mappings).map_err(|error| VmError::Spawn(error.to_string()))?;

@@ -109,7 +109,7 @@ settings! {
     require_kvm: bool as "" = false, "false";
 
     /// QEMU's binary
-    qemu: Option<PathBuf> as "FILE" = None, "qemu-system-x86_64 in PATH or the usual places";
+    qemu: Option<PathBuf> as "FILE" = None, "the image's own where it was built, else from PATH or the usual places";
 
     // More than a machine of today can hold: it catches a number that was meant for something else.
     /// VMs that exist at the same time, those that wait for a program included; further calls wait
@@ -201,9 +201,10 @@ impl Settings {
         })
     }
 
-    pub(crate) fn engine_config(&self, image: BootImage) -> anyhow::Result<EngineConfig> {
+    /// `own_qemu` is the one that was built for the VMs: whoever has named another gets that.
+    pub(crate) fn engine_config(&self, image: BootImage, own_qemu: Option<PathBuf>) -> anyhow::Result<EngineConfig> {
         Ok(EngineConfig {
-            qemu: self.qemu.value.clone(),
+            qemu: self.qemu.value.clone().or(own_qemu),
             accelerator: self.accelerator(),
             limits: self.limits(),
             warm_pool_size: self.warm_pool_size.value.get(),
