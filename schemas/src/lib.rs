@@ -13,6 +13,7 @@ pub mod wire;
 
 pub mod accelerator;
 pub mod image;
+pub mod remote;
 pub mod template;
 
 #[cfg(feature = "json-schema")]
