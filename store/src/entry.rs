@@ -80,8 +80,13 @@ impl Entry {
     }
 }
 
-/// What the files of an entry are called, in their order: all but those that say something about this host's copy of it
-/// (that it was verified; whatever begins with a dot). An entry with anything but files in it is refused.
+/// Whether a file of this name is part of an entry. Others say something about this host's copy of it: that it was verified, or
+/// whatever begins with a dot.
+pub fn is_part_name(name: &str) -> bool {
+    name != STAMP && !name.starts_with('.')
+}
+
+/// What the parts of an entry are called, in their order. One with anything but files in it is refused.
 pub fn part_names(folder: &Path) -> Result<Vec<String>, FileError> {
     let refuse = |path: &Path, reason| Err(std::io::Error::other(reason)).at("read", path);
     let mut names = Vec::new();
@@ -89,7 +94,7 @@ pub fn part_names(folder: &Path) -> Result<Vec<String>, FileError> {
         let found = found.at("read", folder)?;
         let path = found.path();
         match found.file_name().into_string() {
-            Ok(name) if name == STAMP || name.starts_with('.') => {}
+            Ok(name) if !is_part_name(&name) => {}
             Ok(name) if found.file_type().at("look at", &path)?.is_file() => names.push(name),
             Ok(_) => return refuse(&path, "it is no file"),
             Err(_) => return refuse(&path, "its name is no text"),

@@ -22,7 +22,7 @@ mod tier;
 pub use tier::{EntryId, Fetched, Tier};
 
 mod entry;
-pub use entry::{Entry, part_names};
+pub use entry::{Entry, is_part_name, part_names};
 
 mod lease;
 pub use lease::Lease;

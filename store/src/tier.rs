@@ -169,8 +169,7 @@ mod tests {
     #[track_caller]
     fn check(contents: &[Option<&'static str>], expected: Option<&str>, rejected: &[usize]) {
         let folder = tempfile::tempdir().unwrap();
-        let tiers: Vec<_> =
-            contents.iter().map(|&content| Arc::new(Fake { content, ..Fake::default() })).collect();
+        let tiers: Vec<_> = contents.iter().map(|&content| Arc::new(Fake { content, ..Fake::default() })).collect();
         let cache = CacheDir::new(folder.path().to_owned(), 0)
             .with_tiers(tiers.iter().map(|tier| tier.clone() as Arc<dyn Tier>).collect());
         let shelf = cache.shelf(Kind::Image);
