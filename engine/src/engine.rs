@@ -9,7 +9,7 @@ use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::image::BootImage;
 use sandbox_schemas::language::Language;
-use sandbox_schemas::limits::{MEMORY_DEFAULT_MB, MEMORY_MIN_MB, VM_OVERHEAD_MB};
+use sandbox_schemas::limits::{LAYER_SLOT_BYTES, MEMORY_DEFAULT_MB, MEMORY_MIN_MB, VM_OVERHEAD_MB};
 use sandbox_schemas::outcome::ExecuteOutcome;
 use sandbox_schemas::status::{
     CacheSize, ImageDigests, LimitsInForce, PoolStatus, TemplateState, TemplateStatus, VmCounts,
@@ -21,9 +21,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::accelerate::{self, AcceleratorChoice};
 use crate::admission::{Admission, Limits, Place};
+use crate::environment::Environment;
 use crate::error::{ExecuteError, StartError, VmError};
-use crate::pool::Pool;
-use crate::qemu::{LaunchSpec, Qemu, Start, tsc_khz};
+use crate::pool::{Pool, Wish, layer_of};
+use crate::qemu::{LaunchSpec, Qemu, Slot, Start, tsc_khz};
 use crate::run::{OutputSink, Preparation, program, run};
 use crate::stats::{Counted, Stats};
 use crate::template::{REHEARSALS, Templates};
@@ -93,12 +94,16 @@ impl Engine {
         let measuring = tokio::task::spawn_blocking(tsc_khz);
         let qemu = Qemu::find(config.qemu.as_deref(), config.cache.root()).await?;
         let tsc_khz = measuring.await.map_err(|error| StartError::Internal { reason: error.to_string() })?;
+        let no_slot = |error: std::io::Error| StartError::Internal { reason: format!("a disk in memory: {error}") };
+        // Nothing is ever in it, so that it takes nothing.
+        let slot = Arc::new(crate::template::ram::create(LAYER_SLOT_BYTES).map_err(no_slot)?.into());
         let boot = |accelerator| LaunchSpec {
             accelerator,
             memory_mb: MEMORY_MIN_MB + VM_OVERHEAD_MB,
             start: Start::Boot,
             tsc_khz,
             image: config.image.clone(),
+            slot: Slot { file: Arc::clone(&slot), is_writable: false },
         };
         let accelerator = accelerate::decide(&qemu, config.accelerator, config.cache.root(), boot).await?;
         tracing::info!(qemu = %qemu.version(), %accelerator, "engine started");
@@ -214,6 +219,7 @@ impl Engine {
 struct Wanted {
     accepted: Instant,
     language: Language,
+    environment: Option<Arc<Environment>>,
     memory_mb: u64,
     program: Program,
 }
@@ -237,7 +243,7 @@ impl Inner {
         let timeout = Duration::from_secs(request.timeout_seconds);
         let (language, memory_mb) = (request.language, request.memory_mb + VM_OVERHEAD_MB);
         let program = program(request).map_err(before_run)?;
-        let wanted = Wanted { accepted, language, memory_mb, program };
+        let wanted = Wanted { accepted, language, environment: None, memory_mb, program };
         let started = match self.wake(&wanted).await {
             Some(started) => started,
             None => match self.restore(&wanted).await? {
@@ -263,7 +269,7 @@ impl Inner {
             0 => None,
             more_mb => Some(self.admission.try_grow(more_mb)?),
         };
-        let vm = self.pool.take()?;
+        let vm = self.pool.take(layer_of(wanted.environment.as_ref()))?;
         let handed_over = Instant::now();
         match vm.start(&wanted.program, WAKE_DEADLINE).await {
             Ok(vm) => {
@@ -282,7 +288,7 @@ impl Inner {
     async fn restore(&self, wanted: &Wanted) -> Result<Option<Started>, ExecuteError> {
         let Some(templates) = &self.templates else { return Ok(None) };
         // Another server may be building it, and be stopped for good.
-        let Ok(template) = tokio::time::timeout(TEMPLATE_DEADLINE, templates.base(&self.qemu)).await else {
+        let Ok(template) = tokio::time::timeout(TEMPLATE_DEADLINE, templates.of(&self.qemu, wanted.environment.as_ref())).await else {
             tracing::warn!("the template was not there within {TEMPLATE_DEADLINE:?}; the VM boots");
             return Ok(None);
         };
@@ -291,7 +297,7 @@ impl Inner {
         let _restoring = Counted::new(&self.stats.restoring);
         let launched = Instant::now();
         let started = async {
-            let vm = Booting::launch(&self.qemu, &templates.spec(&template), hello(Vec::new())?, place).await?;
+            let vm = Booting::launch(&self.qemu, &templates.clone_of(&template), hello(Vec::new())?, place).await?;
             // The program lies there when the guest wakes.
             vm.start(&wanted.program, RESTORE_DEADLINE).await
         };
@@ -315,12 +321,19 @@ impl Inner {
         let _restoring = Counted::new(&self.stats.restoring);
         let launched = Instant::now();
         // No larger than it must be: it bounds the VM on the host too.
-        let spec = LaunchSpec { memory_mb: wanted.memory_mb, ..self.spec.clone() };
+        let mut spec = LaunchSpec { memory_mb: wanted.memory_mb, ..self.spec.clone() };
+        if let Some(environment) = &wanted.environment {
+            spec.slot = environment.slot();
+        }
         let deadline = boot_deadline(self.spec.accelerator);
         let started = async {
             let vm = Booting::launch(&self.qemu, &spec, hello(vec![wanted.language])?, place).await?;
+            let mut vm = vm.ready(deadline).await?;
+            if wanted.environment.is_some() {
+                vm = vm.mount(START_DEADLINE).await?;
+            }
             // Its clock was set before it had booted.
-            vm.ready(deadline).await?.into_waiting().start(&wanted.program, START_DEADLINE).await
+            vm.into_waiting().start(&wanted.program, START_DEADLINE).await
         };
         let vm = started.await.map_err(before_run)?;
         Ok(Started { preparation: self.timed(wanted, launched, &vm, false), vm, _more: None })
@@ -336,12 +349,12 @@ impl Inner {
     }
 
     /// A VM for the pool, as far as it can be had without anybody waiting for it.
-    async fn make_waiting(&self) -> Result<Option<Waiting>, VmError> {
+    async fn make_waiting(&self, wish: &Wish) -> Result<Option<Waiting>, VmError> {
         let Some(templates) = &self.templates else { return Ok(None) };
-        let Some(template) = templates.base(&self.qemu).await else { return Ok(None) };
+        let Some(template) = templates.of(&self.qemu, wish.environment.as_ref()).await else { return Ok(None) };
         let Some(place) = self.admission.try_enter(WAITING_MEMORY_MB) else { return Ok(None) };
         let _restoring = Counted::new(&self.stats.restoring);
-        match self.rehearsed(&templates.spec(&template), place).await {
+        match self.rehearsed(&templates.clone_of(&template), &wish.languages, place).await {
             Ok(vm) => {
                 template.note_success();
                 Ok(Some(vm))
@@ -353,11 +366,15 @@ impl Inner {
         }
     }
 
-    /// A clone that has rehearsed what this server is used for.
-    async fn rehearsed(&self, spec: &LaunchSpec, place: Place) -> Result<Waiting, VmError> {
+    /// A clone that has rehearsed these languages.
+    async fn rehearsed(
+        &self,
+        spec: &LaunchSpec,
+        languages: &[Language],
+        place: Place,
+    ) -> Result<Waiting, VmError> {
         let vm = Booting::launch(&self.qemu, spec, hello(Vec::new())?, place).await?;
         let mut vm = vm.ready(RESTORE_DEADLINE).await?;
-        let languages = self.pool.languages();
         for round in 1..=REHEARSED_TIMES {
             for rehearsal in REHEARSALS.iter().filter(|rehearsal| languages.contains(&rehearsal.language)) {
                 vm = vm.rehearse(&rehearsal.program(round)?, RESTORE_DEADLINE).await?;
@@ -394,14 +411,14 @@ fn before_run(error: VmError) -> ExecuteError {
 
 /// Keeps the pool full until it is closed.
 async fn fill(engine: Arc<Inner>) {
-    while engine.pool.is_wanting().await {
+    while let Some(wish) = engine.pool.wish().await {
         let made = tokio::select! {
-            made = engine.make_waiting() => made,
+            made = engine.make_waiting(&wish) => made,
             // What is half done is dropped, and its VM with it.
             () = engine.pool.is_disturbed() => continue,
         };
         match made {
-            Ok(Some(vm)) => engine.pool.put(vm),
+            Ok(Some(vm)) => engine.pool.put(&wish, vm),
             // No template, or no room: what runs comes first.
             Ok(None) => tokio::time::sleep(RETRY_AFTER).await,
             Err(error) => {

@@ -20,8 +20,11 @@ mod error;
 
 mod capture;
 mod run;
+mod tunnel;
 mod vm;
 mod wire;
+
+mod environment;
 
 mod pool;
 mod stats;
@@ -31,8 +34,10 @@ mod qemu;
 
 pub use accelerate::AcceleratorChoice;
 pub use admission::Limits;
-pub use engine::{Engine, EngineConfig};
+pub use engine::{Engine, EngineConfig, Installation};
 pub use error::{ExecuteError, StartError};
 pub use run::OutputSink;
+pub use sandbox_schemas::tunnel::Target;
 pub use sandbox_schemas::wire::Stream;
 pub use tokio_util::sync::CancellationToken;
+pub use tunnel::{TunnelHandler, TunnelStream};

@@ -1,18 +1,25 @@
 //! VMs that wait for a program: restored, rehearsed, idle. Whoever takes one waits for milliseconds.
 
-use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use sandbox_schemas::image::Digest;
 use sandbox_schemas::language::Language;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::environment::Environment;
 use crate::vm::Waiting;
 
 /// So long after a program has begun, the pool is left alone: what fills it must not slow down who was just served, nor a
 /// client that sends one program after the other.
 const REST: Duration = Duration::from_millis(100);
+
+/// So long after a set of packages was last used, a VM with it waits: whoever has used it is likely to do so again.
+const SET_KEPT: Duration = Duration::from_secs(300);
+
+/// Sets for which VMs wait because they were used, at most: each VM has 30-100 MB of its own.
+const SETS_KEPT_MAX: usize = 2;
 
 /// The pool, and what decides when it is filled. Who fills it is the engine.
 #[derive(Debug)]
@@ -20,9 +27,16 @@ pub(crate) struct Pool {
     size: usize,
     /// Programs that may run while a VM is made.
     spare: usize,
-    waiting: Mutex<VecDeque<Waiting>>,
+    waiting: Mutex<Vec<Idle>>,
     activity: Mutex<Activity>,
     changed: Notify,
+}
+
+/// A VM that waits, and the layer that it has.
+#[derive(Debug)]
+struct Idle {
+    layer: Option<Digest>,
+    vm: Waiting,
 }
 
 #[derive(Debug)]
@@ -30,10 +44,20 @@ struct Activity {
     running: usize,
     /// What programs were written in, until now.
     languages: Vec<Language>,
+    /// Sets for which a VM waits, the one that was used last at the end.
+    sets: Vec<Kept>,
     last_begun: Instant,
     /// Calls that wait for what the pool's VMs take up.
     pressing: usize,
     is_closed: bool,
+}
+
+/// A set of packages for which a VM waits.
+#[derive(Debug)]
+struct Kept {
+    environment: Arc<Environment>,
+    /// `None` for one that the configuration names.
+    until: Option<Instant>,
 }
 
 impl Activity {
@@ -41,6 +65,30 @@ impl Activity {
     fn is_busy(&self, spare: usize) -> bool {
         self.running > spare || self.pressing > 0
     }
+
+    /// When the first of the sets is not kept any more.
+    fn next_expiry(&self) -> Option<Instant> {
+        self.sets.iter().filter_map(|kept| kept.until).min()
+    }
+
+    /// Forgets the sets that were not used for long, and the oldest of those that are too many.
+    fn expire(&mut self) {
+        let now = Instant::now();
+        self.sets.retain(|kept| kept.until.is_none_or(|until| until > now));
+        while self.sets.iter().filter(|kept| kept.until.is_some()).count() > SETS_KEPT_MAX {
+            let oldest = self.sets.iter().position(|kept| kept.until.is_some());
+            oldest.map(|index| self.sets.remove(index));
+        }
+    }
+}
+
+/// What a VM for the pool shall have.
+#[derive(Debug, Clone)]
+pub(crate) struct Wish {
+    /// Its packages.
+    pub(crate) environment: Option<Arc<Environment>>,
+    /// What it rehearses.
+    pub(crate) languages: Vec<Language>,
 }
 
 /// A call that waits for a place. Its drop says that it does not any more.
@@ -52,7 +100,7 @@ pub(crate) struct Pressing<'a>(&'a Pool);
 pub(crate) struct Running<'a>(&'a Pool);
 
 impl Pool {
-    /// A pool for `size` VMs, on a machine with so many processors.
+    /// A pool for `size` VMs without packages, on a machine with so many processors. None wait for sets if none shall wait at all.
     pub(crate) fn new(size: usize, cores: usize) -> Pool {
         Pool {
             size,
@@ -62,6 +110,7 @@ impl Pool {
             activity: Mutex::new(Activity {
                 running: 0,
                 languages: Vec::new(),
+                sets: Vec::new(),
                 last_begun: Instant::now(),
                 pressing: 0,
                 is_closed: false,
@@ -70,7 +119,7 @@ impl Pool {
         }
     }
 
-    /// VMs that are kept.
+    /// VMs without packages that are kept.
     pub(crate) fn size(&self) -> usize {
         self.size
     }
@@ -80,11 +129,12 @@ impl Pool {
         lock(&self.waiting).len()
     }
 
-    /// A VM that is known to be sound, if there is one.
-    pub(crate) fn take(&self) -> Option<Waiting> {
+    /// A VM with these packages that is known to be sound, if there is one.
+    pub(crate) fn take(&self, layer: Option<Digest>) -> Option<Waiting> {
         let mut waiting = lock(&self.waiting);
         self.changed.notify_one();
-        while let Some(mut vm) = waiting.pop_front() {
+        while let Some(index) = waiting.iter().position(|idle| idle.layer == layer) {
+            let mut vm = waiting.remove(index).vm;
             if vm.is_sound() {
                 return Some(vm);
             }
@@ -94,12 +144,23 @@ impl Pool {
     }
 
     /// Takes a new VM in, unless what it takes up is needed for something else.
-    pub(crate) fn put(&self, vm: Waiting) {
+    pub(crate) fn put(&self, wish: &Wish, vm: Waiting) {
         // Held until it is in, so that nobody clears the pool in between.
         let activity = lock(&self.activity);
         if !activity.is_closed && activity.pressing == 0 {
-            lock(&self.waiting).push_back(vm);
+            lock(&self.waiting).push(Idle { layer: layer_of(wish.environment.as_ref()), vm });
         }
+    }
+
+    /// From now on a VM with these packages waits: for a while since it was used, or for good.
+    pub(crate) fn keep(&self, environment: &Arc<Environment>, for_good: bool) {
+        let mut activity = lock(&self.activity);
+        let known = activity.sets.iter().position(|kept| kept.environment.key == environment.key);
+        let known = known.map(|index| activity.sets.remove(index));
+        let is_for_good = for_good || known.is_some_and(|kept| kept.until.is_none());
+        let until = (!is_for_good).then(|| Instant::now() + SET_KEPT);
+        activity.sets.push(Kept { environment: environment.clone(), until });
+        self.changed.notify_one();
     }
 
     /// A call waits for a place: what only waits in the pool gives its own up, and none is made.
@@ -131,34 +192,52 @@ impl Pool {
         Running(self)
     }
 
-    /// What a VM for the pool should rehearse: what this server is used for. Each language that is not is 15-30 MiB less of code
-    /// that QEMU has translated.
-    pub(crate) fn languages(&self) -> Vec<Language> {
-        let languages = lock(&self.activity).languages.clone();
-        if languages.is_empty() { vec![Language::Python] } else { languages }
-    }
-
-    /// Waits until a VM is wanted, and the machine has nothing better to do than to make it. `false` when none will be.
-    pub(crate) async fn is_wanting(&self) -> bool {
+    /// Waits until a VM is wanted, and the machine has nothing better to do than to make it. `None` when none will be.
+    pub(crate) async fn wish(&self) -> Option<Wish> {
         loop {
             let changed = self.changed.notified();
-            let due = {
-                let activity = lock(&self.activity);
+            let (wish, due, expiry) = {
+                let mut activity = lock(&self.activity);
                 if activity.is_closed || self.size == 0 {
-                    return false;
+                    return None;
                 }
-                let can = !activity.is_busy(self.spare) && lock(&self.waiting).len() < self.size;
-                can.then_some(activity.last_begun + REST)
+                activity.expire();
+                let mut waiting = lock(&self.waiting);
+                let is_kept = |layer| activity.sets.iter().any(|kept| kept.environment.key == layer);
+                waiting.retain(|idle| idle.layer.is_none_or(is_kept));
+                let wish = if activity.is_busy(self.spare) { None } else { self.missing(&activity, &waiting) };
+                (wish, activity.last_begun + REST, activity.next_expiry())
             };
-            match due {
-                Some(due) if due <= Instant::now() => return true,
-                Some(due) => tokio::select! {
+            match (wish, expiry) {
+                (Some(wish), _) if due <= Instant::now() => return Some(wish),
+                (Some(_), _) => tokio::select! {
                     () = changed => {}
                     () = tokio::time::sleep_until(due) => {}
                 },
-                None => changed.await,
+                (None, Some(expiry)) => tokio::select! {
+                    () = changed => {}
+                    () = tokio::time::sleep_until(expiry) => {}
+                },
+                (None, None) => changed.await,
             }
         }
+    }
+
+    /// What is wanted most: one VM without packages, then one with each set, then the rest of those without.
+    fn missing(&self, activity: &Activity, waiting: &[Idle]) -> Option<Wish> {
+        let count = |layer| waiting.iter().filter(|idle| idle.layer == layer).count();
+        // What this server is used for. Each language that is not rehearsed is 15-30 MiB less of code that QEMU has translated.
+        let languages =
+            if activity.languages.is_empty() { vec![Language::Python] } else { activity.languages.clone() };
+        let bare = Wish { environment: None, languages };
+        if count(None) == 0 {
+            return Some(bare);
+        }
+        let set = activity.sets.iter().rev().find(|kept| count(Some(kept.environment.key)) == 0);
+        if let Some(Kept { environment, .. }) = set {
+            return Some(Wish { languages: vec![environment.language], environment: Some(environment.clone()) });
+        }
+        (count(None) < self.size).then_some(bare)
     }
 
     /// Waits until the machine has something better to do than to make a VM.
@@ -171,6 +250,11 @@ impl Pool {
             changed.await;
         }
     }
+}
+
+/// What tells VMs with different packages apart.
+pub(crate) fn layer_of(environment: Option<&Arc<Environment>>) -> Option<Digest> {
+    environment.map(|environment| environment.key)
 }
 
 impl Drop for Pressing<'_> {
@@ -198,8 +282,8 @@ mod tests {
     /// When a VM is wanted, in milliseconds from now; `None` when it is not within a second.
     async fn wanted_after(pool: &Pool) -> Option<u128> {
         let begun = Instant::now();
-        let wanting = tokio::time::timeout(Duration::from_secs(1), pool.is_wanting()).await;
-        wanting.ok().filter(|wanting| *wanting).map(|_| begun.elapsed().as_millis())
+        let wanting = tokio::time::timeout(Duration::from_secs(1), pool.wish()).await;
+        wanting.ok().flatten().map(|_| begun.elapsed().as_millis())
     }
 
     #[tokio::test(start_paused = true)]
@@ -234,11 +318,32 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_was_used_is_rehearsed() {
         let pool = Pool::new(2, 2);
-        assert_eq!(pool.languages(), [Language::Python]);
+        assert_eq!(pool.wish().await.unwrap().languages, [Language::Python]);
         for language in [Language::Shell, Language::Javascript, Language::Shell] {
             drop(pool.begin(language));
         }
-        assert_eq!(pool.languages(), [Language::Shell, Language::Javascript]);
+        assert_eq!(pool.wish().await.unwrap().languages, [Language::Shell, Language::Javascript]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_set_is_kept_for_a_while_since_it_was_used_and_a_configured_one_for_good() {
+        let pool = Pool::new(1, 2);
+        let environments: Vec<_> = (0..4).map(Environment::for_tests).collect();
+        let kept = || -> Vec<Digest> { lock(&pool.activity).sets.iter().map(|kept| kept.environment.key).collect() };
+        pool.keep(&environments[0], true);
+        environments[1..].iter().for_each(|environment| pool.keep(environment, false));
+        pool.keep(&environments[0], false);
+        // It is looked at whenever a VM may be wanted.
+        pool.wish().await;
+        assert_eq!(kept(), [2, 3, 0].map(|index: usize| environments[index].key), "the oldest one is one too many");
+        tokio::time::advance(SET_KEPT / 2).await;
+        pool.keep(&environments[2], false);
+        tokio::time::advance(SET_KEPT / 2).await;
+        pool.wish().await;
+        assert_eq!(kept(), [0, 2].map(|index: usize| environments[index].key));
+        tokio::time::advance(SET_KEPT).await;
+        pool.wish().await;
+        assert_eq!(kept(), [environments[0].key]);
     }
 
     #[tokio::test(start_paused = true)]
@@ -255,6 +360,6 @@ mod tests {
         assert_eq!(wanted_after(&Pool::new(0, 2)).await, None);
         let pool = Pool::new(2, 2);
         pool.close();
-        assert!(!pool.is_wanting().await);
+        assert!(pool.wish().await.is_none());
     }
 }

@@ -24,9 +24,6 @@ fn interrupt_grace(accelerator: Accelerator) -> Duration {
 /// From the kill to the VM's end.
 const KILL_GRACE: Duration = Duration::from_millis(500);
 
-/// How long a frame of a few bytes may wait for the guest to read. A guest that does not is past persuading.
-const NUDGE_DEADLINE: Duration = Duration::from_millis(100);
-
 /// Takes a program's output while it runs. Called from the run's task, so it must not block.
 pub trait OutputSink: Send {
     /// Text as it came, in order within a stream; up to the stream's cap in all.
@@ -68,7 +65,7 @@ pub(crate) async fn run(
         let frame = tokio::select! {
             frame = vm.next() => frame?,
             () = tokio::time::sleep_until(deadline.into()) => {
-                match persuade(&mut vm, persuasion).await {
+                match persuade(&mut vm, persuasion)? {
                     Some(next) => persuasion = next,
                     // Neither an interrupt nor a kill was answered: the VM goes, and its output until then is kept.
                     None => break None,
@@ -101,16 +98,21 @@ pub(crate) async fn run(
 }
 
 /// The next step, or `None` when there is none left.
-async fn persuade(vm: &mut Running, persuasion: Persuasion) -> Option<Persuasion> {
-    let (frame, next) = match persuasion {
-        Persuasion::None => (tokio::time::timeout(NUDGE_DEADLINE, vm.interrupt()).await, Persuasion::Interrupted),
-        Persuasion::Interrupted => (tokio::time::timeout(NUDGE_DEADLINE, vm.kill()).await, Persuasion::Killed),
-        Persuasion::Killed => return None,
-    };
-    if !matches!(frame, Ok(Ok(()))) {
+fn persuade(vm: &mut Running, persuasion: Persuasion) -> Result<Option<Persuasion>, VmError> {
+    if vm.is_deaf() {
         tracing::warn!("a guest does not read its wire");
     }
-    Some(next)
+    Ok(match persuasion {
+        Persuasion::None => {
+            vm.interrupt()?;
+            Some(Persuasion::Interrupted)
+        }
+        Persuasion::Interrupted => {
+            vm.kill()?;
+            Some(Persuasion::Killed)
+        }
+        Persuasion::Killed => None,
+    })
 }
 
 /// A request as the guest gets it.

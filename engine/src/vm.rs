@@ -6,21 +6,28 @@
 //!    '---------------------------------start------------------------'--> Running --> destroyed
 //! ```
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::FutureExt;
 use sandbox_schemas::language::Language;
-use sandbox_schemas::wire::{self, Execute, Exit, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION};
+use sandbox_schemas::limits::STDOUT_MAX_BYTES;
+use sandbox_schemas::wire::{
+    self, Execute, Exit, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION, Role, Stream,
+};
 
+use crate::capture::Capture;
 use crate::error::VmError;
-use crate::qemu::{LaunchSpec, Monitor, Qemu, QemuProcess, Start};
+use crate::qemu::{LaunchSpec, Monitor, Qemu, QemuProcess};
+use crate::tunnel::{Tunnel, TunnelHandler};
 use crate::wire::Wire;
 
-/// A process, its wire, and its monitor where it has one: what every phase holds.
+/// A process, its wire, and its tunnel and its monitor where it has one: what every phase holds.
 #[derive(Debug)]
 struct Machine {
     process: QemuProcess,
     wire: Wire,
+    tunnel: Option<Box<Tunnel>>,
     monitor: Option<Monitor>,
 }
 
@@ -48,8 +55,14 @@ impl Machine {
                 None => std::future::pending().await,
             }
         };
+        let frame = async {
+            match &mut self.tunnel {
+                Some(tunnel) => tunnel.receive(&mut self.wire).await,
+                None => self.wire.receive().await,
+            }
+        };
         let received = tokio::select! {
-            frame = self.wire.receive() => frame,
+            frame = frame => frame,
             error = failure => Err(error),
         };
         match received {
@@ -130,13 +143,20 @@ impl Booting {
         let (monitor, monitor_end) =
             if spec.start.kind().has_monitor() { Some(Monitor::pair()?).unzip() } else { (None, None) };
         let process = qemu.spawn(spec, guest_end, monitor_end, keep)?;
-        let mut machine = Machine { process, wire, monitor };
-        if let (Start::Restore { state, .. }, Some(monitor)) = (&spec.start, &mut machine.monitor) {
+        let mut machine = Machine { process, wire, tunnel: None, monitor };
+        if let (Some(state), Some(monitor)) = (spec.start.state(), &mut machine.monitor) {
             monitor.begin_restore(state).await?;
         }
         // It lies in the socket until the guest reads it: for a restored one, when it wakes.
         machine.send(&encode(&HostFrame::Hello(hello))?).await?;
         Ok(Booting { machine })
+    }
+
+    /// Serves the connections of a VM that installs. What the guest opens is served whenever the VM is listened to, in each
+    /// of its phases.
+    pub(crate) fn with_tunnel(mut self, handler: Arc<dyn TunnelHandler>) -> Booting {
+        self.machine.tunnel = Some(Box::new(Tunnel::new(handler)));
+        self
     }
 
     /// Waits until the guest is ready, but not for ever.
@@ -153,12 +173,33 @@ impl Booting {
 }
 
 impl Ready {
+    /// Has the guest mount the packages that are in the slot.
+    pub(crate) async fn mount(mut self, deadline: Duration) -> Result<Ready, VmError> {
+        let mounting = async {
+            self.machine.send(&encode(&HostFrame::Mount)?).await?;
+            self.machine.expect_ready().await
+        };
+        within(deadline, mounting).await?;
+        Ok(self)
+    }
+
     /// Runs a program of ours in the interpreter that will run the next one.
-    pub(crate) async fn rehearse(mut self, program: &Program, deadline: Duration) -> Result<Ready, VmError> {
+    pub(crate) async fn rehearse(self, program: &Program, deadline: Duration) -> Result<Ready, VmError> {
+        self.rehearse_to_hear(program, deadline).await.map(|(vm, _)| vm)
+    }
+
+    /// The same, and what it has written to stdout.
+    pub(crate) async fn rehearse_to_hear(
+        mut self,
+        program: &Program,
+        deadline: Duration,
+    ) -> Result<(Ready, String), VmError> {
+        let mut stdout = Capture::new(STDOUT_MAX_BYTES);
         let rehearsal = async {
             self.machine.send(&program.0).await?;
             loop {
                 match self.machine.receive().await? {
+                    GuestFrame::Output { stream: Stream::Stdout, bytes } => drop(stdout.push(&bytes)),
                     GuestFrame::Started | GuestFrame::Output { .. } => {}
                     GuestFrame::Finished(finished) if finished.exit == Exit::Code(0) => return Ok(()),
                     GuestFrame::Finished(finished) => {
@@ -169,7 +210,7 @@ impl Ready {
             }
         };
         within(deadline, rehearsal).await?;
-        Ok(self)
+        Ok((self, stdout.finish(0).text))
     }
 
     /// Stops the VM for good and takes its device state; its memory is in the file that it was started with.
@@ -213,14 +254,21 @@ impl Running {
         })
     }
 
-    /// Ctrl-C for the program.
-    pub(crate) async fn interrupt(&mut self) -> Result<(), VmError> {
-        self.machine.wire.send(&encode(&HostFrame::Interrupt)?).await
+    /// Ctrl-C for the program. Goes out while the guest is listened to.
+    pub(crate) fn interrupt(&mut self) -> Result<(), VmError> {
+        self.machine.wire.post(&encode(&HostFrame::Interrupt)?);
+        Ok(())
     }
 
-    /// The end of all the program's processes.
-    pub(crate) async fn kill(&mut self) -> Result<(), VmError> {
-        self.machine.wire.send(&encode(&HostFrame::Kill)?).await
+    /// The end of all the program's processes. Goes out while the guest is listened to.
+    pub(crate) fn kill(&mut self) -> Result<(), VmError> {
+        self.machine.wire.post(&encode(&HostFrame::Kill)?);
+        Ok(())
+    }
+
+    /// Whether the guest has not read all that it was told.
+    pub(crate) fn is_deaf(&self) -> bool {
+        !self.machine.wire.is_idle()
     }
 }
 
@@ -234,7 +282,8 @@ impl Program {
     }
 }
 
-/// What makes a VM itself: names and randomness of its own, and the time that it is now.
+/// What makes a VM itself: names and randomness of its own, and the time that it is now. It is for running programs, unless
+/// its maker says otherwise.
 pub(crate) fn hello(warm: Vec<Language>) -> Result<Hello, VmError> {
     let mut random = [0; 48];
     getrandom::fill(&mut random).map_err(|error| VmError::Spawn(format!("reading random bytes: {error}")))?;
@@ -245,6 +294,7 @@ pub(crate) fn hello(warm: Vec<Language>) -> Result<Hello, VmError> {
         entropy: [0; 32],
         vm_id: id.iter().map(|byte| format!("{byte:02x}")).collect(),
         warm,
+        role: Role::Runs,
     };
     hello.entropy.copy_from_slice(entropy);
     Ok(hello)
@@ -261,10 +311,11 @@ pub(crate) fn unexpected(expected: &str, found: &GuestFrame) -> VmError {
         GuestFrame::Output { .. } => "output",
         GuestFrame::Finished(_) => "finished",
         GuestFrame::Failed { .. } => "failed",
+        GuestFrame::Tunnel(_) => "a tunnel's bytes",
     };
     VmError::Protocol(format!("{expected} was expected, {found} came"))
 }
 
-fn encode(frame: &HostFrame) -> Result<Vec<u8>, VmError> {
+pub(crate) fn encode(frame: &HostFrame) -> Result<Vec<u8>, VmError> {
     wire::encode(frame).map_err(|error| VmError::Protocol(error.to_string()))
 }

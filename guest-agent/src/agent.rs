@@ -1,5 +1,5 @@
-//! The agent's one loop. What can wake it: the port, the end of a child, a warming runner, the streams of the run, and
-//! the end of a stream's rest.
+//! The agent's one loop. What can wake it: the port, the end of a child, a warming runner, the streams of the run, the end
+//! of a stream's rest, and the tunnel where there is one.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::time::Instant;
@@ -11,13 +11,15 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, read};
 use sandbox_schemas::language::Language;
-use sandbox_schemas::wire::{Execute, Exit, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION};
+use sandbox_schemas::wire::{Execute, Exit, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION, Role};
 
+use crate::boot;
 use crate::error::{Context, Error, Result};
-use crate::identity;
 use crate::port::Port;
 use crate::run::Run;
 use crate::runner::{Runner, needs_own_start};
+use crate::tunnel::Tunnel;
+use crate::{boot, identity};
 
 /// The agent: its port, what it keeps warm, and the program that it runs.
 pub(crate) struct Agent {
@@ -27,6 +29,8 @@ pub(crate) struct Agent {
     /// Languages that [`Hello`] asked for and that are not warm yet.
     warming: Vec<Language>,
     run: Option<Run>,
+    /// Only in a VM that installs.
+    tunnel: Option<Tunnel>,
 }
 
 /// What woke the loop.
@@ -47,7 +51,7 @@ impl Agent {
         mask.thread_block().context("blocking SIGCHLD")?;
         let children = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
             .context("watching for children's ends")?;
-        Ok(Agent { port, children, runners: Vec::new(), warming: Vec::new(), run: None })
+        Ok(Agent { port, children, runners: Vec::new(), warming: Vec::new(), run: None, tunnel: None })
     }
 
     /// Serves until the host is gone.
@@ -66,6 +70,7 @@ impl Agent {
             }
             self.hear_runners(&woken)?;
             self.serve_run(&woken)?;
+            self.serve_tunnel(&woken)?;
             if woken.by(&self.children) {
                 self.reap()?;
             }
@@ -75,11 +80,15 @@ impl Agent {
     /// Sleeps until something happens.
     fn wait(&mut self) -> Result<Woken> {
         let now = Instant::now();
+        // A tunnel that holds all it may lets the host wait. It does so only while its process is not scheduled: what the
+        // host may send ahead is bounded by what that process has granted.
+        let is_full = self.tunnel.as_ref().is_some_and(Tunnel::is_full);
         let mut fds = vec![
-            PollFd::new(self.port.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.port.as_fd(), if is_full { PollFlags::empty() } else { PollFlags::POLLIN }),
             PollFd::new(self.children.as_fd(), PollFlags::POLLIN),
         ];
         fds.extend(self.runners.iter().map(|runner| PollFd::new(runner.control.as_fd(), PollFlags::POLLIN)));
+        fds.extend(self.tunnel.as_ref().map(|tunnel| PollFd::new(tunnel.as_fd(), tunnel.interest())));
         let mut until: Option<Instant> = None;
         if let Some(run) = &self.run {
             for output in [&run.stdout, &run.stderr] {
@@ -107,6 +116,10 @@ impl Agent {
         match frame {
             HostFrame::Hello(hello) => self.greet(&hello),
             HostFrame::Clock(realtime_ns) => identity::set_clock(realtime_ns),
+            HostFrame::Mount => {
+                boot::mount_packages()?;
+                self.port.send(&GuestFrame::Ready)
+            }
             HostFrame::Execute(request) => self.execute(request),
             HostFrame::Interrupt => {
                 if let Some(run) = &self.run {
@@ -115,6 +128,10 @@ impl Agent {
                 Ok(())
             }
             HostFrame::Kill => self.run.as_ref().map_or(Ok(()), |run| run.runner.cgroup.kill_all()),
+            HostFrame::Tunnel(bytes) => match &mut self.tunnel {
+                Some(tunnel) => tunnel.push(&bytes),
+                None => Err(Error::new("the tunnel", "this VM has none")),
+            },
         }
     }
 
@@ -129,7 +146,21 @@ impl Agent {
             self.runners.push(Runner::spawn(language, &[])?);
             self.warming.push(language);
         }
+        if let Role::Installs { writable_mb, has_disk } = hello.role {
+            self.equip(writable_mb, has_disk)?;
+        }
         self.say_ready()
+    }
+
+    /// What an installer needs beyond what a program has.
+    fn equip(&mut self, writable_mb: u64, has_disk: bool) -> Result<()> {
+        boot::resize_writable(writable_mb)?;
+        if has_disk {
+            boot::give_second_disk()?;
+        }
+        // It is there before the host hears that the VM is ready, so that no program comes too early for it.
+        self.tunnel = Some(Tunnel::open()?);
+        Ok(())
     }
 
     fn say_ready(&mut self) -> Result<()> {
@@ -188,6 +219,20 @@ impl Agent {
             return self.finish(exit);
         }
         Ok(())
+    }
+
+    fn serve_tunnel(&mut self, woken: &Woken) -> Result<()> {
+        let Some(tunnel) = &mut self.tunnel else { return Ok(()) };
+        if !woken.by(&*tunnel) {
+            return Ok(());
+        }
+        tunnel.flush()?;
+        if tunnel.pump(&mut self.port)? {
+            return Ok(());
+        }
+        let reason = tunnel.last_words();
+        self.tunnel = None;
+        self.port.send(&GuestFrame::Failed { reason })
     }
 
     fn finish(&mut self, exit: Exit) -> Result<()> {

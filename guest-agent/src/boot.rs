@@ -39,6 +39,13 @@ const WRITABLE: [(&str, &str, u32); 6] = [
 /// The port's driver finds it in a work queue of its own; on a busy host under TCG that took up to 50 ms.
 const PORT_WAIT: Duration = Duration::from_secs(10);
 
+/// What has the quota of [`WRITABLE`].
+const WRITABLE_DIR: &str = "/run/writable";
+const WRITABLE_FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
+
+/// The disk that an installer writes its result to.
+const SECOND_DISK: &str = "/dev/vdb";
+
 /// Brings the guest up and opens the port.
 pub(crate) fn bring_up() -> Result<Port> {
     enter_root()?;
@@ -50,11 +57,33 @@ pub(crate) fn bring_up() -> Result<Port> {
     open_port()
 }
 
+/// Puts the package layer, which is on the second disk, where interpreters look for it.
+pub(crate) fn mount_packages() -> Result<()> {
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
+    attach("/dev/vdb", "/packages", "erofs", flags, "")
+}
+
 /// Stops the VM: the kernel command line makes a reboot a triple fault, at which QEMU (`-no-reboot`) exits.
 pub(crate) fn stop_machine() {
     let _ = reboot(RebootMode::RB_AUTOBOOT);
     // Not reached as PID 1 of a VM. Anywhere else, PID 1's end would be the machine's.
     std::process::exit(1);
+}
+
+/// Gives the writable space another size. What is in it stays.
+pub(crate) fn resize_writable(size_mb: u64) -> Result<()> {
+    if !(1..=limits::WRITABLE_MAX_MB).contains(&size_mb) {
+        let message = format!("{size_mb} MiB are asked for, at most {} are allowed", limits::WRITABLE_MAX_MB);
+        return Err(Error::new("resizing the writable space", message));
+    }
+    let flags = MsFlags::MS_REMOUNT | WRITABLE_FLAGS;
+    mount(None::<&str>, WRITABLE_DIR, None::<&str>, flags, Some(quota(size_mb).as_str()))
+        .context("resizing the writable space")
+}
+
+/// Lets the user write to the second disk.
+pub(crate) fn give_second_disk() -> Result<()> {
+    give_to_user(SECOND_DISK)
 }
 
 /// Leaves the initramfs for the root image, read-only.
@@ -89,19 +118,22 @@ fn mount_system() -> Result<()> {
 }
 
 fn mount_writable() -> Result<()> {
-    make_directory("/run/writable", 0o755)?;
-    let quota = format!("mode=0755,size={}m,nr_inodes={}", limits::WORKSPACE_MAX_MB, limits::WORKSPACE_MAX_INODES);
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    attach("tmpfs", "/run/writable", "tmpfs", flags, &quota)?;
+    make_directory(WRITABLE_DIR, 0o755)?;
+    attach("tmpfs", WRITABLE_DIR, "tmpfs", WRITABLE_FLAGS, &quota(limits::WORKSPACE_MAX_MB))?;
     make_directory(PROGRAM_DIR, 0o755)?;
     for (name, target, mode) in WRITABLE {
-        let source = format!("/run/writable/{name}");
+        let source = format!("{WRITABLE_DIR}/{name}");
         make_directory(&source, mode)?;
         give_to_user(&source)?;
         mount(Some(source.as_str()), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
             .context(format!("binding {target}"))?;
     }
     make_directory(RUNNER_DIR, 0o755)
+}
+
+/// As a mount option of the writable space.
+fn quota(size_mb: u64) -> String {
+    format!("mode=0755,size={size_mb}m,nr_inodes={}", limits::WORKSPACE_MAX_INODES)
 }
 
 /// 127.0.0.1 works; there is nothing else.

@@ -27,7 +27,12 @@ pub(crate) struct Cgroup {
 impl Cgroup {
     /// The one of a language, made if it is not there.
     pub(crate) fn of(language: Language) -> Result<Cgroup> {
-        let folder = Path::new(ROOT).join(language.name());
+        Cgroup::named(language.name())
+    }
+
+    /// One beside those of the languages, made if it is not there.
+    pub(crate) fn named(name: &str) -> Result<Cgroup> {
+        let folder = Path::new(ROOT).join(name);
         if !folder.exists() {
             fs::create_dir(&folder).context(format!("creating {}", folder.display()))?;
             write(&folder, "pids.max", &limits::PROCESSES_MAX.to_string())?;

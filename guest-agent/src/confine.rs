@@ -15,6 +15,8 @@ use crate::error::{Context, Result};
 pub(crate) const USER_UID: u32 = 1000;
 /// Its group.
 pub(crate) const USER_GID: u32 = 1000;
+/// The user, and the group, of the tunnel's process: a program cannot signal it, nor look into it.
+pub(crate) const TUNNEL_UID: u32 = 1001;
 
 /// System calls that fail with EPERM. Most need a capability that the user lacks; that they do not even enter the kernel
 /// takes their code out of a hostile program's reach.
@@ -71,8 +73,9 @@ pub(crate) fn filter() -> Result<BpfProgram> {
         .context("building the system call filter")
 }
 
-/// Turns the calling process, a fresh child of the agent, into the user's: no way back.
-pub(crate) fn become_user(filter: &BpfProgram, cgroup: &Path) -> std::io::Result<()> {
+/// Turns the calling process, a fresh child of the agent, into that of an ordinary user, whose group has the same number: no
+/// way back.
+pub(crate) fn become_user(id: u32, filter: &BpfProgram, cgroup: &Path) -> std::io::Result<()> {
     setsid()?;
     // The agent blocks the signals that it waits for; a program expects none to be blocked.
     SigSet::empty().thread_set_mask()?;
@@ -80,8 +83,8 @@ pub(crate) fn become_user(filter: &BpfProgram, cgroup: &Path) -> std::io::Result
     setrlimit(Resource::RLIMIT_NOFILE, limits::OPEN_FILES_MAX, limits::OPEN_FILES_MAX)?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     setgroups(&[])?;
-    setgid(Gid::from_raw(USER_GID))?;
-    setuid(Uid::from_raw(USER_UID))?;
+    setgid(Gid::from_raw(id))?;
+    setuid(Uid::from_raw(id))?;
     nix::sys::prctl::set_no_new_privs()?;
     seccompiler::apply_filter(filter).map_err(std::io::Error::other)
 }

@@ -6,6 +6,9 @@
 //!
 //! One thread and one `poll` loop: what can wake the agent is listed in `agent.rs` and nowhere else. When the host end
 //! of the port goes away the VM stops, so that no orphan is left spinning.
+//!
+//! In a VM that installs, the same binary runs a second time, as another user: `multiplexer.rs` turns connections of the guest
+//! into streams of the tunnel, whose bytes the agent carries (`tunnel.rs`).
 
 // In the order in which to read them.
 mod agent;
@@ -21,11 +24,22 @@ mod runner;
 mod output;
 mod run;
 
+mod tunnel;
+
+mod multiplexer;
+
 mod error;
 
 use std::io::Write;
 
 fn main() {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == tunnel::MULTIPLEXER) {
+        // The agent hears of its end, and tells the host these words.
+        if let Err(error) = multiplexer::run() {
+            let _ = writeln!(std::io::stderr(), "{error}");
+        }
+        return;
+    }
     if let Err(error) = boot::bring_up().and_then(agent::Agent::new).and_then(|mut agent| agent.serve()) {
         // Nobody but a developer with a serial console reads this: the port is what failed.
         let _ = writeln!(std::io::stderr(), "sandbox agent: {error}");

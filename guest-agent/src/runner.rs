@@ -194,7 +194,7 @@ impl Runner {
             // dup2 leaves close-on-exec off at the target, on at the source.
             place(&request_read, REQUEST_FD)?;
             place(&control_write, CONTROL_FD)?;
-            confine::become_user(&filter, &join_file)
+            confine::become_user(USER_UID, &filter, &join_file)
         };
         #[allow(unsafe_code, reason = "rights are given up between fork and exec")]
         // SAFETY: the agent has one thread, so that nothing in the child can wait for a lock that another thread held.
@@ -248,7 +248,11 @@ impl Runner {
 
 fn base_environment() -> [(&'static str, &'static str); 8] {
     [
-        ("PATH", "/home/user/.local/bin:/usr/local/bin:/usr/bin:/bin"),
+        // The commands of packages come last: none of them shall take the place of one that programs expect.
+        (
+            "PATH",
+            "/home/user/.local/bin:/usr/local/bin:/usr/bin:/bin:/packages/python/bin:/packages/javascript/node_modules/.bin",
+        ),
         ("HOME", "/home/user"),
         ("USER", "sandbox"),
         ("LOGNAME", "sandbox"),
@@ -273,8 +277,9 @@ fn write_for_user(name: &str, bytes: &[u8]) -> Result<()> {
     fs::write(&path, bytes).context(format!("writing {path}"))
 }
 
-fn place(source: &impl AsFd, target: RawFd) -> std::io::Result<()> {
-    #[allow(unsafe_code, reason = "a descriptor by number is what the runner is promised")]
+/// Gives a descriptor a number, in a child that is about to exec.
+pub(crate) fn place(source: &impl AsFd, target: RawFd) -> std::io::Result<()> {
+    #[allow(unsafe_code, reason = "a descriptor by number is what the child is promised")]
     // SAFETY: both are plain descriptors in a child that is about to exec; nothing owns `target` there.
     let result = unsafe { nix::libc::dup2(source.as_fd().as_raw_fd(), target) };
     if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }

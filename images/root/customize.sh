@@ -26,7 +26,10 @@ echo 'sandbox:x:1000:1000:sandbox:/home/user:/bin/bash' >>"$tree/etc/passwd"
 echo 'sandbox:x:1000:' >>"$tree/etc/group"
 echo 'sandbox:!:1::::::' >>"$tree/etc/shadow"
 rm -rf "$tree/home"
-mkdir -p "$tree/workspace" "$tree/home/user"
+mkdir -p "$tree/workspace" "$tree/home/user" "$tree/packages"
+# Where a package layer is mounted, if a VM has one: interpreters look there without being told.
+echo /packages/python >"$tree/usr/lib/python3/dist-packages/sandbox-packages.pth"
+ln -s packages/javascript/node_modules "$tree/node_modules"
 chown 1000:1000 "$tree/workspace" "$tree/home/user"
 chmod 1777 "$tree/tmp" "$tree/var/tmp"
 # mmdebstrap lends the tree the host's name and resolver: neither may end up in the image.

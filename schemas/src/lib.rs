@@ -9,12 +9,15 @@ pub mod execute;
 pub mod outcome;
 pub mod status;
 
+pub mod tunnel;
 pub mod wire;
 
 pub mod accelerator;
 pub mod image;
 pub mod remote;
 pub mod template;
+
+pub mod environment;
 
 #[cfg(feature = "json-schema")]
 pub mod tools;

@@ -68,7 +68,37 @@ pub const GUEST_FRAME_MAX_BYTES: usize = 128 * 1024;
 /// Output bytes in one frame. Below [`GUEST_FRAME_MAX_BYTES`], large enough that framing costs nothing.
 pub const OUTPUT_CHUNK_MAX_BYTES: usize = 64 * 1024;
 
+/// Size of the disk that a package layer is in, in bytes. All have the same, since a clone keeps the disk size of its template;
+/// what a layer does not fill is a hole that takes nothing. Larger than any usual set: torch without CUDA unpacks to 0.9 GB.
+pub const LAYER_SLOT_BYTES: u64 = 4 * 1024 * 1024 * 1024;
+
+/// Bytes of the tunnel in one frame, either way. Large enough that a frame's own cost is lost in it, small enough that what is
+/// said of the program meanwhile does not wait for long.
+pub const TUNNEL_CHUNK_MAX_BYTES: usize = 64 * 1024;
+
+/// Most connections of a guest that are in the tunnel at once; further ones wait to be accepted. uv opens up to 50, npm 15.
+pub const TUNNEL_STREAMS_MAX: usize = 64;
+
+/// Most streams that an end of the tunnel takes. What the guest has closed, its host may still be serving, so it is more than
+/// a guest has open; who opens more than this is none of our agents.
+pub const TUNNEL_STREAMS_LIMIT: usize = 2 * TUNNEL_STREAMS_MAX;
+
+/// Most bytes of the tunnel that an end can be made to hold because nobody reads them. yamux promises 256 KiB to each stream;
+/// the rest is for streams whose bandwidth asks for more.
+pub const TUNNEL_WINDOW_MAX_BYTES: usize = TUNNEL_STREAMS_LIMIT * 256 * 1024 + 16 * 1024 * 1024;
+
+/// Most bytes of one data frame within the tunnel. A stream may have a dozen of them queued, so it bounds memory too.
+pub const TUNNEL_SPLIT_BYTES: usize = 32 * 1024;
+
+/// Most bytes that say where a stream of the tunnel leads: a DNS name has at most 253, and there is some room.
+pub const TARGET_MAX_BYTES: usize = 512;
+
+/// Largest writable space that a VM may be given in place of [`WORKSPACE_MAX_MB`], in MiB: more than any VM has memory for.
+pub const WRITABLE_MAX_MB: u64 = 64 * 1024;
+
 const _: () = {
     assert!(OUTPUT_CHUNK_MAX_BYTES + 1024 < GUEST_FRAME_MAX_BYTES);
+    assert!(TUNNEL_CHUNK_MAX_BYTES + 1024 < GUEST_FRAME_MAX_BYTES);
+    assert!(TUNNEL_CHUNK_MAX_BYTES + 1024 < HOST_FRAME_MAX_BYTES);
     assert!(TIMEOUT_DEFAULT_SECONDS < 60);
 };

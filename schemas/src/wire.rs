@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::language::Language;
 
 /// Version of this protocol. Host and agent are built together; it catches an image that was mixed by hand.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Bytes of a frame's length prefix.
 pub const PREFIX_BYTES: usize = 4;
@@ -22,12 +22,16 @@ pub enum HostFrame {
     Hello(Hello),
     /// The wall clock, nanoseconds since the epoch: a VM that has waited is told it again.
     Clock(u64),
+    /// Mount the packages on the second disk. [`GuestFrame::Ready`] answers.
+    Mount,
     /// Run a program. One at a time; none after it, unless it was a rehearsal.
     Execute(Execute),
     /// Interrupt the run as Ctrl-C would (SIGINT to its process group).
     Interrupt,
     /// Kill every process of the run.
     Kill,
+    /// The next bytes of the tunnel, at most [`crate::limits::TUNNEL_CHUNK_MAX_BYTES`]. Only where the role has one.
+    Tunnel(#[serde(with = "serde_bytes")] Vec<u8>),
 }
 
 /// What makes a VM itself, and what it shall have ready.
@@ -43,6 +47,22 @@ pub struct Hello {
     pub vm_id: String,
     /// Interpreters to start now, so that they are warm when a program comes.
     pub warm: Vec<Language>,
+    /// What the VM is for.
+    pub role: Role,
+}
+
+/// What a VM is for. Only the host gives it more than a program needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// It runs programs, which reach nothing.
+    Runs,
+    /// It installs packages: what listens on [`crate::tunnel::REGISTRY_PORT`] leads to the host.
+    Installs {
+        /// Size of the writable space, in MiB, in place of the usual one.
+        writable_mb: u64,
+        /// Whether there is a second disk, which the program shall write its result to.
+        has_disk: bool,
+    },
 }
 
 /// A program and its limits, validated by the host.
@@ -70,7 +90,7 @@ pub struct Execute {
 /// What the guest says. Untrusted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum GuestFrame {
-    /// The interpreters that [`Hello`] asked for are warm.
+    /// The interpreters that [`Hello`] asked for are warm, or the packages are mounted.
     Ready,
     /// The program is handed to its interpreter now: from here on it may have run.
     Started,
@@ -79,6 +99,7 @@ pub enum GuestFrame {
         /// Which stream.
         stream: Stream,
         /// At most [`crate::limits::OUTPUT_CHUNK_MAX_BYTES`] bytes, as written.
+        #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
     /// The program has ended and all its output was sent.
@@ -88,6 +109,9 @@ pub enum GuestFrame {
         /// Why, for a person.
         reason: String,
     },
+    /// The next bytes of the tunnel, at most [`crate::limits::TUNNEL_CHUNK_MAX_BYTES`] and at least one. Only where the role
+    /// has a tunnel.
+    Tunnel(#[serde(with = "serde_bytes")] Vec<u8>),
 }
 
 /// A stream of output.
@@ -189,6 +213,7 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, FrameError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits;
 
     fn output() -> GuestFrame {
         GuestFrame::Output { stream: Stream::Stderr, bytes: vec![0xff, 0, 7] }
@@ -219,5 +244,14 @@ mod tests {
         }
         assert!(decode::<GuestFrame>(&[body, &[0]].concat()).is_err());
         assert!(decode::<GuestFrame>(&[200]).is_err(), "an unknown kind was accepted");
+    }
+
+    #[test]
+    fn the_largest_chunk_of_the_tunnel_fits_a_frame_either_way() {
+        let chunk = vec![0xff; limits::TUNNEL_CHUNK_MAX_BYTES];
+        let from_guest = encode(&GuestFrame::Tunnel(chunk.clone())).unwrap();
+        let from_host = encode(&HostFrame::Tunnel(chunk)).unwrap();
+        assert!(from_guest.len() - PREFIX_BYTES <= limits::GUEST_FRAME_MAX_BYTES);
+        assert!(from_host.len() - PREFIX_BYTES <= limits::HOST_FRAME_MAX_BYTES);
     }
 }

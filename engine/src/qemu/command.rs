@@ -25,6 +25,8 @@ pub(crate) const ROOT_FD: RawFd = 6;
 pub(crate) const RAM_FD: RawFd = 7;
 /// The monitor, where there is one.
 pub(crate) const MONITOR_FD: RawFd = 8;
+/// The disk in the slot for packages.
+pub(crate) const SLOT_FD: RawFd = 9;
 
 /// What is to be launched.
 #[derive(Debug, Clone)]
@@ -37,6 +39,17 @@ pub(crate) struct LaunchSpec {
     /// Frequency of the host's time stamp counter, in kHz.
     pub(crate) tsc_khz: u64,
     pub(crate) image: BootImage,
+    /// The disk for packages.
+    pub(crate) slot: Slot,
+}
+
+/// The second disk, which every VM has: a clone has the devices of its template, and what is in the slot may differ.
+#[derive(Debug, Clone)]
+pub(crate) struct Slot {
+    /// A file of [`LAYER_SLOT_BYTES`](sandbox_schemas::limits::LAYER_SLOT_BYTES).
+    pub(crate) file: Arc<OwnedFd>,
+    /// Whether the VM is there to write it. All others only read.
+    pub(crate) is_writable: bool,
 }
 
 /// The difference between a VM that boots and one that is restored, as data.
@@ -49,6 +62,13 @@ pub(crate) enum Start {
     /// It continues where a template was saved, with whose memory it begins; what it writes is its own.
     Restore {
         /// The memory, read-only by its opening or by a seal.
+        ram: Arc<OwnedFd>,
+        /// The state of the devices.
+        state: Arc<[u8]>,
+    },
+    /// It continues likewise, in memory that stays: a template that is made of another.
+    RestoreIn {
+        /// A copy of the memory.
         ram: Arc<OwnedFd>,
         /// The state of the devices.
         state: Arc<[u8]>,
@@ -87,6 +107,8 @@ pub(crate) fn arguments_to(start: StartKind, spec: &LaunchSpec, version: Version
         ("-global", "virtio-mmio.force-legacy=false".to_string()),
         ("-drive", format!("if=none,id=root,format=raw,readonly=on,file={},file.locking=off", open(ROOT_FD))),
         ("-device", "virtio-blk-device,drive=root".to_string()),
+        ("-drive", format!("if=none,id=slot,format=raw,{},file={},file.locking=off", access(&spec.slot), open(SLOT_FD))),
+        ("-device", "virtio-blk-device,drive=slot".to_string()),
         ("-device", "virtio-serial-device,max_ports=2".to_string()),
         ("-chardev", format!("socket,id=wire,fd={WIRE_FD}")),
         ("-device", "virtserialport,chardev=wire,name=agent,nr=1".to_string()),
@@ -117,6 +139,7 @@ pub(crate) enum StartKind {
     Boot,
     BootIn,
     Restore,
+    RestoreIn,
 }
 
 impl Start {
@@ -125,6 +148,15 @@ impl Start {
             Start::Boot => StartKind::Boot,
             Start::BootIn(_) => StartKind::BootIn,
             Start::Restore { .. } => StartKind::Restore,
+            Start::RestoreIn { .. } => StartKind::RestoreIn,
+        }
+    }
+
+    /// The device state that it continues from.
+    pub(crate) fn state(&self) -> Option<&Arc<[u8]>> {
+        match self {
+            Start::Boot | Start::BootIn(_) => None,
+            Start::Restore { state, .. } | Start::RestoreIn { state, .. } => Some(state),
         }
     }
 
@@ -132,7 +164,7 @@ impl Start {
     pub(crate) fn ram(&self) -> Option<&Arc<OwnedFd>> {
         match self {
             Start::Boot => None,
-            Start::BootIn(ram) | Start::Restore { ram, .. } => Some(ram),
+            Start::BootIn(ram) | Start::Restore { ram, .. } | Start::RestoreIn { ram, .. } => Some(ram),
         }
     }
 }
@@ -140,7 +172,7 @@ impl Start {
 impl StartKind {
     /// Whether the kernel is needed.
     pub(crate) fn boots(self) -> bool {
-        self != StartKind::Restore
+        !matches!(self, StartKind::Restore | StartKind::RestoreIn)
     }
 
     /// Whether QEMU takes commands: without need it does not.
@@ -154,12 +186,16 @@ fn open(fd: RawFd) -> String {
     format!("/proc/self/fd/{fd}")
 }
 
+fn access(slot: &Slot) -> &'static str {
+    if slot.is_writable { "discard=unmap,cache=unsafe" } else { "readonly=on" }
+}
+
 /// Memory that is only there once touched.
 fn backend(start: StartKind, version: Version) -> String {
     let path = open(RAM_FD);
     match start {
         StartKind::Boot => "memory-backend-ram".into(),
-        StartKind::BootIn => format!("memory-backend-file,mem-path={path},share=on"),
+        StartKind::BootIn | StartKind::RestoreIn => format!("memory-backend-file,mem-path={path},share=on"),
         StartKind::Restore if version >= OPENS_RAM_READ_ONLY => {
             format!("memory-backend-file,mem-path={path},share=off,readonly=on,rom=off")
         }
@@ -200,7 +236,8 @@ mod tests {
             initrd: "agent.cpio".into(),
             initrd_sha256: digest,
         };
-        arguments(&LaunchSpec { accelerator, memory_mb: 256, start, tsc_khz: 2_000_000, image }, version).join(" ")
+        let slot = Slot { file: file(), is_writable: false };
+        arguments(&LaunchSpec { accelerator, memory_mb: 256, start, tsc_khz: 2_000_000, image, slot }, version).join(" ")
     }
 
     fn file() -> Arc<OwnedFd> {
@@ -211,9 +248,13 @@ mod tests {
         Start::Restore { ram: file(), state: Arc::new([]) }
     }
 
+    fn restore_in() -> Start {
+        Start::RestoreIn { ram: file(), state: Arc::new([]) }
+    }
+
     #[test]
     fn a_vm_has_one_way_out_and_no_other_device() {
-        let starts = [Start::Boot, Start::BootIn(file()), restore()];
+        let starts = [Start::Boot, Start::BootIn(file()), restore(), restore_in()];
         let launches = starts.into_iter().flat_map(|start| {
             [
                 (Accelerator::Kvm, start.clone(), OLD),
@@ -226,14 +267,14 @@ mod tests {
             let line = line(accelerator, start, version);
             let devices: Vec<&str> =
                 line.split(" -device ").skip(1).map(|rest| rest.split([' ', ',']).next().unwrap()).collect();
-            assert_eq!(devices, ["virtio-blk-device", "virtio-serial-device", "virtserialport"]);
+            assert_eq!(devices, ["virtio-blk-device", "virtio-blk-device", "virtio-serial-device", "virtserialport"]);
             assert!(line.contains("-nodefaults") && line.contains("-no-user-config"));
             assert_eq!(line.contains("chardev=monitor"), has_monitor, "a monitor only where it is needed");
             for absent in ["netdev", "-nic", "virtfs", "vhost", "-qmp ", "-serial ", "-monitor "] {
                 assert!(!line.contains(absent), "{absent} in {line}");
             }
             assert!(line.contains("-sandbox on,") && line.contains("spawn=deny"));
-            assert!(line.contains("readonly=on,file=/proc/self/fd/6"));
+            assert!(line.contains("readonly=on,file=/proc/self/fd/6") && line.contains("readonly=on,file=/proc/self/fd/9"));
         }
     }
 
@@ -255,6 +296,8 @@ mod tests {
             assert!(restored.contains("share=off") && restored.contains("-incoming defer"));
             assert!(!restored.contains(" -kernel "), "what it would load is in memory already");
             assert_eq!(restored.contains("readonly=on,rom=off"), version == NEW);
+            let remade = line(Accelerator::Tcg, restore_in(), version);
+            assert_eq!(remade, restored.replace("share=off,readonly=on,rom=off", "share=on").replace("share=off", "share=on"));
         }
     }
 }

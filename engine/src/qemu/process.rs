@@ -15,12 +15,13 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Pid, Uid, getpid, getppid, setgid, setgroups, setuid};
 use sandbox_schemas::accelerator::Accelerator;
+use sandbox_schemas::limits::LAYER_SLOT_BYTES;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::sync::oneshot;
 
 use crate::error::VmError;
-use crate::qemu::command::{INITRD_FD, KERNEL_FD, LaunchSpec, MONITOR_FD, RAM_FD, ROOT_FD, WIRE_FD};
+use crate::qemu::command::{INITRD_FD, KERNEL_FD, LaunchSpec, MONITOR_FD, RAM_FD, ROOT_FD, SLOT_FD, WIRE_FD};
 
 /// KVM's device.
 pub(crate) const KVM_DEVICE: &str = "/dev/kvm";
@@ -65,9 +66,12 @@ pub(crate) fn spawn(
         mappings.push(FdMapping { parent_fd: open(&spec.image.kernel)?, child_fd: KERNEL_FD });
         mappings.push(FdMapping { parent_fd: open(&spec.image.initrd)?, child_fd: INITRD_FD });
     }
+    let share = |file: &OwnedFd, what: &str| {
+        file.try_clone().map_err(|error| VmError::Spawn(format!("the {what}'s file: {error}")))
+    };
+    mappings.push(FdMapping { parent_fd: share(&spec.slot.file, "slot")?, child_fd: SLOT_FD });
     if let Some(ram) = spec.start.ram() {
-        let ram = ram.try_clone().map_err(|error| VmError::Spawn(format!("the memory's file: {error}")))?;
-        mappings.push(FdMapping { parent_fd: ram, child_fd: RAM_FD });
+        mappings.push(FdMapping { parent_fd: share(ram, "memory")?, child_fd: RAM_FD });
     }
     mappings.extend(monitor_end.map(|end| FdMapping { parent_fd: end.into(), child_fd: MONITOR_FD }));
 
@@ -83,10 +87,12 @@ pub(crate) fn spawn(
         .stderr(Stdio::piped());
     let server = getpid();
     let group = device_group(spec.accelerator);
+    // QEMU writes no file at all, unless it is there to write one.
+    let file_bytes = if spec.slot.is_writable { LAYER_SLOT_BYTES } else { 0 };
     #[allow(unsafe_code, reason = "rights are given up between fork and exec")]
     // SAFETY: the closure makes system calls only; it neither allocates nor takes a lock.
     unsafe {
-        std::os::unix::process::CommandExt::pre_exec(&mut command, move || confine(server, group))
+        std::os::unix::process::CommandExt::pre_exec(&mut command, move || confine(server, group, file_bytes))
     };
     // After `confine`, which marks every descriptor close-on-exec: those named here are the only ones that stay open.
     command.fd_mappings(mappings).map_err(|error| VmError::Spawn(error.to_string()))?;
@@ -149,7 +155,7 @@ fn device_group(accelerator: Accelerator) -> Option<Gid> {
 }
 
 /// Runs in the child, before QEMU.
-fn confine(server: Pid, group: Option<Gid>) -> std::io::Result<()> {
+fn confine(server: Pid, group: Option<Gid>, file_bytes: u64) -> std::io::Result<()> {
     close_descriptors_on_exec()?;
     // A network of its own with nothing in it, where that is allowed (not to most users, nor to root in most containers): QEMU
     // has no network device either way, this is the second lock.
@@ -162,8 +168,7 @@ fn confine(server: Pid, group: Option<Gid>) -> std::io::Result<()> {
         let _ = unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET);
     }
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
-    // QEMU writes no file at all.
-    setrlimit(Resource::RLIMIT_FSIZE, 0, 0)?;
+    setrlimit(Resource::RLIMIT_FSIZE, file_bytes, file_bytes)?;
     setrlimit(Resource::RLIMIT_NOFILE, 64, 64)?;
     // After the change of user, which clears it.
     nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;

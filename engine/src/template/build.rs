@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use sandbox_schemas::language::Language;
 use sandbox_schemas::limits::{MEMORY_MAX_MB, STDERR_MAX_BYTES, STDOUT_MAX_BYTES};
-use sandbox_schemas::wire::Execute;
+use sandbox_schemas::wire::{Execute, Hello};
 use tokio::sync::oneshot;
 
 use crate::engine::boot_deadline;
@@ -24,7 +24,7 @@ const CLOCK_LAG: Duration = Duration::from_secs(24 * 3600);
 const REHEARSAL_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Saving takes some 20 ms.
-const SAVE_DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const SAVE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A program that an interpreter goes through before it is saved, and again before it waits in the pool, so that no user's
 /// program is the first. What it leaves behind in a program's sight must be harmless: modules that are loaded already.
@@ -58,9 +58,7 @@ pub(crate) async fn build(qemu: &Qemu, spec: &LaunchSpec) -> Result<Saved, VmErr
     let shared: Arc<OwnedFd> = Arc::new(memory.try_clone().map_err(no_memory)?.into());
     let spec = LaunchSpec { start: Start::BootIn(shared), ..spec.clone() };
 
-    let languages = REHEARSALS.iter().map(|rehearsal| rehearsal.language).collect();
-    let mut hello = hello(languages)?;
-    hello.realtime_ns = hello.realtime_ns.saturating_sub(CLOCK_LAG.as_nanos() as u64);
+    let hello = template_hello(REHEARSALS.iter().map(|rehearsal| rehearsal.language).collect())?;
     let (keep, gone) = oneshot::channel::<()>();
     let deadline = boot_deadline(spec.accelerator);
     let mut vm = Booting::launch(qemu, &spec, hello, keep).await?.ready(deadline).await?;
@@ -73,18 +71,30 @@ pub(crate) async fn build(qemu: &Qemu, spec: &LaunchSpec) -> Result<Saved, VmErr
     Ok(Saved { ram: memory, state })
 }
 
+/// What a VM that will be saved is told.
+pub(crate) fn template_hello(warm: Vec<Language>) -> Result<Hello, VmError> {
+    let mut hello = hello(warm)?;
+    hello.realtime_ns = hello.realtime_ns.saturating_sub(CLOCK_LAG.as_nanos() as u64);
+    Ok(hello)
+}
+
 impl Rehearsal {
     /// As a program that no interpreter has seen yet: V8 keeps what it has compiled, and would not do so again.
     pub(crate) fn program(&self, round: usize) -> Result<Program, VmError> {
-        Program::new(Execute {
-            language: self.language,
-            is_rehearsal: true,
-            code: format!("{}{} {round}\n", self.code, self.comment),
-            stdin: String::new(),
-            env: Vec::new(),
-            memory_bytes: MEMORY_MAX_MB * 1024 * 1024,
-            stdout_max: STDOUT_MAX_BYTES as u64,
-            stderr_max: STDERR_MAX_BYTES as u64,
-        })
+        rehearsal(self.language, format!("{}{} {round}\n", self.code, self.comment))
     }
+}
+
+/// A program of ours, after which its interpreter waits for another.
+pub(crate) fn rehearsal(language: Language, code: String) -> Result<Program, VmError> {
+    Program::new(Execute {
+        language,
+        is_rehearsal: true,
+        code,
+        stdin: String::new(),
+        env: Vec::new(),
+        memory_bytes: MEMORY_MAX_MB * 1024 * 1024,
+        stdout_max: STDOUT_MAX_BYTES as u64,
+        stderr_max: STDERR_MAX_BYTES as u64,
+    })
 }

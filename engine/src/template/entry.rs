@@ -17,6 +17,7 @@ use sandbox_store::{
 };
 use sha2::{Digest as _, Sha256};
 
+use crate::environment::Environment;
 use crate::qemu::STATE_MAX_BYTES;
 use crate::template::build::Saved;
 use crate::template::{Template, ram};
@@ -79,7 +80,12 @@ pub(crate) fn write(folder: &Path, saved: &Saved, origin: &Origin) -> Result<(),
 }
 
 /// Reads an entry, and believes nothing of it that it has not seen. `copies` is for a QEMU that must not have the file.
-pub(crate) fn load(folder: &Path, origin: &Origin, copies: bool) -> Result<Template, Unusable> {
+pub(crate) fn load(
+    folder: &Path,
+    origin: &Origin,
+    copies: bool,
+    environment: Option<Arc<Environment>>,
+) -> Result<Template, Unusable> {
     // In this order: what was looked at cannot be removed any more.
     let lease = match Lease::take(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Unusable::Missing),
@@ -128,6 +134,7 @@ pub(crate) fn load(folder: &Path, origin: &Origin, copies: bool) -> Result<Templ
         memory_mb: manifest.ram.size_bytes / (1024 * 1024),
         tsc_khz: manifest.tsc_khz,
         failures: AtomicU32::new(0),
+        environment,
         _lease: lease,
     })
 }
@@ -175,7 +182,7 @@ mod tests {
 
     #[track_caller]
     fn check(path: &Path, origin: &Origin, expected: &str) {
-        let found = load(path, origin, false).map_or_else(|error| error.to_string(), |_| "loaded".into());
+        let found = load(path, origin, false, None).map_or_else(|error| error.to_string(), |_| "loaded".into());
         assert!(found.contains(expected), "{found}");
     }
 
@@ -183,7 +190,7 @@ mod tests {
     fn what_was_written_is_loaded_by_file_or_as_a_copy() {
         let (_folder, path) = entry();
         for copies in [false, true, false] {
-            let template = load(&path, &origin(), copies).unwrap();
+            let template = load(&path, &origin(), copies, None).unwrap();
             let ram = File::from(template.ram.try_clone().unwrap());
             let mut bytes = [0; 10_000];
             ram.read_exact_at(&mut bytes, 8192).unwrap();
@@ -198,7 +205,7 @@ mod tests {
         for name in [RAM, STATE, MANIFEST] {
             for at in [0, 9000] {
                 let (_folder, path) = entry();
-                load(&path, &origin(), false).unwrap();
+                load(&path, &origin(), false, None).unwrap();
                 let file = File::options().read(true).write(true).open(path.join(name)).unwrap();
                 let at = at.min(file.metadata().unwrap().len() / 2);
                 let mut byte = [0];
@@ -253,7 +260,7 @@ mod tests {
     #[test]
     fn an_entry_in_use_cannot_be_locked_by_others() {
         let (_folder, path) = entry();
-        let template = load(&path, &origin(), false).unwrap();
+        let template = load(&path, &origin(), false, None).unwrap();
         let other = File::open(&path).unwrap();
         assert!(other.try_lock().is_err());
         drop(template);

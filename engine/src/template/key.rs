@@ -25,6 +25,8 @@ pub(crate) struct TemplateInputs {
     pub(crate) arguments: Vec<String>,
     /// The programs that it has rehearsed.
     pub(crate) rehearsals: Vec<String>,
+    /// The key of the package layer, if it has one.
+    pub(crate) layer: Option<Digest>,
 }
 
 impl TemplateInputs {
@@ -40,7 +42,9 @@ impl TemplateInputs {
             .field("accelerator", self.accelerator.name().as_bytes())
             .field("cpu", self.cpu.as_bytes());
         let arguments = self.arguments.iter().fold(hasher, |hasher, text| hasher.field("argument", text.as_bytes()));
-        self.rehearsals.iter().fold(arguments, |hasher, text| hasher.field("rehearsal", text.as_bytes())).finish()
+        let hasher =
+            self.rehearsals.iter().fold(arguments, |hasher, text| hasher.field("rehearsal", text.as_bytes()));
+        self.layer.iter().fold(hasher, |hasher, layer| hasher.field("layer", &layer.0)).finish()
     }
 }
 
@@ -65,12 +69,13 @@ mod tests {
             cpu: "a processor".into(),
             arguments: vec!["-m".into(), "256M".into()],
             rehearsals: vec!["print(1)".into()],
+            layer: None,
         }
     }
 
     #[test]
     fn every_input_makes_another_template() {
-        let changes: [fn(&mut TemplateInputs); 11] = [
+        let changes: [fn(&mut TemplateInputs); 13] = [
             |i| i.kernel_sha256.0[0] ^= 1,
             |i| i.root_sha256.0[31] ^= 1,
             |i| i.initrd_sha256.0[7] ^= 1,
@@ -81,6 +86,8 @@ mod tests {
             |i| i.arguments[1] = "512M".into(),
             |i| i.arguments.push(String::new()),
             |i| i.rehearsals.clear(),
+            |i| i.layer = Some(Digest([4; 32])),
+            |i| i.layer = Some(Digest([5; 32])),
             // The same text in another field.
             |i| i.arguments.append(&mut i.rehearsals),
         ];

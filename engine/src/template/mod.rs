@@ -1,5 +1,5 @@
 //! Templates: a VM that was booted once, warmed and saved. A fresh VM is QEMU started with its memory, copy on write, and
-//! its devices' state: no boot.
+//! its devices' state: no boot. One of a set of packages is made of the base: restored, given the packages, saved again.
 
 // In the order in which to read them.
 mod templates;
@@ -7,9 +7,10 @@ pub(crate) use build::REHEARSALS;
 pub(crate) use templates::Templates;
 
 mod build;
+mod derive;
 mod entry;
 mod key;
-mod ram;
+pub(crate) mod ram;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use sandbox_store::Lease;
 
+use crate::environment::Environment;
 use crate::qemu::Start;
 
 /// A template that can be restored. As long as it is there, nobody else may remove it from the disk.
@@ -30,6 +32,8 @@ pub(crate) struct Template {
     pub(crate) tsc_khz: u64,
     /// Clones that did not come up since the last one that did.
     failures: AtomicU32,
+    /// The packages that it has.
+    pub(crate) environment: Option<Arc<Environment>>,
     _lease: Lease,
 }
 

@@ -36,6 +36,13 @@ pub(crate) fn hash(ram: &File) -> io::Result<RamPart> {
 
 /// A copy in memory that nobody can ever write to: for a QEMU that opens for writing what it shall only read.
 pub(crate) fn sealed_copy(ram: &File) -> io::Result<OwnedFd> {
+    let copy = copy(ram)?;
+    seal(&copy)?;
+    Ok(copy.into())
+}
+
+/// A copy in memory.
+pub(crate) fn copy(ram: &File) -> io::Result<File> {
     let copy = create(ram.metadata()?.len())?;
     let mut chunks = Vec::new();
     for_each_extent(ram, |start, end| {
@@ -57,8 +64,7 @@ pub(crate) fn sealed_copy(ram: &File) -> io::Result<OwnedFd> {
         let other = scope.spawn(work);
         work().and_then(|()| other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })?;
-    seal(&copy)?;
-    Ok(copy.into())
+    Ok(copy)
 }
 
 /// From now on the content is what it is. Refused while somebody has it mapped for writing.

@@ -1,0 +1,116 @@
+//! The making of a template of another: a clone of the base is given packages, imports them, and is saved.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sandbox_schemas::language::Language;
+use serde::Deserialize;
+use tokio::sync::oneshot;
+
+use crate::environment::Environment;
+use crate::error::VmError;
+use crate::qemu::{LaunchSpec, Qemu, Start};
+use crate::template::build::{SAVE_DEADLINE, Saved, rehearsal, template_hello};
+use crate::template::ram;
+use crate::vm::{Booting, Ready};
+
+/// A clone under TCG is there within 0.1 s.
+const READY_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Mounting takes some 20 ms.
+const MOUNT_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Importing numpy, pandas and matplotlib for the first time takes 15-30 s under TCG.
+const IMPORT_DEADLINE: Duration = Duration::from_secs(300);
+
+/// How often the import is begun anew without those packages that turned out to be better left to the programs.
+const ATTEMPTS: usize = 3;
+
+/// Imports what it is told to, and tells what that did.
+fn importer(language: Language) -> Option<&'static str> {
+    match language {
+        Language::Python => Some(include_str!("import.py")),
+        Language::Javascript => Some(include_str!("import.cjs")),
+        Language::Shell => None,
+    }
+}
+
+/// What decides, besides the packages, what is in a template of them.
+pub(crate) fn programs() -> impl Iterator<Item = String> {
+    Language::ALL.into_iter().filter_map(importer).map(String::from)
+}
+
+/// What an importer says in its last line of output.
+#[derive(Debug, Deserialize)]
+struct Report {
+    /// Packages whose import failed, or left something behind that a saved VM should not have, with the reason.
+    unfit: Vec<(String, String)>,
+}
+
+/// Makes a template with `environment` of the one that `base` restores.
+pub(crate) async fn derive(qemu: &Qemu, base: &LaunchSpec, environment: &Environment) -> Result<Saved, VmError> {
+    let mut left_out: Vec<String> = Vec::new();
+    for attempt in 1..=ATTEMPTS {
+        let made = make(qemu, base, environment, &left_out).await;
+        match made {
+            Ok((saved, report)) if report.unfit.is_empty() => return Ok(saved),
+            Ok((_, report)) => {
+                for (package, reason) in report.unfit {
+                    tracing::info!(package, reason, "a package is left to the programs that import it");
+                    left_out.push(package);
+                }
+            }
+            Err(error) => {
+                tracing::info!(%error, attempt, "importing the packages failed; they are left to the programs");
+                break;
+            }
+        }
+    }
+    // The packages are there all the same, and none is loaded.
+    let (saved, _) = make(qemu, base, environment, &environment.packages).await?;
+    Ok(saved)
+}
+
+async fn make(
+    qemu: &Qemu,
+    base: &LaunchSpec,
+    environment: &Environment,
+    left_out: &[String],
+) -> Result<(Saved, Report), VmError> {
+    let no_memory = |error: std::io::Error| VmError::Spawn(format!("memory for a template: {error}"));
+    let Start::Restore { ram, state } = &base.start else {
+        return Err(VmError::Spawn("a template is made of one that is restored".into()));
+    };
+    let original = File::from(ram.try_clone().map_err(no_memory)?);
+    let memory = tokio::task::spawn_blocking(move || ram::copy(&original)).await;
+    let memory = memory.map_err(|error| VmError::Spawn(error.to_string()))?.map_err(no_memory)?;
+    let shared: Arc<OwnedFd> = Arc::new(memory.try_clone().map_err(no_memory)?.into());
+    let spec = LaunchSpec {
+        start: Start::RestoreIn { ram: shared, state: state.clone() },
+        slot: environment.slot(),
+        ..base.clone()
+    };
+    let (keep, gone) = oneshot::channel::<()>();
+    let vm = Booting::launch(qemu, &spec, template_hello(Vec::new())?, keep).await?.ready(READY_DEADLINE).await?;
+    let vm = vm.mount(MOUNT_DEADLINE).await?;
+    let (vm, report) = import(vm, environment, left_out).await?;
+    let state = vm.save(SAVE_DEADLINE).await?;
+    // Its end is the end of its mapping; only then is the memory what it will stay.
+    let _ = gone.await;
+    Ok((Saved { ram: memory, state }, report))
+}
+
+async fn import(vm: Ready, environment: &Environment, left_out: &[String]) -> Result<(Ready, Report), VmError> {
+    let Some(importer) = importer(environment.language) else { return Ok((vm, Report { unfit: Vec::new() })) };
+    let wanted: Vec<&String> = environment.packages.iter().filter(|package| !left_out.contains(package)).collect();
+    // A list of strings is written alike in JSON, Python and JavaScript.
+    let list = serde_json::to_string(&wanted).unwrap_or_default();
+    let program = rehearsal(environment.language, importer.replace("[\"PACKAGES\"]", &list))?;
+    let (vm, said) = vm.rehearse_to_hear(&program, IMPORT_DEADLINE).await?;
+    let last = said.trim_end().lines().next_back().unwrap_or_default();
+    let report = serde_json::from_str(last)
+        .map_err(|error| VmError::Guest(format!("the importer said {last:?}, which is no report: {error}")))?;
+    Ok((vm, report))
+}

@@ -1,0 +1,52 @@
+//! What a lock is called.
+
+use sandbox_schemas::environment::{EnvironmentId, Lock};
+use sandbox_schemas::image::Digest;
+use sandbox_store::KeyHasher;
+
+/// The key of a lock: of two that have the same, the same was installed. It belongs into the key of whatever holds it.
+pub fn lock_key(lock: &Lock) -> Digest {
+    let mut hasher = KeyHasher::new("packages").field("language", lock.language.name().as_bytes());
+    for package in &lock.packages {
+        // The hash is left out: it is not known of every package, and a version is published once.
+        hasher = hasher.field("name", package.name.as_bytes()).field("version", package.version.as_bytes());
+        if let Some(place) = &package.place {
+            hasher = hasher.field("place", place.as_bytes());
+        }
+    }
+    hasher.finish()
+}
+
+/// What the environment with these packages is called.
+pub fn environment_id(lock: &Lock) -> EnvironmentId {
+    EnvironmentId::new(lock.language, lock_key(lock))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sandbox_schemas::environment::LockedPackage;
+    use sandbox_schemas::language::Language;
+
+    fn package(name: &str, version: &str, place: Option<&str>) -> LockedPackage {
+        LockedPackage { name: name.into(), version: version.into(), place: place.map(Into::into), hash: None }
+    }
+
+    #[test]
+    fn whatever_is_installed_otherwise_has_another_key() {
+        let locks = [
+            Lock::new(Language::Python, vec![]),
+            Lock::new(Language::Javascript, vec![]),
+            Lock::new(Language::Python, vec![package("a", "1", None)]),
+            Lock::new(Language::Python, vec![package("a", "11", None)]),
+            Lock::new(Language::Python, vec![package("a1", "1", None)]),
+            Lock::new(Language::Python, vec![package("a", "1", Some("x"))]),
+            Lock::new(Language::Python, vec![package("a", "1", None), package("b", "1", None)]),
+        ];
+        let keys = locks.each_ref().map(lock_key);
+        assert!((1..keys.len()).all(|index| !keys[..index].contains(&keys[index])), "{keys:?}");
+        let hashed = LockedPackage { hash: Some("sha256:00".into()), ..package("a", "1", None) };
+        assert_eq!(lock_key(&Lock::new(Language::Python, vec![hashed])), keys[2]);
+        assert!(environment_id(&locks[2]).to_string().starts_with(&format!("python-{}", keys[2].short())));
+    }
+}

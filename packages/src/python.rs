@@ -1,0 +1,120 @@
+//! Specifiers of Python packages: PEP 508 without direct references.
+
+use std::str::FromStr;
+
+use pep440_rs::{Operator, Version, VersionSpecifiers};
+use pep508_rs::VersionOrUrl;
+use sandbox_schemas::language::Language;
+use version_ranges::Ranges;
+
+use crate::name::normalise;
+use crate::requirement::{Reason, Requirement, Specifier, is_file_name};
+
+pub(crate) fn read(text: &str) -> Result<Requirement, Reason> {
+    // A marker may hold what is refused before it, in quotes.
+    let package = text.split(';').next().unwrap_or(text).trim();
+    if package.contains('@') {
+        return Err(Reason::DirectReference);
+    }
+    if package.contains('/') || is_file_name(package) {
+        return Err(Reason::Path);
+    }
+    let end = package.find(|c: char| "[(<>=!~ ".contains(c)).unwrap_or(package.len());
+    normalise(Language::Python, &package[..end]).map_err(|error| Reason::Name { detail: error.0 })?;
+    let mut requirement = pep508_rs::Requirement::from_str(text).map_err(|error| {
+        // The lines after the first draw arrows at it.
+        Reason::Syntax { detail: error.to_string().lines().next().unwrap_or_default().to_owned() }
+    })?;
+    if matches!(requirement.version_or_url, Some(VersionOrUrl::Url(_))) {
+        return Err(Reason::DirectReference);
+    }
+    requirement.extras.sort();
+    requirement.extras.dedup();
+    let (name, text) = (requirement.name.to_string(), requirement.to_string());
+    Ok(Requirement { name, text, specifier: Specifier::Python(Box::new(requirement)) })
+}
+
+/// The versions that will do, as far as they are bounded.
+pub(crate) fn versions(requirement: &pep508_rs::Requirement) -> Option<&VersionSpecifiers> {
+    match requirement.version_or_url.as_ref()? {
+        VersionOrUrl::VersionSpecifier(specifiers) => Some(specifiers),
+        VersionOrUrl::Url(_) => None,
+    }
+}
+
+pub(crate) fn is_pinned(requirement: &pep508_rs::Requirement) -> bool {
+    let is_exact = |operator: &Operator| matches!(operator, Operator::Equal | Operator::ExactEqual);
+    versions(requirement).is_some_and(|specifiers| specifiers.iter().any(|one| is_exact(one.operator())))
+}
+
+/// Whether no version can be both. Under different markers they may be meant for different machines.
+pub(crate) fn contradict(one: &Requirement, other: &Requirement) -> bool {
+    let (Specifier::Python(one), Specifier::Python(other)) = (&one.specifier, &other.specifier) else { return false };
+    let range = |requirement| versions(requirement).map_or_else(Ranges::full, |some| Ranges::from(some.clone()));
+    let both: Ranges<Version> = range(one).intersection(&range(other));
+    one.marker == other.marker && both.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::requirement::parse;
+
+    #[track_caller]
+    fn check(specifiers: &[&str], expected: Result<&[&str], &str>) {
+        let specifiers: Vec<_> = specifiers.iter().map(|text| text.to_string()).collect();
+        match (parse(Language::Python, &specifiers), expected) {
+            (Ok(found), Ok(expected)) => {
+                assert_eq!(found.iter().map(|found| found.text()).collect::<Vec<_>>(), expected);
+            }
+            (Err(error), Err(expected)) => assert!(error.to_string().contains(expected), "{error}"),
+            (found, expected) => panic!("{found:?} instead of {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn specifiers_are_normalised_sorted_and_each_once() {
+        let specifiers = ["Requests == 2.32.3", "flask", "requests==2.32.3", " Foo_Bar[B,a,b] >=1, <2 "];
+        check(&specifiers, Ok(&["flask", "foo-bar[a,b]>=1,<2", "requests==2.32.3"]));
+        check(&["a (>=1)"], Ok(&["a>=1"]));
+        check(&["a~=1.4.2", "b===1.0", "c!=1.*"], Ok(&["a~=1.4.2", "b===1.0", "c!=1.*"]));
+    }
+
+    #[test]
+    fn markers_are_left_to_the_installer() {
+        let marker = "tomli>=1; python_version < '3.11' and platform_release == '/@'";
+        check(&[marker], Ok(&["tomli>=1 ; python_full_version < '3.11' and platform_release == '/@'"]));
+        check(&["a==1; sys_platform == 'linux'", "a==2; sys_platform == 'win32'"], {
+            Ok(&["a==1 ; sys_platform == 'linux'", "a==2 ; sys_platform == 'win32'"])
+        });
+    }
+
+    #[test]
+    fn what_pep_508_does_not_know_is_refused() {
+        check(&["requests @ https://example.com/x.whl"], Err("is a URL"));
+        check(&["requests @ x"], Err("says where to get the package"));
+        check(&["requests==2.32.3 --hash=sha256:0"], Err("is not a python package with versions"));
+        check(&["requests 2.32"], Err("is not a python package with versions"));
+        check(&["requests==not.a.version"], Err("is not a python package with versions"));
+        check(&["requests[evil"], Err("is not a python package with versions"));
+        check(&["requests~=2"], Err("is not a python package with versions"));
+        check(&["requests; evil == '1'"], Err("is not a python package with versions"));
+        check(&["-requests"], Err("is an option"));
+        check(&["requests-1.0-py3-none-any.whl"], Err("is a file"));
+        check(&["$(touch x)"], Err("has no python package's name"));
+    }
+
+    #[test]
+    fn what_cannot_both_be_is_a_contradiction() {
+        check(&["requests==2.32.3", "Requests==2.31.0"], Err("requests==2.31.0 and requests==2.32.3 contradict"));
+        check(&["a<2", "a>=2"], Err("a<2 and a>=2 contradict each other"));
+        check(&["a<2", "a>=1", "a[x]"], Ok(&["a<2", "a>=1", "a[x]"]));
+    }
+
+    #[test]
+    fn pinned_is_what_has_one_version() {
+        let is_pinned = |text: &str| read(text).unwrap().is_pinned();
+        assert!(is_pinned("a==1") && is_pinned("a===1") && is_pinned("a[b]==1;python_version>'3'"));
+        assert!(!is_pinned("a") && !is_pinned("a>=1") && !is_pinned("a==1.*") && !is_pinned("a~=1.0"));
+    }
+}
