@@ -97,6 +97,11 @@ impl CacheDir {
         }
     }
 
+    /// Whether there is any place beyond this disk.
+    pub fn has_tiers(&self) -> bool {
+        !self.tiers.is_empty()
+    }
+
     /// How the tiers beyond this disk are doing, in the order in which they are asked.
     pub fn tier_status(&self) -> Vec<TierStatus> {
         self.tiers.iter().map(|tier| tier.status()).collect()
