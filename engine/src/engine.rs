@@ -6,14 +6,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use sandbox_schemas::accelerator::Accelerator;
+use sandbox_packages::GatewayConfig;
 use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::image::BootImage;
+use sandbox_schemas::install::InstallOutcome;
 use sandbox_schemas::language::Language;
 use sandbox_schemas::limits::{LAYER_SLOT_BYTES, MEMORY_DEFAULT_MB, MEMORY_MIN_MB, VM_OVERHEAD_MB};
 use sandbox_schemas::outcome::ExecuteOutcome;
 use sandbox_schemas::status::{
     CacheSize, ImageDigests, LimitsInForce, PoolStatus, TemplateState, TemplateStatus, VmCounts,
 };
+use sandbox_schemas::wire::Stream;
 use sandbox_store::CacheDir;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
@@ -21,8 +24,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::accelerate::{self, AcceleratorChoice};
 use crate::admission::{Admission, Limits, Place};
-use crate::environment::Environment;
+use crate::environment::{Environment, Environments, InstallError, Installation, run_installer};
 use crate::error::{ExecuteError, StartError, VmError};
+use crate::host::Host;
 use crate::pool::{Pool, Wish, layer_of};
 use crate::qemu::{LaunchSpec, Qemu, Slot, Start, tsc_khz};
 use crate::run::{OutputSink, Preparation, program, run};
@@ -47,6 +51,19 @@ pub struct EngineConfig {
     pub image: BootImage,
     /// Where templates, and verdicts on this machine, are kept.
     pub cache: CacheDir,
+    /// Which packages may be installed, and where they come from.
+    pub packages: GatewayConfig,
+    /// Sets of packages that a VM waits with, from the start on.
+    pub warm_sets: Vec<PackageSet>,
+}
+
+/// Packages that are asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackageSet {
+    /// Whose packages they are.
+    pub language: Language,
+    /// As `install_packages` takes them.
+    pub packages: Vec<String>,
 }
 
 /// Runs programs, each in a VM of its own. Cheap to clone.
@@ -55,12 +72,10 @@ pub struct Engine(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    qemu: Qemu,
-    spec: LaunchSpec,
-    admission: Admission,
+    host: Arc<Host>,
     cache: CacheDir,
     templates: Option<Templates>,
-    pool: Pool,
+    environments: Arc<Environments>,
     stats: Stats,
     runs: TaskTracker,
     /// Cancelled when nothing more is to be prepared.
@@ -109,13 +124,18 @@ impl Engine {
         tracing::info!(qemu = %qemu.version(), %accelerator, "engine started");
         let spec = boot(accelerator);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let root_sha256 = spec.image.root_sha256;
+        let environments = Environments::new(root_sha256, config.packages);
         let inner = Arc::new(Inner {
             templates: config.uses_templates.then(|| Templates::new(config.cache.clone(), &qemu, &spec)),
             cache: config.cache,
-            pool: Pool::new(if config.uses_templates { config.warm_pool_size } else { 0 }, cores),
-            qemu,
-            spec,
-            admission: Admission::new(config.limits),
+            environments: Arc::new(environments),
+            host: Arc::new(Host {
+                pool: Pool::new(if config.uses_templates { config.warm_pool_size } else { 0 }, cores),
+                qemu,
+                spec,
+                admission: Admission::new(config.limits),
+            }),
             stats: Stats::default(),
             runs: TaskTracker::new(),
             closing: CancellationToken::new(),
@@ -123,26 +143,30 @@ impl Engine {
         // What is half done when it is not wanted any more is dropped, and its VM with it.
         let closing = inner.closing.clone();
         let filling = fill(inner.clone());
+        let warming = keep_warm(inner.clone(), config.warm_sets);
+        let closing_too = closing.clone();
+        inner.runs.spawn(async move { closing_too.run_until_cancelled(warming).await });
         inner.runs.spawn(async move { closing.run_until_cancelled(filling).await });
         Ok(Engine(inner))
     }
 
     /// What executes the guests.
     pub fn accelerator(&self) -> Accelerator {
-        self.0.spec.accelerator
+        self.0.host.spec.accelerator
     }
 
     /// Makes the template that VMs are restored from, unless it is there. `false` when there is none to be had.
     pub async fn prepare(&self) -> bool {
         match &self.0.templates {
-            Some(templates) => templates.base(&self.0.qemu).await.is_some(),
+            Some(templates) => templates.base(&self.0.host.qemu).await.is_some(),
             None => false,
         }
     }
 
     /// How it is doing. Cheap enough to be asked every second.
     pub fn status(&self) -> PoolStatus {
-        let Inner { qemu, spec, admission, cache, templates, pool, stats, .. } = &*self.0;
+        let Inner { host, cache, templates, stats, .. } = &*self.0;
+        let Host { qemu, spec, admission, pool } = &**host;
         let (limits, count) = (admission.limits(), |counter: &AtomicU64| counter.load(Ordering::Relaxed));
         let off = TemplateStatus { state: TemplateState::Off, key: None };
         PoolStatus {
@@ -200,10 +224,47 @@ impl Engine {
         outcome
     }
 
+    /// Installs packages, and makes the template that has them. What is installed already is only looked up.
+    pub async fn install(
+        &self,
+        set: &PackageSet,
+        sink: &mut dyn OutputSink,
+        cancel: CancellationToken,
+    ) -> Result<InstallOutcome, InstallError> {
+        let _token = self.0.runs.token();
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(InstallError::Cancelled),
+            outcome = self.0.install(set, sink) => outcome,
+        }
+    }
+
+    /// Runs a program as an installer: in a VM that boots for it, and has what `installation` gives it. What `install` is made of.
+    pub async fn run_installer(
+        &self,
+        installation: Installation,
+        request: ExecuteInput,
+        sink: &mut dyn OutputSink,
+        cancel: CancellationToken,
+    ) -> Result<ExecuteOutcome, ExecuteError> {
+        let _token = self.0.runs.token();
+        request.validate()?;
+        let host = &self.0.host;
+        let run = async {
+            let place = host.enter(request.memory_mb + VM_OVERHEAD_MB).await?;
+            run_installer(host, installation, request, place, sink).await.map_err(before_run)
+        };
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(ExecuteError::Cancelled),
+            outcome = run => outcome,
+        }
+    }
+
     /// No program will come after those that run: VMs need not be kept for any.
     pub fn expect_no_more(&self) {
         self.0.closing.cancel();
-        self.0.pool.close();
+        self.0.host.pool.close();
     }
 
     /// Waits until every run has ended and its VM is gone.
@@ -211,7 +272,7 @@ impl Engine {
         self.expect_no_more();
         self.0.runs.close();
         self.0.runs.wait().await;
-        self.0.qemu.wait_for_all().await;
+        self.0.host.qemu.wait_for_all().await;
     }
 }
 
@@ -239,11 +300,12 @@ impl Inner {
         request: ExecuteInput,
         sink: &mut dyn OutputSink,
     ) -> Result<ExecuteOutcome, ExecuteError> {
-        let _activity = self.pool.begin(request.language);
+        let environment = self.environment(&request, sink).await?;
+        let _activity = self.host.pool.begin(request.language);
         let timeout = Duration::from_secs(request.timeout_seconds);
         let (language, memory_mb) = (request.language, request.memory_mb + VM_OVERHEAD_MB);
         let program = program(request).map_err(before_run)?;
-        let wanted = Wanted { accepted, language, environment: None, memory_mb, program };
+        let wanted = Wanted { accepted, language, environment, memory_mb, program };
         let started = match self.wake(&wanted).await {
             Some(started) => started,
             None => match self.restore(&wanted).await? {
@@ -263,13 +325,46 @@ impl Inner {
         ended.map_err(|error| ExecuteError::OutcomeUnknown { reason: error.to_string() })
     }
 
+    async fn install(&self, set: &PackageSet, sink: &mut dyn OutputSink) -> Result<InstallOutcome, InstallError> {
+        let accepted = Instant::now();
+        let PackageSet { language, packages } = set;
+        let obtained = self.environments.obtain(&self.host, &self.runs, *language, packages, sink).await?;
+        let installed = Instant::now();
+        let environment = &obtained.environment;
+        let has_template = match &self.templates {
+            Some(templates) => templates.of(&self.host.qemu, Some(environment)).await.is_some(),
+            None => false,
+        };
+        self.host.pool.keep(environment, false);
+        Ok(obtained.outcome(has_template, accepted, installed))
+    }
+
+    /// The packages that a program asks for.
+    async fn environment(
+        &self,
+        request: &ExecuteInput,
+        sink: &mut dyn OutputSink,
+    ) -> Result<Option<Arc<Environment>>, InstallError> {
+        let environment = if let Some(id) = &request.environment_id {
+            let id = id.parse().map_err(|_| InstallError::Unknown { id: id.clone() })?;
+            self.environments.find(id).await?
+        } else if request.packages.is_empty() {
+            return Ok(None);
+        } else {
+            let (language, packages) = (request.language, &request.packages);
+            self.environments.obtain(&self.host, &self.runs, language, packages, sink).await?.environment
+        };
+        self.host.pool.keep(&environment, false);
+        Ok(Some(environment))
+    }
+
     /// In a VM of the pool; `None` when there is none that serves.
     async fn wake(&self, wanted: &Wanted) -> Option<Started> {
         let more = match wanted.memory_mb.saturating_sub(WAITING_MEMORY_MB) {
             0 => None,
-            more_mb => Some(self.admission.try_grow(more_mb)?),
+            more_mb => Some(self.host.admission.try_grow(more_mb)?),
         };
-        let vm = self.pool.take(layer_of(wanted.environment.as_ref()))?;
+        let vm = self.host.pool.take(layer_of(wanted.environment.as_ref()))?;
         let handed_over = Instant::now();
         match vm.start(&wanted.program, WAKE_DEADLINE).await {
             Ok(vm) => {
@@ -288,16 +383,16 @@ impl Inner {
     async fn restore(&self, wanted: &Wanted) -> Result<Option<Started>, ExecuteError> {
         let Some(templates) = &self.templates else { return Ok(None) };
         // Another server may be building it, and be stopped for good.
-        let Ok(template) = tokio::time::timeout(TEMPLATE_DEADLINE, templates.of(&self.qemu, wanted.environment.as_ref())).await else {
+        let Ok(template) = tokio::time::timeout(TEMPLATE_DEADLINE, templates.of(&self.host.qemu, wanted.environment.as_ref())).await else {
             tracing::warn!("the template was not there within {TEMPLATE_DEADLINE:?}; the VM boots");
             return Ok(None);
         };
         let Some(template) = template else { return Ok(None) };
-        let place = self.enter(wanted.memory_mb).await?;
+        let place = self.host.enter(wanted.memory_mb).await?;
         let _restoring = Counted::new(&self.stats.restoring);
         let launched = Instant::now();
         let started = async {
-            let vm = Booting::launch(&self.qemu, &templates.clone_of(&template), hello(Vec::new())?, place).await?;
+            let vm = Booting::launch(&self.host.qemu, &templates.clone_of(&template), hello(Vec::new())?, place).await?;
             // The program lies there when the guest wakes.
             vm.start(&wanted.program, RESTORE_DEADLINE).await
         };
@@ -317,17 +412,17 @@ impl Inner {
 
     /// In a VM that boots.
     async fn boot(&self, wanted: &Wanted) -> Result<Started, ExecuteError> {
-        let place = self.enter(wanted.memory_mb).await?;
+        let place = self.host.enter(wanted.memory_mb).await?;
         let _restoring = Counted::new(&self.stats.restoring);
         let launched = Instant::now();
         // No larger than it must be: it bounds the VM on the host too.
-        let mut spec = LaunchSpec { memory_mb: wanted.memory_mb, ..self.spec.clone() };
+        let mut spec = LaunchSpec { memory_mb: wanted.memory_mb, ..self.host.spec.clone() };
         if let Some(environment) = &wanted.environment {
             spec.slot = environment.slot();
         }
-        let deadline = boot_deadline(self.spec.accelerator);
+        let deadline = boot_deadline(self.host.spec.accelerator);
         let started = async {
-            let vm = Booting::launch(&self.qemu, &spec, hello(vec![wanted.language])?, place).await?;
+            let vm = Booting::launch(&self.host.qemu, &spec, hello(vec![wanted.language])?, place).await?;
             let mut vm = vm.ready(deadline).await?;
             if wanted.environment.is_some() {
                 vm = vm.mount(START_DEADLINE).await?;
@@ -339,20 +434,11 @@ impl Inner {
         Ok(Started { preparation: self.timed(wanted, launched, &vm, false), vm, _more: None })
     }
 
-    /// Waits for a place. What only waits in the pool gives its own up first.
-    async fn enter(&self, memory_mb: u64) -> Result<Place, ExecuteError> {
-        if let Some(place) = self.admission.try_enter(memory_mb) {
-            return Ok(place);
-        }
-        let _pressing = self.pool.press();
-        self.admission.enter(memory_mb).await
-    }
-
     /// A VM for the pool, as far as it can be had without anybody waiting for it.
     async fn make_waiting(&self, wish: &Wish) -> Result<Option<Waiting>, VmError> {
         let Some(templates) = &self.templates else { return Ok(None) };
-        let Some(template) = templates.of(&self.qemu, wish.environment.as_ref()).await else { return Ok(None) };
-        let Some(place) = self.admission.try_enter(WAITING_MEMORY_MB) else { return Ok(None) };
+        let Some(template) = templates.of(&self.host.qemu, wish.environment.as_ref()).await else { return Ok(None) };
+        let Some(place) = self.host.admission.try_enter(WAITING_MEMORY_MB) else { return Ok(None) };
         let _restoring = Counted::new(&self.stats.restoring);
         match self.rehearsed(&templates.clone_of(&template), &wish.languages, place).await {
             Ok(vm) => {
@@ -373,7 +459,7 @@ impl Inner {
         languages: &[Language],
         place: Place,
     ) -> Result<Waiting, VmError> {
-        let vm = Booting::launch(&self.qemu, spec, hello(Vec::new())?, place).await?;
+        let vm = Booting::launch(&self.host.qemu, spec, hello(Vec::new())?, place).await?;
         let mut vm = vm.ready(RESTORE_DEADLINE).await?;
         for round in 1..=REHEARSED_TIMES {
             for rehearsal in REHEARSALS.iter().filter(|rehearsal| languages.contains(&rehearsal.language)) {
@@ -398,7 +484,7 @@ impl Inner {
             setup: Duration::ZERO,
             boot: Duration::ZERO,
             connect: Duration::ZERO,
-            accelerator: self.spec.accelerator,
+            accelerator: self.host.spec.accelerator,
             warm_pool_hit: false,
             template_hit,
         }
@@ -411,14 +497,14 @@ fn before_run(error: VmError) -> ExecuteError {
 
 /// Keeps the pool full until it is closed.
 async fn fill(engine: Arc<Inner>) {
-    while let Some(wish) = engine.pool.wish().await {
+    while let Some(wish) = engine.host.pool.wish().await {
         let made = tokio::select! {
             made = engine.make_waiting(&wish) => made,
             // What is half done is dropped, and its VM with it.
-            () = engine.pool.is_disturbed() => continue,
+            () = engine.host.pool.is_disturbed() => continue,
         };
         match made {
-            Ok(Some(vm)) => engine.pool.put(&wish, vm),
+            Ok(Some(vm)) => engine.host.pool.put(&wish, vm),
             // No template, or no room: what runs comes first.
             Ok(None) => tokio::time::sleep(RETRY_AFTER).await,
             Err(error) => {
@@ -427,6 +513,24 @@ async fn fill(engine: Arc<Inner>) {
             }
         }
     }
+}
+
+/// Has a VM wait with each of these sets.
+async fn keep_warm(engine: Arc<Inner>, sets: Vec<PackageSet>) {
+    for PackageSet { language, packages } in sets {
+        let obtained = engine.environments.obtain(&engine.host, &engine.runs, language, &packages, &mut Unheard).await;
+        match obtained {
+            Ok(obtained) => engine.host.pool.keep(&obtained.environment, true),
+            Err(error) => tracing::warn!(%error, ?packages, "a set that shall be warm cannot be had"),
+        }
+    }
+}
+
+/// Nobody listens.
+struct Unheard;
+
+impl OutputSink for Unheard {
+    fn output(&mut self, _: Stream, _: &str) {}
 }
 
 /// A boot takes 3-6 s under TCG on two idle cores, well under 1 s on hardware; a machine that is busy with other things

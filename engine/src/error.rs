@@ -6,6 +6,8 @@ use std::time::Duration;
 use sandbox_schemas::execute::InvalidInput;
 use sandbox_schemas::outcome::ErrorCode;
 
+use crate::environment::InstallError;
+
 /// Why an engine cannot start on this machine. Each says what to do.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StartError {
@@ -66,6 +68,9 @@ pub enum ExecuteError {
         /// When it may be otherwise, as a guess; `None` when the same call can never be served here.
         retry_after: Option<Duration>,
     },
+    /// The packages that the program needs are not there; nothing ran.
+    #[error(transparent)]
+    Install(#[from] InstallError),
     /// The VM failed before the program started.
     #[error("the VM failed before the program ran: {reason}. It is safe to try again")]
     FailedBeforeRun {
@@ -84,11 +89,21 @@ pub enum ExecuteError {
 }
 
 impl ExecuteError {
+    /// When the same call may succeed, as a guess.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            ExecuteError::Capacity { retry_after, .. } => *retry_after,
+            ExecuteError::Install(error) => error.retry_after(),
+            _ => None,
+        }
+    }
+
     /// The stable code that clients branch on; a cancelled call has no answer, and so none.
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
             ExecuteError::Invalid(_) => Some(ErrorCode::InvalidInput),
             ExecuteError::Capacity { .. } => Some(ErrorCode::Capacity),
+            ExecuteError::Install(error) => error.code(),
             ExecuteError::FailedBeforeRun { .. } => Some(ErrorCode::FailedBeforeRun),
             ExecuteError::OutcomeUnknown { .. } => Some(ErrorCode::OutcomeUnknown),
             ExecuteError::Cancelled => None,

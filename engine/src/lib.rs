@@ -24,6 +24,8 @@ mod tunnel;
 mod vm;
 mod wire;
 
+mod host;
+
 mod environment;
 
 mod pool;
@@ -34,7 +36,8 @@ mod qemu;
 
 pub use accelerate::AcceleratorChoice;
 pub use admission::Limits;
-pub use engine::{Engine, EngineConfig, Installation};
+pub use engine::{Engine, EngineConfig, PackageSet};
+pub use environment::{InstallError, Installation};
 pub use error::{ExecuteError, StartError};
 pub use run::OutputSink;
 pub use sandbox_schemas::tunnel::Target;

@@ -1,7 +1,7 @@
 // Runs one program in this warmed Node.js, as `node main.js` would.
 //
-// argv: this file, the program's path. Descriptors: 1000 tells to go (`P`: to rehearse a program of the agent's and to stay),
-// 1001 takes what is said to the agent.
+// argv: this file, the program's path. Descriptors: 1000 tells to go (`E`: with an environment; `P`: to rehearse a program of the
+// agent's and to stay), 1001 takes what is said to the agent.
 'use strict';
 
 const fs = require('node:fs');
@@ -34,7 +34,7 @@ function hear() {
   if (fs.readSync(REQUEST, told) === 0) process.reallyExit(0); // The agent does not need this interpreter.
   isRehearsal = told.toString().startsWith('P');
   if (!isRehearsal) fs.closeSync(REQUEST);
-  applyEnvironment(path.join(path.dirname(written), 'env'));
+  if (told.toString().startsWith('E')) applyEnvironment(path.join(path.dirname(written), 'env'));
   const program = nameByKind(written);
   process.argv = [process.argv[0], program];
   process.execArgv = [];

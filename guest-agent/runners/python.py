@@ -31,7 +31,8 @@ def main():
             os._exit(0)  # The agent does not need this interpreter.
         if is_last := told[:1] != b"P":
             os.close(REQUEST)
-        apply_environment(os.path.join(os.path.dirname(program), "env"))
+        if told[:1] == b"E":
+            apply_environment(read(os.path.join(os.path.dirname(program), "env")))
         if "random" in sys.modules:
             # A clone of this VM has the same generator state until it is seeded anew.
             sys.modules["random"].seed()
@@ -77,11 +78,18 @@ def settle():
     return {name for name in sys.modules if not is_native(name)}
 
 
-def apply_environment(path):
-    with open(path, "rb") as file:
-        for variable in file.read().split(b"\0")[:-1]:
-            name, _, value = variable.partition(b"=")
-            os.environb[name] = value
+def read(path):
+    """All of a file, by as few steps as there are: each is translated anew in every VM."""
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    text = os.read(file, os.fstat(file).st_size)
+    os.close(file)
+    return text
+
+
+def apply_environment(text):
+    for variable in text.split(b"\0")[:-1]:
+        name, _, value = variable.partition(b"=")
+        os.environb[name] = value
 
 
 def run(program):
@@ -93,9 +101,7 @@ def run(program):
     sys.argv[:] = [program]
     sys.path[0] = os.getcwd()
     try:
-        with open(program, "rb") as file:
-            source = file.read()
-        exec(compile(source, program, "exec", dont_inherit=True), module.__dict__)
+        exec(compile(read(program), program, "exec", dont_inherit=True), module.__dict__)
         return 0
     except BaseException as error:
         return report(error)

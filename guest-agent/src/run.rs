@@ -38,14 +38,14 @@ impl Run {
         // Before the limit, which can be too small for the interpreter already.
         let meter = cgroup.meter();
         cgroup.limit_memory(request.memory_bytes)?;
-        runner::lay_out(request.language, &request.code, &request.env, has_own_start)?;
+        let has_environment = runner::lay_out(request.language, &request.code, &request.env, has_own_start)?;
         port.send(&GuestFrame::Started)?;
         let started = Instant::now();
         let mut runner = match warm {
             Some(runner) => runner,
             None => Runner::spawn(request.language, &request.env)?,
         };
-        runner.go(request.is_rehearsal);
+        runner.go(request.is_rehearsal, has_environment);
         let mut run = Run {
             stdout: Output::new(Stream::Stdout, runner.stdout.try_clone().context("stdout")?, request.stdout_max),
             stderr: Output::new(Stream::Stderr, runner.stderr.try_clone().context("stderr")?, request.stderr_max),

@@ -1,8 +1,8 @@
 //! An interpreter that waits for its program: spawned as the user, warmed, told once to go.
 //!
 //! What the agent and a runner say to each other travels on two pipes of their own, never on the program's streams:
-//! the agent writes a line on the request pipe (`G`: go, the only program; `P`: a rehearsal, stay for another); the runner
-//! writes `R` on the control pipe when it is warm and `D`, exit code, newline when the program has ended. A program that
+//! the agent writes a line on the request pipe (`G`: go, the only program; `E`: the same, with an environment; `P`: a rehearsal,
+//! stay for another); the runner writes `R` on the control pipe when it is warm and `D`, exit code, newline when the program has ended. A program that
 //! ends in any other way is seen by its exit.
 
 use std::fs;
@@ -117,14 +117,18 @@ fn is_identifier(name: &str) -> bool {
     !name.starts_with(|c: char| c.is_ascii_digit()) && name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_')
 }
 
-/// Lays out a program where its runner finds it. `env` is what an interpreter of its own was not started with.
-pub(crate) fn lay_out(language: Language, code: &str, env: &[(String, String)], has_own_start: bool) -> Result<()> {
+/// Lays out a program where its runner finds it. `env` is what an interpreter of its own was not started with. Whether there is
+/// an environment.
+pub(crate) fn lay_out(language: Language, code: &str, env: &[(String, String)], has_own_start: bool) -> Result<bool> {
+    write_for_user(recipe(language).program, code.as_bytes())?;
     let mut variables = Vec::new();
     for (name, value) in env.iter().filter(|(name, _)| !has_own_start || is_runners(language, name)) {
         variables.extend_from_slice(format!("{name}={value}\0").as_bytes());
     }
-    write_for_user("env", &variables)?;
-    write_for_user(recipe(language).program, code.as_bytes())
+    if !variables.is_empty() {
+        write_for_user("env", &variables)?;
+    }
+    Ok(!variables.is_empty())
 }
 
 /// Removes a program that was laid out, whatever it was renamed to.
@@ -228,9 +232,14 @@ impl Runner {
     }
 
     /// Lets it run the program that was laid out.
-    pub(crate) fn go(&mut self, is_rehearsal: bool) {
+    pub(crate) fn go(&mut self, is_rehearsal: bool, has_environment: bool) {
+        let word = match (is_rehearsal, has_environment) {
+            (true, _) => b"P\n",
+            (false, true) => b"E\n",
+            (false, false) => b"G\n",
+        };
         // A runner that died meanwhile is noticed by its exit.
-        let _ = nix::unistd::write(&self.request, if is_rehearsal { b"P\n" } else { b"G\n" });
+        let _ = nix::unistd::write(&self.request, word);
     }
 
     /// Ends an interpreter that is of no use; its memory is free afterwards.

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::de::{self, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::environment::EnvironmentId;
 use crate::language::Language;
 use crate::limits;
 
@@ -51,6 +52,18 @@ pub struct ExecuteInput {
         schemars(range(min = limits::MEMORY_MIN_MB, max = limits::MEMORY_MAX_MB))
     )]
     pub memory_mb: u64,
+
+    /// Packages that the program needs, as `install_packages` takes them; installed now if they are not yet. For `python` and
+    /// `javascript`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "json-schema", schemars(length(max = limits::PACKAGES_MAX)))]
+    pub packages: Vec<String>,
+
+    /// An environment that `install_packages` has returned; its packages are there whatever the language is. Not together with
+    /// `packages`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "json-schema", schemars(with = "Option<String>"))]
+    pub environment_id: Option<String>,
 }
 
 /// A field of an input that does not satisfy its limit.
@@ -79,6 +92,8 @@ impl ExecuteInput {
             env: BTreeMap::new(),
             stdin: String::new(),
             memory_mb: default_memory_mb(),
+            packages: Vec::new(),
+            environment_id: None,
         }
     }
 
@@ -90,7 +105,18 @@ impl ExecuteInput {
         if self.stdin.len() > limits::STDIN_MAX_BYTES {
             return Err(too_large("stdin", self.stdin.len(), limits::STDIN_MAX_BYTES));
         }
-        check_env(&self.env)
+        check_env(&self.env)?;
+        match &self.environment_id {
+            Some(_) if !self.packages.is_empty() => Err(InvalidInput::new(
+                "environment_id",
+                "cannot be given together with packages; install the packages that are missing with install_packages",
+            )),
+            Some(id) => match id.parse::<EnvironmentId>() {
+                Ok(_) => Ok(()),
+                Err(reason) => Err(InvalidInput::new("environment_id", format!("is {id:?}, but {reason}"))),
+            },
+            None => Ok(()),
+        }
     }
 }
 

@@ -6,6 +6,7 @@ pub mod language;
 pub mod limits;
 
 pub mod execute;
+pub mod install;
 pub mod outcome;
 pub mod status;
 
@@ -18,6 +19,7 @@ pub mod remote;
 pub mod template;
 
 pub mod environment;
+pub mod layer;
 
 #[cfg(feature = "json-schema")]
 pub mod tools;

@@ -68,6 +68,19 @@ pub const GUEST_FRAME_MAX_BYTES: usize = 128 * 1024;
 /// Output bytes in one frame. Below [`GUEST_FRAME_MAX_BYTES`], large enough that framing costs nothing.
 pub const OUTPUT_CHUNK_MAX_BYTES: usize = 64 * 1024;
 
+/// Most packages of one request. A project's own requirements are 10 or 20; what they pull in is not counted.
+pub const PACKAGES_MAX: usize = 50;
+
+/// Memory of an installer and of all that it writes, in MiB: what is unpacked is kept in memory until it is packed, and the
+/// largest usual sets come to some 1.5 GB. What is not used costs nothing.
+pub const INSTALL_MEMORY_MB: u64 = 3072;
+
+/// Writable space of an installer, in MiB: part of [`INSTALL_MEMORY_MB`].
+pub const INSTALL_WRITABLE_MB: u64 = 2560;
+
+/// How long an installation may take, in seconds. Half a gigabyte under TCG takes some 5 minutes.
+pub const INSTALL_TIMEOUT_SECONDS: u64 = 900;
+
 /// Size of the disk that a package layer is in, in bytes. All have the same, since a clone keeps the disk size of its template;
 /// what a layer does not fill is a hole that takes nothing. Larger than any usual set: torch without CUDA unpacks to 0.9 GB.
 pub const LAYER_SLOT_BYTES: u64 = 4 * 1024 * 1024 * 1024;

@@ -75,6 +75,8 @@ pub enum ErrorCode {
     Capacity,
     /// The host lacks something (QEMU, the image, a permission); nothing ran. The message says what to do.
     NotInstalled,
+    /// Packages could not be installed; nothing ran, and nothing of them is kept. The message has the installer's reason.
+    InstallFailed,
     /// The VM failed before the program started. Safe to try again.
     FailedBeforeRun,
     /// The VM failed while the program ran, or after. It may have run in part or in full.
@@ -89,6 +91,7 @@ impl ErrorCode {
             ErrorCode::Refused => "refused",
             ErrorCode::Capacity => "capacity",
             ErrorCode::NotInstalled => "not_installed",
+            ErrorCode::InstallFailed => "install_failed",
             ErrorCode::FailedBeforeRun => "failed_before_run",
             ErrorCode::OutcomeUnknown => "outcome_unknown",
         }

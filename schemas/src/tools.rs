@@ -5,6 +5,7 @@ use schemars::transform::RecursiveTransform;
 use schemars::{JsonSchema, Schema};
 
 use crate::execute::ExecuteInput;
+use crate::install::{InstallInput, InstallOutcome};
 use crate::outcome::ExecuteOutcome;
 use crate::status::{PoolStatus, StatusInput};
 
@@ -39,18 +40,22 @@ pub struct Hints {
 /// Name of the tool that runs a program.
 pub const EXECUTE_CODE: &str = "execute_code";
 
+/// Name of the tool that installs packages.
+pub const INSTALL_PACKAGES: &str = "install_packages";
+
 /// Name of the tool that tells how the sandbox is doing.
 pub const POOL_STATUS: &str = "pool_status";
 
 /// Every tool.
-pub const TOOLS: &[ToolSpec] = &[EXECUTE_CODE_SPEC, POOL_STATUS_SPEC];
+pub const TOOLS: &[ToolSpec] = &[EXECUTE_CODE_SPEC, INSTALL_PACKAGES_SPEC, POOL_STATUS_SPEC];
 
 const EXECUTE_CODE_SPEC: ToolSpec = ToolSpec {
     name: EXECUTE_CODE,
     title: "Execute code",
     description: "Runs a Python, JavaScript/TypeScript or shell program in a fresh virtual machine on this computer and \
         returns its exit code, stdout and stderr. Nothing is kept between calls. The program runs as a script in the \
-        empty, writable directory /workspace; without network (loopback works). Print what you want to see: the value \
+        empty, writable directory /workspace; without network (loopback works): name the packages that it needs in packages, \
+        instead of calling pip or npm. Print what you want to see: the value \
         of a last expression is not shown. Python 3.13 with its standard library; Node.js LTS with top-level await, \
         import and require; bash with git, curl, jq, make, patch, tree, unzip, gawk, sed and grep. A program that fails \
         is a normal result with a non-zero exit_code and its error on stderr; exit_code -1 with timed_out true means \
@@ -58,6 +63,22 @@ const EXECUTE_CODE_SPEC: ToolSpec = ToolSpec {
     input: schema_of::<ExecuteInput>,
     output: schema_of::<ExecuteOutcome>,
     hints: Hints { read_only: true, destructive: false, idempotent: false, open_world: false },
+};
+
+const INSTALL_PACKAGES_SPEC: ToolSpec = ToolSpec {
+    name: INSTALL_PACKAGES,
+    title: "Install packages",
+    description: "Installs Python packages from PyPI or JavaScript packages from npm for programs that execute_code runs, and \
+        returns an environment_id for it and the exact versions. The first time takes seconds to minutes; after that the set is \
+        kept, and a program that names it starts as quickly as one without packages, with the packages imported already. \
+        execute_code installs what its own packages argument names, so call this to install ahead, to see versions, or to share \
+        a set by its environment_id. Wheels only, and no install scripts. By default only the 10,000 most used names of each \
+        registry are allowed, dependencies included; a refusal names the package and, where there is one, the name that was \
+        probably meant.",
+    input: schema_of::<InstallInput>,
+    output: schema_of::<InstallOutcome>,
+    // It changes the cache of this tool alone.
+    hints: Hints { read_only: false, destructive: false, idempotent: true, open_world: true },
 };
 
 const POOL_STATUS_SPEC: ToolSpec = ToolSpec {

@@ -1,8 +1,8 @@
 //! The directory that holds everything, and the bound on what it takes. Only its user may look into it.
 //!
 //! ```text
-//! images/  templates/    shelves, whose entries are bounded together
-//! downloads/  logs/      what builders keep for the next time
+//! images/  templates/  layers/   shelves, whose entries are bounded together
+//! downloads/  logs/              what builders keep for the next time
 //! ```
 
 use std::fs;
@@ -23,17 +23,20 @@ pub enum Kind {
     Image,
     /// A VM that was saved.
     Template,
+    /// Packages, installed.
+    Layer,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 2] = [Kind::Image, Kind::Template];
+    pub const ALL: [Kind; 3] = [Kind::Image, Kind::Template, Kind::Layer];
 
     /// What the folder of its entries is called, here and in every tier.
     pub const fn folder(self) -> &'static str {
         match self {
             Kind::Image => "images",
             Kind::Template => "templates",
+            Kind::Layer => "layers",
         }
     }
 

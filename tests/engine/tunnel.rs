@@ -74,8 +74,8 @@ async fn install(
 ) -> Result<ExecuteOutcome, ExecuteError> {
     let mut request = ExecuteInput::new(language, code);
     request.timeout_seconds = 300;
-    let installation = Installation { writable_mb: 1500, handler: Arc::new(handler) };
-    engine.install(installation, request, &mut Text::default(), cancel).await
+    let installation = Installation { writable_mb: 1500, disk: None, handler: Arc::new(handler) };
+    engine.run_installer(installation, request, &mut Text::default(), cancel).await
 }
 
 /// What a program prints that ends well.
@@ -323,9 +323,9 @@ except KeyboardInterrupt:
 "#;
     let mut request = ExecuteInput::new(Language::Python, code);
     request.timeout_seconds = 3;
-    let installation = Installation { writable_mb: 1500, handler: Arc::new(handler) };
+    let installation = Installation { writable_mb: 1500, disk: None, handler: Arc::new(handler) };
     let begun = Instant::now();
-    let outcome = engine.install(installation, request, &mut Text::default(), CancellationToken::new()).await.unwrap();
+    let outcome = engine.run_installer(installation, request, &mut Text::default(), CancellationToken::new()).await.unwrap();
     assert!(outcome.timed_out && outcome.stdout == "interrupted\n", "{outcome:?}");
     assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
     engine.shut_down().await;

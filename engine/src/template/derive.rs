@@ -69,7 +69,7 @@ pub(crate) async fn derive(qemu: &Qemu, base: &LaunchSpec, environment: &Environ
         }
     }
     // The packages are there all the same, and none is loaded.
-    let (saved, _) = make(qemu, base, environment, &environment.packages).await?;
+    let (saved, _) = make(qemu, base, environment, &environment.requested).await?;
     Ok(saved)
 }
 
@@ -104,7 +104,7 @@ async fn make(
 
 async fn import(vm: Ready, environment: &Environment, left_out: &[String]) -> Result<(Ready, Report), VmError> {
     let Some(importer) = importer(environment.language) else { return Ok((vm, Report { unfit: Vec::new() })) };
-    let wanted: Vec<&String> = environment.packages.iter().filter(|package| !left_out.contains(package)).collect();
+    let wanted: Vec<&String> = environment.requested.iter().filter(|package| !left_out.contains(package)).collect();
     // A list of strings is written alike in JSON, Python and JavaScript.
     let list = serde_json::to_string(&wanted).unwrap_or_default();
     let program = rehearsal(environment.language, importer.replace("[\"PACKAGES\"]", &list))?;

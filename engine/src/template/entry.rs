@@ -49,7 +49,7 @@ pub(crate) enum Unusable {
 }
 
 impl Unusable {
-    fn damaged(what: &str, reason: impl std::fmt::Display) -> Unusable {
+    pub(crate) fn damaged(what: &str, reason: impl std::fmt::Display) -> Unusable {
         Unusable::Damaged(format!("{what}: {reason}"))
     }
 }
@@ -141,7 +141,7 @@ pub(crate) fn load(
 
 /// A device state is trusted input to QEMU: nobody else may have had a hand in it. Nor may anybody look into a memory that
 /// programs begin with.
-fn check_trust(folder: &Path) -> Result<(), Unusable> {
+pub(crate) fn check_trust(folder: &Path) -> Result<(), Unusable> {
     let untrusted = |(path, reason): (&Path, Untrusted)| Unusable::Damaged(format!("{} {reason}", path.display()));
     let shelf = folder.parent().map_or(Ok(()), |shelf| check_owner(shelf).map_err(|reason| (shelf, reason)));
     shelf.and_then(|()| check_private(folder).map_err(|reason| (folder, reason))).map_err(untrusted)

@@ -119,7 +119,7 @@ impl Templates {
                 let base = self.base(qemu).await.ok_or(TemplateError::NoBase)?;
                 Ok::<_, TemplateError>(derive::derive(qemu, &self.clone_of(&base), environment).await?)
             };
-            *state = self.obtain(&environment.id, &known.origin, Some(environment), build).await.into();
+            *state = self.obtain(&environment.id.to_string(), &known.origin, Some(environment), build).await.into();
         }
         state.template()
     }

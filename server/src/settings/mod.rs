@@ -13,14 +13,16 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use sandbox_engine::{AcceleratorChoice, EngineConfig, Limits};
+use sandbox_packages::{Allowlist, GatewayConfig};
 use sandbox_schemas::image::BootImage;
+use sandbox_schemas::language::Language;
 use sandbox_store::{CacheDir, DEFAULT_LIMIT_GB, GIGABYTE};
 
 pub(crate) use flags::Flags;
 pub(crate) use sources::{ConfigFile, Origin, SettingError};
 
 use sources::Sources;
-use value::{LogFilter, Number, Value};
+use value::{LogFilter, Names, Number, PackageSets, RegistryUrl, Value};
 
 /// A setting's value, and who has set it.
 #[derive(Debug, Clone)]
@@ -126,6 +128,30 @@ settings! {
     /// What images and templates may take on the disk; after a build, the least recently used go that no process uses
     cache_max_gb: Number<0, 1_000_000> as "GB" = Number::of(DEFAULT_LIMIT_GB as usize), "10";
 
+    /// Install only packages whose names are on the allowlist, those that others need included
+    package_allowlist: bool as "" = true, "true";
+
+    /// Names of the Python packages that may be installed, one a line, in place of the 10,000 most used
+    pypi_allowlist: Option<PathBuf> as "FILE" = None, "the 10,000 most used names";
+
+    /// Names of the npm packages that may be installed, one a line, in place of the 10,000 most used
+    npm_allowlist: Option<PathBuf> as "FILE" = None, "the 10,000 most used names";
+
+    /// Python packages that may be installed as well, with spaces between them
+    allow_pypi: Names as "NAMES" = Names::default(), "none";
+
+    /// npm packages that may be installed as well, with spaces between them
+    allow_npm: Names as "NAMES" = Names::default(), "none";
+
+    /// Where Python packages come from: a simple index
+    pypi_index_url: RegistryUrl as "URL" = RegistryUrl("https://pypi.org/simple/".into()), "https://pypi.org/simple/";
+
+    /// Where npm packages come from
+    npm_registry_url: RegistryUrl as "URL" = RegistryUrl("https://registry.npmjs.org/".into()), "https://registry.npmjs.org/";
+
+    /// Sets of packages that a VM waits with from the start on, such as `python numpy pandas | javascript lodash`
+    warm_sets: PackageSets as "SETS" = PackageSets::default(), "none";
+
     /// What is logged on stderr: `error`, `warn`, `info`, `debug`, `trace`, or tracing's filters
     log: LogFilter as "FILTER" = LogFilter::default(), "warn";
 }
@@ -151,6 +177,30 @@ impl Settings {
         Ok(CacheDir::new(root, self.cache_max_gb.value.get() as u64 * GIGABYTE))
     }
 
+    /// Which packages may be installed, and where they come from.
+    fn packages(&self) -> anyhow::Result<GatewayConfig> {
+        let mut allowlist = if self.package_allowlist.value { Allowlist::builtin() } else { Allowlist::off() };
+        if self.package_allowlist.value {
+            let of_languages = [
+                (Language::Python, &self.pypi_allowlist, &self.allow_pypi),
+                (Language::Javascript, &self.npm_allowlist, &self.allow_npm),
+            ];
+            for (language, file, names) in of_languages {
+                if let Some(path) = &file.value {
+                    allowlist = allowlist.with_file(language, path).with_context(|| file.origin.to_string())?;
+                }
+                let names_of = names.value.0.iter().map(String::as_str);
+                allowlist = allowlist.with_names(language, names_of).with_context(|| names.origin.to_string())?;
+            }
+        }
+        Ok(GatewayConfig {
+            allowlist,
+            pypi_index_url: self.pypi_index_url.value.0.clone(),
+            npm_registry_url: self.npm_registry_url.value.0.clone(),
+            ..GatewayConfig::new(self.cache()?)
+        })
+    }
+
     pub(crate) fn engine_config(&self, image: BootImage) -> anyhow::Result<EngineConfig> {
         Ok(EngineConfig {
             qemu: self.qemu.value.clone(),
@@ -160,6 +210,8 @@ impl Settings {
             uses_templates: self.templates.value,
             image,
             cache: self.cache()?,
+            packages: self.packages()?,
+            warm_sets: self.warm_sets.value.0.clone(),
         })
     }
 }

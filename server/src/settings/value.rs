@@ -3,7 +3,8 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use sandbox_engine::AcceleratorChoice;
+use sandbox_engine::{AcceleratorChoice, PackageSet};
+use sandbox_schemas::language::Language;
 use tracing_subscriber::EnvFilter;
 
 /// A type of settings.
@@ -147,6 +148,77 @@ impl Value for LogFilter {
     fn parse(text: &OsStr, _: &Path) -> Option<Self> {
         let text = text.to_str()?;
         EnvFilter::try_new(text).ok().map(|_| LogFilter(text.into()))
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        Some(quoted(&self.0))
+    }
+}
+
+/// Names of packages, with spaces between them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Names(pub(crate) Vec<String>);
+
+impl Value for Names {
+    const TOML_TYPE: &'static str = "string";
+
+    fn allowed() -> String {
+        "names of packages with spaces between them".into()
+    }
+
+    fn parse(text: &OsStr, _: &Path) -> Option<Self> {
+        Some(Names(text.to_str()?.split_whitespace().map(String::from).collect()))
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        (!self.0.is_empty()).then(|| quoted(&self.0.join(" ")))
+    }
+}
+
+/// Sets of packages: a language and its packages, with `|` between the sets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct PackageSets(pub(crate) Vec<PackageSet>);
+
+impl Value for PackageSets {
+    const TOML_TYPE: &'static str = "string";
+
+    fn allowed() -> String {
+        "sets such as `python numpy pandas>=2 | javascript lodash`".into()
+    }
+
+    fn parse(text: &OsStr, _: &Path) -> Option<Self> {
+        let set = |text: &str| {
+            let mut words = text.split_whitespace().map(String::from);
+            let language = Language::from_name(&words.next()?)?;
+            let packages: Vec<String> = words.collect();
+            // What of it can be installed is told when it is.
+            (language != Language::Shell && !packages.is_empty()).then_some(PackageSet { language, packages })
+        };
+        text.to_str()?.split('|').map(set).collect::<Option<_>>().map(PackageSets)
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        let set = |set: &PackageSet| format!("{} {}", set.language, set.packages.join(" "));
+        (!self.0.is_empty()).then(|| quoted(&self.0.iter().map(set).collect::<Vec<_>>().join(" | ")))
+    }
+}
+
+/// Where a registry is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RegistryUrl(pub(crate) String);
+
+impl Value for RegistryUrl {
+    const TOML_TYPE: &'static str = "string";
+
+    fn allowed() -> String {
+        "an http or https URL".into()
+    }
+
+    fn parse(text: &OsStr, _: &Path) -> Option<Self> {
+        let text = text.to_str()?;
+        let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"))?;
+        let is_sound = !rest.is_empty() && !rest.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic());
+        is_sound.then(|| RegistryUrl(text.into()))
     }
 
     fn to_toml(&self) -> Option<String> {

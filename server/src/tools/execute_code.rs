@@ -7,20 +7,14 @@ use sandbox_schemas::outcome::{ErrorCode, ExecuteOutcome};
 use schemars::schema_for;
 
 use crate::progress::{self, Gathered};
-use crate::tools::{ToolCall, ToolError, parse_arguments};
+use crate::tools::{ToolCall, ToolError, engine_for, parse_arguments};
 
 pub(crate) async fn call(call: ToolCall) -> Result<CallToolResult, ToolError> {
     let input: ExecuteInput = parse_arguments(call.arguments, || schema_for!(ExecuteInput))?;
     // Before the engine is asked for: bad input is bad input also where nothing is installed.
     input.validate().map_err(|error| ToolError::new(ErrorCode::InvalidInput, error.to_string()))?;
     let context = call.context;
-    // An engine that is still starting is not waited for by a call that nobody wants any more.
-    let engine = tokio::select! {
-        biased;
-        () = context.cancel.cancelled() => return Err(ExecuteError::Cancelled.into()),
-        engine = context.backend.engine() => engine,
-    };
-    let engine = engine.map_err(|error| ToolError::new(ErrorCode::NotInstalled, error.to_string()))?;
+    let engine = engine_for(&context).await?;
 
     let gathered = Gathered::default();
     let mut sink = gathered.clone();
@@ -41,10 +35,6 @@ impl From<ExecuteError> for ToolError {
     fn from(error: ExecuteError) -> Self {
         // A cancelled call is not answered; should it be read after all, nothing is known of it.
         let code = error.code().unwrap_or(ErrorCode::OutcomeUnknown);
-        let retry_after = match &error {
-            ExecuteError::Capacity { retry_after, .. } => *retry_after,
-            _ => None,
-        };
-        ToolError { retry_after, ..ToolError::new(code, error.to_string()) }
+        ToolError { retry_after: error.retry_after(), ..ToolError::new(code, error.to_string()) }
     }
 }

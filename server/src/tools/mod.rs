@@ -1,14 +1,16 @@
 //! The tools: a row each in the table of `schemas`, and a function each here.
 
 mod execute_code;
+mod install_packages;
 mod pool_status;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use rmcp::model::{CallToolResult, ContentBlock, JsonObject, MetaObject, ProgressToken, Tool, ToolAnnotations};
+use sandbox_engine::{Engine, ExecuteError};
 use sandbox_schemas::outcome::ErrorCode;
-use sandbox_schemas::tools::{EXECUTE_CODE, POOL_STATUS, TOOLS, ToolSpec};
+use sandbox_schemas::tools::{EXECUTE_CODE, INSTALL_PACKAGES, POOL_STATUS, TOOLS, ToolSpec};
 use schemars::Schema;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -45,6 +47,7 @@ pub(crate) fn list() -> Vec<Tool> {
 pub(crate) async fn call(name: &str, call: ToolCall) -> Option<CallToolResult> {
     let result = match name {
         EXECUTE_CODE => execute_code::call(call).await,
+        INSTALL_PACKAGES => install_packages::call(call).await,
         POOL_STATUS => pool_status::call(call).await,
         _ => return None,
     };
@@ -71,6 +74,16 @@ fn object(schema: Schema) -> JsonObject {
         // `true` and `false` are schemas too; no tool has them.
         _ => JsonObject::new(),
     }
+}
+
+/// The engine. One that is still starting is not waited for by a call that nobody wants any more.
+async fn engine_for(context: &CallContext) -> Result<Engine, ToolError> {
+    let engine = tokio::select! {
+        biased;
+        () = context.cancel.cancelled() => return Err(ExecuteError::Cancelled.into()),
+        engine = context.backend.engine() => engine,
+    };
+    engine.map_err(|error| ToolError::new(ErrorCode::NotInstalled, error.to_string()))
 }
 
 /// The arguments as the tool's input, or an error that names the field and its limit.

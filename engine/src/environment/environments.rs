@@ -1,0 +1,292 @@
+//! The environments of an engine: known, on the disk, or to be installed.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use sandbox_packages::{Gateway, GatewayConfig, Requirement, lock_key, parse};
+use sandbox_schemas::environment::{EnvironmentId, Lock};
+use sandbox_schemas::image::Digest;
+use sandbox_schemas::install::{InstallOutcome, InstallTiming, InstalledPackage};
+use sandbox_schemas::language::Language;
+use sandbox_store::{CacheDir, KeyHasher, Kind, LOCK_POLL, Shelf};
+use tokio::sync::OnceCell;
+use tokio_util::task::TaskTracker;
+
+use crate::environment::build::{Builds, Words};
+use crate::environment::install::{self, install};
+use crate::environment::{Environment, InstallError, layer};
+use crate::host::Host;
+use crate::run::OutputSink;
+use crate::template::entry::Unusable;
+
+/// Raised with each change of how a layer is made that nothing else in its key shows.
+const RECIPE_VERSION: u32 = 1;
+
+/// Environments that are at hand without a look at the disk, and so cannot be removed from it.
+const RECENT_MAX: usize = 16;
+
+/// How long an answer from there is good: what is resolved anew after a day must not be hidden for long.
+const RECENT_FOR: Duration = Duration::from_secs(600);
+
+/// What an engine knows of environments.
+#[derive(Debug)]
+pub(crate) struct Environments {
+    cache: CacheDir,
+    shelf: Shelf,
+    root_sha256: Digest,
+    packages: GatewayConfig,
+    /// Made when it is first needed: reading the host's certificates takes longer than a run.
+    gateway: OnceCell<Gateway>,
+    builds: Builds,
+    recent: Mutex<Vec<Recent>>,
+}
+
+/// An answer that was given lately.
+#[derive(Debug)]
+struct Recent {
+    request: Digest,
+    environment: Arc<Environment>,
+    since: Instant,
+}
+
+/// An environment, and what it took to have it.
+#[derive(Debug, Clone)]
+pub(crate) struct Obtained {
+    pub(crate) environment: Arc<Environment>,
+    pub(crate) was_cached: bool,
+    pub(crate) downloaded_bytes: u64,
+    pub(crate) download_cache_bytes: u64,
+}
+
+impl Obtained {
+    pub(crate) fn cached(environment: Arc<Environment>) -> Obtained {
+        Obtained { environment, was_cached: true, downloaded_bytes: 0, download_cache_bytes: 0 }
+    }
+}
+
+impl Obtained {
+    /// As the result of `install_packages`.
+    pub(crate) fn outcome(&self, template: bool, accepted: Instant, installed: Instant) -> InstallOutcome {
+        let Environment { id, language, lock, requested, size_bytes, .. } = &*self.environment;
+        let packages = lock.packages.iter().map(|package| InstalledPackage {
+            requested: requested.contains(&package.name),
+            name: package.name.clone(),
+            version: package.version.clone(),
+        });
+        let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
+        InstallOutcome {
+            environment_id: id.to_string(),
+            language: *language,
+            packages: packages.collect(),
+            cached: self.was_cached,
+            downloaded_bytes: self.downloaded_bytes,
+            download_cache_bytes: self.download_cache_bytes,
+            size_bytes: *size_bytes,
+            template,
+            timing: InstallTiming {
+                install_ms: milliseconds(installed - accepted),
+                template_ms: milliseconds(installed.elapsed()),
+                total_ms: milliseconds(accepted.elapsed()),
+            },
+        }
+    }
+}
+
+impl Environments {
+    /// Environments in a folder of the cache, with this root file system below them.
+    pub(crate) fn new(root_sha256: Digest, packages: GatewayConfig) -> Environments {
+        let cache = packages.cache.clone();
+        Environments {
+            shelf: cache.shelf(Kind::Layer),
+            cache,
+            root_sha256,
+            packages,
+            gateway: OnceCell::new(),
+            builds: Builds::default(),
+            recent: Mutex::default(),
+        }
+    }
+
+    /// The environment that has these packages. What nobody has installed yet is installed, as a task of `tasks`; who waits for
+    /// the same waits for that.
+    pub(crate) async fn obtain(
+        self: &Arc<Self>,
+        host: &Arc<Host>,
+        tasks: &TaskTracker,
+        language: Language,
+        specifiers: &[String],
+        sink: &mut dyn OutputSink,
+    ) -> Result<Obtained, InstallError> {
+        let requirements = parse(language, specifiers)?;
+        for requirement in &requirements {
+            let checked = self.packages.allowlist.check(language, requirement.name());
+            checked.map_err(|refused| InstallError::Refused { reason: refused.to_string() })?;
+        }
+        let request = request_key(language, &requirements);
+        if let Some(environment) = self.recall(request) {
+            return Ok(Obtained::cached(environment));
+        }
+        let gateway = self.gateway().await?;
+        if let Some(lock) = self.resolved(&gateway, language, &requirements).await
+            && let Some(environment) = self.load(self.id(&lock)).await
+        {
+            self.note(request, &environment);
+            return Ok(Obtained::cached(environment));
+        }
+        let (this, host) = (self.clone(), host.clone());
+        let work = |words| async move {
+            let obtained = this.install(&host, &gateway, language, requirements, words).await?;
+            this.note(request, &obtained.environment);
+            Ok(obtained)
+        };
+        self.builds.join(request, sink, work, |task| drop(tasks.spawn(task))).await
+    }
+
+    /// The environment that is called so.
+    pub(crate) async fn find(&self, id: EnvironmentId) -> Result<Arc<Environment>, InstallError> {
+        let request = KeyHasher::new("environment").field("id", id.to_string().as_bytes()).finish();
+        let environment = match self.recall(request) {
+            Some(environment) => environment,
+            None => {
+                let unknown = || InstallError::Unknown { id: id.to_string() };
+                let environment = self.load(id.clone()).await.ok_or_else(unknown)?;
+                self.note(request, &environment);
+                environment
+            }
+        };
+        // It may have been installed when more was allowed.
+        for package in &environment.lock.packages {
+            let checked = self.packages.allowlist.check(environment.language, &package.name);
+            checked.map_err(|refused| InstallError::Refused { reason: format!("{id} has a package that {refused}") })?;
+        }
+        Ok(environment)
+    }
+
+    async fn gateway(&self) -> Result<Gateway, InstallError> {
+        let make = || async {
+            let config = self.packages.clone();
+            let made = tokio::task::spawn_blocking(move || Gateway::new(config)).await;
+            made.map_err(InstallError::internal)?.map_err(InstallError::internal)
+        };
+        self.gateway.get_or_try_init(make).await.cloned()
+    }
+
+    async fn resolved(&self, gateway: &Gateway, language: Language, requirements: &[Requirement]) -> Option<Lock> {
+        let (gateway, requirements) = (gateway.clone(), requirements.to_owned());
+        tokio::task::spawn_blocking(move || gateway.resolved(language, &requirements)).await.ok()?
+    }
+
+    async fn install(
+        &self,
+        host: &Host,
+        gateway: &Gateway,
+        language: Language,
+        requirements: Vec<Requirement>,
+        mut words: Words,
+    ) -> Result<Obtained, InstallError> {
+        let folder = self.folder()?;
+        let session = gateway.session(language, requirements.clone(), None);
+        let installed = install(host, &folder, language, &requirements, &session, &mut words).await?;
+        let report = session.report();
+        gateway.remember(&requirements, &installed.lock);
+        let key = self.layer_key(&installed.lock);
+        let id = EnvironmentId::new(language, key);
+        let environment = match self.load(id.clone()).await {
+            // Another request has become the same.
+            Some(environment) => environment,
+            None => self.publish(id, key, installed, requirements).await?,
+        };
+        Ok(Obtained {
+            environment,
+            was_cached: false,
+            downloaded_bytes: report.downloaded_bytes,
+            download_cache_bytes: report.cached_bytes,
+        })
+    }
+
+    async fn publish(
+        &self,
+        id: EnvironmentId,
+        key: Digest,
+        installed: install::Installed,
+        requirements: Vec<Requirement>,
+    ) -> Result<Arc<Environment>, InstallError> {
+        let (shelf, cache) = (self.shelf.clone(), self.cache.clone());
+        let mut requested: Vec<String> = requirements.iter().map(|requirement| requirement.name().to_owned()).collect();
+        requested.dedup();
+        let published = tokio::task::spawn_blocking(move || {
+            let name = id.language().name();
+            let lock = loop {
+                match shelf.try_lock(name).map_err(InstallError::internal)? {
+                    Some(lock) => break lock,
+                    None => std::thread::sleep(LOCK_POLL),
+                }
+            };
+            let place = shelf.begin(lock, key).map_err(InstallError::internal)?;
+            layer::write(place.made(), &installed.image, key, installed.lock, requested)
+                .map_err(InstallError::internal)?;
+            let _lease = place.publish().map_err(InstallError::internal)?;
+            let environment = layer::load(&shelf.entry(name, key), &id).map_err(InstallError::internal)?;
+            cache.make_room();
+            Ok(Arc::new(environment))
+        });
+        published.await.map_err(InstallError::internal)?
+    }
+
+    /// An environment that is on the disk, and sound.
+    async fn load(&self, id: EnvironmentId) -> Option<Arc<Environment>> {
+        let folder = self.shelf.folder().join(id.to_string());
+        let loaded = tokio::task::spawn_blocking(move || layer::load(&folder, &id)).await.ok()?;
+        match loaded {
+            Ok(environment) => Some(Arc::new(environment)),
+            Err(Unusable::Missing) => None,
+            Err(Unusable::Damaged(reason)) => {
+                tracing::warn!(reason, "a package layer is damaged and installed anew");
+                None
+            }
+        }
+    }
+
+    fn id(&self, lock: &Lock) -> EnvironmentId {
+        EnvironmentId::new(lock.language, self.layer_key(lock))
+    }
+
+    /// All that decides what is in a layer.
+    fn layer_key(&self, lock: &Lock) -> Digest {
+        KeyHasher::new("layer")
+            .field("recipe", &RECIPE_VERSION.to_le_bytes())
+            .field("root", &self.root_sha256.0)
+            .field("script", install::script(lock.language).as_bytes())
+            .field("lock", &lock_key(lock).0)
+            .finish()
+    }
+
+    fn recall(&self, request: Digest) -> Option<Arc<Environment>> {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.retain(|known| known.since.elapsed() < RECENT_FOR);
+        recent.iter().find(|known| known.request == request).map(|known| known.environment.clone())
+    }
+
+    fn note(&self, request: Digest, environment: &Arc<Environment>) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.retain(|known| known.request != request);
+        if recent.len() == RECENT_MAX {
+            recent.remove(0);
+        }
+        recent.push(Recent { request, environment: environment.clone(), since: Instant::now() });
+    }
+
+    fn folder(&self) -> Result<PathBuf, InstallError> {
+        let folder = self.shelf.folder();
+        sandbox_store::create_private_directory(folder).map_err(InstallError::internal)?;
+        Ok(folder.to_owned())
+    }
+}
+
+/// What tells the requests of one engine apart.
+fn request_key(language: Language, requirements: &[Requirement]) -> Digest {
+    let hasher = KeyHasher::new("request").field("language", language.name().as_bytes());
+    let each = requirements.iter();
+    each.fold(hasher, |hasher, requirement| hasher.field("requirement", requirement.text().as_bytes())).finish()
+}

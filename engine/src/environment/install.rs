@@ -1,0 +1,226 @@
+//! One installation: a VM that boots for it, a disk that it writes, and the registry at the end of its tunnel.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sandbox_packages::{Requirement, Session};
+use sandbox_schemas::environment::{Lock, LockedPackage};
+use sandbox_schemas::execute::ExecuteInput;
+use sandbox_schemas::language::Language;
+use sandbox_schemas::limits::{INSTALL_MEMORY_MB, INSTALL_TIMEOUT_SECONDS, INSTALL_WRITABLE_MB, VM_OVERHEAD_MB};
+use sandbox_schemas::outcome::ExecuteOutcome;
+use sandbox_schemas::tunnel::{REGISTRY_PORT, Target};
+use sandbox_schemas::wire::Role;
+use serde::Deserialize;
+use tokio::sync::oneshot;
+
+use crate::engine::boot_deadline;
+use crate::environment::{InstallError, layer};
+use crate::error::VmError;
+use crate::host::Host;
+use crate::qemu::{LaunchSpec, Slot};
+use crate::run::{OutputSink, Preparation, program, run};
+use crate::tunnel::{TunnelHandler, TunnelStream};
+use crate::vm::{Booting, hello};
+
+/// What a VM that installs has beyond what others have.
+#[derive(Clone)]
+pub struct Installation {
+    /// Size of its writable space, in MiB. It is memory, and counts against the program's too.
+    pub writable_mb: u64,
+    /// What it writes its result to.
+    pub disk: Option<Arc<OwnedFd>>,
+    /// Serves its connections to the registry.
+    pub handler: Arc<dyn TunnelHandler>,
+}
+
+/// What of an installer's words an error has, in lines: enough to see what it was about.
+const LOG_LINES: usize = 20;
+
+/// How a language's packages are installed.
+struct Installer {
+    script: &'static str,
+    /// The packages that are there, as the script has told them.
+    read: fn(&str) -> Result<Vec<LockedPackage>, String>,
+}
+
+fn installer(language: Language) -> Option<Installer> {
+    match language {
+        Language::Python => Some(Installer { script: include_str!("python.sh"), read: read_python }),
+        Language::Javascript => Some(Installer { script: include_str!("javascript.sh"), read: read_javascript }),
+        Language::Shell => None,
+    }
+}
+
+/// What decides, beside the packages, what is in a layer.
+pub(crate) fn script(language: Language) -> &'static str {
+    installer(language).map_or("", |installer| installer.script)
+}
+
+/// What came of an installation: a disk that nobody writes to any more.
+pub(crate) struct Installed {
+    pub(crate) image: File,
+    pub(crate) lock: Lock,
+}
+
+/// Installs `requirements` in a VM of its own. `folder` has room for the disk.
+pub(crate) async fn install(
+    host: &Host,
+    folder: &Path,
+    language: Language,
+    requirements: &[Requirement],
+    session: &Session,
+    words: &mut dyn OutputSink,
+) -> Result<Installed, InstallError> {
+    let Some(installer) = installer(language) else {
+        return Err(InstallError::internal(format!("there is no installer for {language}")));
+    };
+    let place = host.enter(INSTALL_MEMORY_MB + VM_OVERHEAD_MB).await?;
+    let image = layer::blank(folder).map_err(InstallError::internal)?;
+    let disk = Arc::new(image.try_clone().map_err(InstallError::internal)?.into());
+    let session_too = session.clone();
+    let serve = move |_: Target, stream: TunnelStream| {
+        let session = session_too.clone();
+        async move { session.serve(stream).await }
+    };
+    let installation =
+        Installation { writable_mb: INSTALL_WRITABLE_MB, disk: Some(disk), handler: Arc::new(serve) };
+    let (gone, is_gone) = oneshot::channel::<()>();
+    let request = request(&installer, requirements);
+    let outcome = run_installer(host, installation, request, (place, gone), words).await;
+    let outcome = outcome.map_err(InstallError::internal)?;
+    // Whoever could still write to the disk is gone.
+    let _ = is_gone.await;
+    if outcome.exit_code != 0 {
+        return Err(failure(&outcome, session));
+    }
+    let packages = (installer.read)(&outcome.stdout).map_err(InstallError::internal)?;
+    if packages.is_empty() {
+        return Err(InstallError::Failed { reason: "nothing was installed".into(), log: log_of(&outcome) });
+    }
+    Ok(Installed { image, lock: Lock::new(language, packages) })
+}
+
+/// Runs a program in a VM that boots for it, as an installer. `keep` is dropped once the VM is gone.
+pub(crate) async fn run_installer(
+    host: &Host,
+    installation: Installation,
+    request: ExecuteInput,
+    keep: impl Send + 'static,
+    words: &mut dyn OutputSink,
+) -> Result<ExecuteOutcome, VmError> {
+    let accepted = Instant::now();
+    let timeout = Duration::from_secs(request.timeout_seconds);
+    let Installation { writable_mb, disk, handler } = installation;
+    let mut spec = LaunchSpec { memory_mb: request.memory_mb + VM_OVERHEAD_MB, ..host.spec.clone() };
+    let mut hello = hello(Vec::new())?;
+    hello.role = Role::Installs { writable_mb, has_disk: disk.is_some() };
+    if let Some(file) = disk {
+        spec.slot = Slot { file, is_writable: true };
+    }
+    let program = program(request)?;
+    let vm = Booting::launch(&host.qemu, &spec, hello, keep).await?.with_tunnel(handler);
+    let vm = vm.start(&program, boot_deadline(spec.accelerator)).await?;
+    let preparation = Preparation {
+        accepted,
+        setup: Duration::ZERO,
+        boot: vm.ready - accepted,
+        connect: vm.started - vm.ready,
+        accelerator: spec.accelerator,
+        warm_pool_hit: false,
+        template_hit: false,
+    };
+    run(vm, timeout, preparation, words).await
+}
+
+fn request(installer: &Installer, requirements: &[Requirement]) -> ExecuteInput {
+    ExecuteInput {
+        timeout_seconds: INSTALL_TIMEOUT_SECONDS,
+        env: [("INSTALL_REGISTRY".into(), format!("http://127.0.0.1:{REGISTRY_PORT}"))].into(),
+        stdin: requirements.iter().map(|requirement| format!("{requirement}\n")).collect(),
+        memory_mb: INSTALL_MEMORY_MB,
+        ..ExecuteInput::new(Language::Shell, installer.script)
+    }
+}
+
+/// Why an installer has failed: what the gateway knows of it says more than the installer does.
+fn failure(outcome: &ExecuteOutcome, session: &Session) -> InstallError {
+    let log = log_of(outcome);
+    let report = session.report();
+    if let Some(refusal) = report.refusals.iter().find(|refusal| !refusal.is_optional) {
+        return InstallError::Refused { reason: refusal.to_string() };
+    }
+    let reason = if outcome.timed_out {
+        format!("the installation took longer than {INSTALL_TIMEOUT_SECONDS} s")
+    } else if outcome.out_of_memory || outcome.stderr.contains("No space left on device") {
+        format!("the packages need more than the {INSTALL_WRITABLE_MB} MiB that an installation may write")
+    } else if let Some(failure) = report.failures.first() {
+        failure.to_string()
+    } else if let Some(unavailable) = report.unavailable.first() {
+        unavailable.to_string()
+    } else {
+        "the installer failed".into()
+    };
+    InstallError::Failed { reason, log }
+}
+
+/// The end of what the installer has said.
+fn log_of(outcome: &ExecuteOutcome) -> String {
+    let lines: Vec<&str> = outcome.stderr.lines().filter(|line| !line.trim().is_empty()).collect();
+    lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
+}
+
+/// `name-version` a line, as the directory of a distribution's metadata is called.
+fn read_python(said: &str) -> Result<Vec<LockedPackage>, String> {
+    let read = |line: &str| {
+        let (name, version) = line.split_once('-').ok_or_else(|| format!("{line:?} is no distribution"))?;
+        let name = sandbox_packages::normalise(Language::Python, name).map_err(|error| error.to_string())?;
+        Ok(LockedPackage { name: name.into(), version: version.into(), place: None, hash: None })
+    };
+    said.lines().map(read).collect()
+}
+
+/// An entry of npm's lock file.
+#[derive(Deserialize)]
+struct Placed {
+    place: String,
+    version: String,
+    hash: Option<String>,
+}
+
+fn read_javascript(said: &str) -> Result<Vec<LockedPackage>, String> {
+    let read = |line: &str| {
+        let Placed { place, version, hash } = serde_json::from_str(line).map_err(|error| format!("{line:?}: {error}"))?;
+        let name = place.rsplit("node_modules/").next().unwrap_or_default();
+        let name = sandbox_packages::normalise(Language::Javascript, name).map_err(|error| error.to_string())?;
+        Ok(LockedPackage { name: name.into(), version, place: Some(place), hash })
+    };
+    said.lines().map(read).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_installed_is_read_from_what_the_installers_say() {
+        let package = |name: &str, version: &str, place: Option<&str>, hash: Option<&str>| LockedPackage {
+            name: name.into(),
+            version: version.into(),
+            place: place.map(Into::into),
+            hash: hash.map(Into::into),
+        };
+        assert_eq!(
+            read_python("typing_extensions-4.12.2\nJinja2-3.1.6\n").unwrap(),
+            [package("typing-extensions", "4.12.2", None, None), package("jinja2", "3.1.6", None, None)]
+        );
+        assert!(read_python("nothing").is_err());
+        let said = r#"{"place":"node_modules/a/node_modules/@s/b","version":"1.0.0","hash":"sha512-x"}"#;
+        let place = Some("node_modules/a/node_modules/@s/b");
+        assert_eq!(read_javascript(said).unwrap(), [package("@s/b", "1.0.0", place, Some("sha512-x"))]);
+        assert!(read_javascript("{}").is_err());
+    }
+}

@@ -1,0 +1,160 @@
+//! A package layer on disk: `layer.erofs`, `manifest.json`, and `verified.json` beside them.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use sandbox_schemas::environment::{EnvironmentId, Lock};
+use sandbox_schemas::image::Digest;
+use sandbox_schemas::layer::{LAYER_FORMAT, LayerManifest, LayerStamp};
+use sandbox_schemas::limits::LAYER_SLOT_BYTES;
+use sandbox_store::{At, FileError, Lease, identity, open_own, verify_once, write_json};
+
+use crate::environment::Environment;
+use crate::template::entry::{Unusable, check_trust};
+use crate::template::ram;
+
+const IMAGE: &str = "layer.erofs";
+const MANIFEST: &str = "manifest.json";
+
+/// A disk that a VM can write a layer to. It has no name, and is gone with its last user.
+pub(crate) fn blank(folder: &Path) -> Result<File, FileError> {
+    let file = tempfile::tempfile_in(folder).at("create a file in", folder)?;
+    file.set_len(LAYER_SLOT_BYTES).at("extend a file in", folder)?;
+    // QEMU may run as another user, and opens it by its descriptor; by name nobody can.
+    file.set_permissions(fs::Permissions::from_mode(0o666)).at("set the mode of a file in", folder)?;
+    Ok(file)
+}
+
+/// Writes an entry's files into an empty directory. Nobody writes to `image` any more.
+pub(crate) fn write(
+    folder: &Path,
+    image: &File,
+    key: Digest,
+    lock: Lock,
+    requested: Vec<String>,
+) -> Result<(), FileError> {
+    let path = folder.join(IMAGE);
+    let file = File::create_new(&path).at("create", &path)?;
+    file.set_permissions(fs::Permissions::from_mode(0o644)).at("set the mode of", &path)?;
+    let image = ram::save(image, &file).at("write", &path)?;
+    file.sync_all().at("sync", &path)?;
+    let created_unix_seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    write_json(folder, MANIFEST, &LayerManifest { format: LAYER_FORMAT, key, lock, requested, image, created_unix_seconds })
+}
+
+/// Reads an entry, and believes nothing of it that it has not seen.
+pub(crate) fn load(folder: &Path, id: &EnvironmentId) -> Result<Environment, Unusable> {
+    // In this order: what was looked at cannot be removed any more.
+    let lease = match Lease::take(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Unusable::Missing),
+        lease => lease.map_err(|error| Unusable::damaged("the entry", error))?,
+    };
+    check_trust(folder)?;
+    let open =
+        |name: &str| open_own(&folder.join(name)).map_err(|reason| Unusable::Damaged(format!("{name} {reason}")));
+    let (manifest, _) = open(MANIFEST)?;
+    let manifest: LayerManifest =
+        serde_json::from_reader(manifest).map_err(|error| Unusable::damaged(MANIFEST, error))?;
+    let language = manifest.lock.language;
+    if manifest.format != LAYER_FORMAT || EnvironmentId::new(language, manifest.key) != *id {
+        return Err(Unusable::damaged(MANIFEST, "it is of another entry"));
+    }
+    let (image, metadata) = open(IMAGE)?;
+    if metadata.len() != LAYER_SLOT_BYTES {
+        return Err(Unusable::damaged(IMAGE, format!("it has {} bytes", metadata.len())));
+    }
+    let stamp = LayerStamp { image: identity(&metadata, manifest.image.sha256) };
+    verify_once(folder, &stamp, || match ram::hash(&image) {
+        Ok(found) if found == manifest.image => Ok(()),
+        Ok(_) => Err(Unusable::damaged(IMAGE, "its SHA-256 is not the manifest's")),
+        Err(error) => Err(Unusable::damaged(IMAGE, error)),
+    })?;
+    Ok(Environment {
+        id: id.clone(),
+        language,
+        key: manifest.key,
+        lock: manifest.lock,
+        requested: manifest.requested,
+        size_bytes: manifest.image.data_bytes,
+        layer: Arc::new(image.into()),
+        _lease: Some(lease),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sandbox_schemas::language::Language;
+    use std::os::unix::fs::FileExt;
+    use std::path::PathBuf;
+
+    const KEY: Digest = Digest([7; 32]);
+
+    fn id() -> EnvironmentId {
+        EnvironmentId::new(Language::Python, KEY)
+    }
+
+    fn entry() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("entry");
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+        let image = blank(folder.path()).unwrap();
+        image.write_all_at(&[9; 10_000], 8192).unwrap();
+        write(&path, &image, KEY, Lock::new(Language::Python, Vec::new()), vec!["numpy".into()]).unwrap();
+        (folder, path)
+    }
+
+    #[track_caller]
+    fn check(path: &Path, id: &EnvironmentId, expected: &str) {
+        let found = load(path, id).map_or_else(|error| error.to_string(), |_| "loaded".into());
+        assert!(found.contains(expected), "{found}");
+    }
+
+    #[test]
+    fn what_was_written_is_loaded() {
+        let (_folder, path) = entry();
+        let environment = load(&path, &id()).unwrap();
+        assert_eq!(environment.requested, ["numpy"]);
+        assert_eq!(environment.size_bytes, 3 * 4096);
+        let mut bytes = [0; 10_000];
+        File::from(environment.layer.try_clone().unwrap()).read_exact_at(&mut bytes, 8192).unwrap();
+        assert_eq!(bytes, [9; 10_000]);
+    }
+
+    #[test]
+    fn a_changed_byte_or_a_missing_file_is_found() {
+        for name in [IMAGE, MANIFEST] {
+            let (_folder, path) = entry();
+            check(&path, &id(), "loaded");
+            let file = File::options().read(true).write(true).open(path.join(name)).unwrap();
+            let at = if name == IMAGE { 9000 } else { file.metadata().unwrap().len() / 2 };
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).unwrap();
+            file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+            check(&path, &id(), name);
+            file.set_len(100).unwrap();
+            check(&path, &id(), name);
+            fs::remove_file(path.join(name)).unwrap();
+            check(&path, &id(), name);
+            fs::remove_dir_all(&path).unwrap();
+            check(&path, &id(), "there is none");
+        }
+    }
+
+    #[test]
+    fn what_is_foreign_is_refused() {
+        let (_folder, path) = entry();
+        check(&path, &EnvironmentId::new(Language::Python, Digest([8; 32])), "of another entry");
+        check(&path, &EnvironmentId::new(Language::Javascript, KEY), "of another entry");
+        fs::set_permissions(path.join(IMAGE), fs::Permissions::from_mode(0o664)).unwrap();
+        check(&path, &id(), "layer.erofs can be written by others than its owner");
+        fs::set_permissions(path.join(IMAGE), fs::Permissions::from_mode(0o644)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        check(&path, &id(), "is open to others");
+    }
+}
