@@ -44,7 +44,7 @@ impl Kind {
     pub const fn is_trusted_by_host(self) -> bool {
         match self {
             // A guest's programs and data. A guest may be hostile, and is held as one.
-            Kind::Image => false,
+            Kind::Image | Kind::Layer => false,
             // The state of devices, which QEMU does not promise to withstand.
             Kind::Template => true,
         }
