@@ -5,18 +5,46 @@
 //! specifiers -> requirements -> allowlist -> gateway <-> installer
 //! ```
 
-// In the order in which to read them.
+// In the order in which to read them: what is asked for, who serves it, where that comes from, and what remains of it.
 mod requirement;
-pub use requirement::{Reason, Requirement, RequirementError, Specifier, parse};
+pub use requirement::{Quoted, Reason, Requirement, RequirementError, Specifier, parse};
+
+mod python;
 
 mod javascript;
-mod python;
+pub use javascript::Wanted;
 
 mod name;
 pub use name::{InvalidName, normalise};
 
 mod allowlist;
 pub use allowlist::{Allowlist, ListError, Refused};
+
+mod gateway;
+pub use gateway::{Gateway, GatewayConfig, GatewayError};
+
+mod session;
+pub use session::{Event, Observer, Refusal, SentFile, Session, SessionReport, Unavailable, UnavailableReason};
+
+mod serve;
+
+mod route;
+
+mod pypi;
+pub use pypi::PythonTarget;
+
+mod npm;
+
+mod upstream;
+pub use upstream::{FetchError, Patience, ShownUrl, TlsError};
+
+mod files;
+
+mod transfer;
+
+mod checksum;
+
+mod resolution;
 
 mod lock;
 pub use lock::{environment_id, lock_key};

@@ -80,7 +80,7 @@ pub fn parse(language: Language, specifiers: &[String]) -> Result<Vec<Requiremen
     let mut requirements = Vec::with_capacity(specifiers.len());
     for specifier in specifiers {
         let requirement = look(specifier).and_then(read);
-        let refused = |reason| RequirementError::Refused { specifier: Shown::new(specifier), language, reason };
+        let refused = |reason| RequirementError::Refused { specifier: Quoted::new(specifier), language, reason };
         requirements.push(requirement.map_err(refused)?);
     }
     requirements.sort_by(|one, other| (&one.name, &one.text).cmp(&(&other.name, &other.text)));
@@ -155,7 +155,7 @@ pub enum RequirementError {
     #[error("{specifier} {reason}", reason = reason.of(*language))]
     Refused {
         /// Which one.
-        specifier: Shown,
+        specifier: Quoted,
         /// Whose package it was to be.
         language: Language,
         /// What is wrong with it.
@@ -225,18 +225,18 @@ impl Reason {
 
 /// A specifier as a message shows it: quoted, so that it cannot pass for a part of the message, and not too long.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shown(String);
+pub struct Quoted(String);
 
-impl Shown {
-    fn new(specifier: &str) -> Shown {
+impl Quoted {
+    fn new(specifier: &str) -> Quoted {
         let is_end = |end: &usize| specifier.is_char_boundary(*end);
         let end = (0..=SHOWN_MAX_BYTES.min(specifier.len())).rev().find(is_end).unwrap_or(0);
         let dots = if end < specifier.len() { "..." } else { "" };
-        Shown(format!("{:?}{dots}", &specifier[..end]))
+        Quoted(format!("{:?}{dots}", &specifier[..end]))
     }
 }
 
-impl fmt::Display for Shown {
+impl fmt::Display for Quoted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }

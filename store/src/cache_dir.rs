@@ -3,6 +3,7 @@
 //! ```text
 //! images/  templates/  layers/   shelves, whose entries are bounded together
 //! downloads/  logs/              what builders keep for the next time
+//! packages/                      what registries sent, bounded on its own
 //! ```
 
 use std::fs;
@@ -123,6 +124,11 @@ impl CacheDir {
         self.root.join("downloads")
     }
 
+    /// Where what came from package registries is kept.
+    pub fn packages(&self) -> PathBuf {
+        self.root.join("packages")
+    }
+
     /// Where the output of tools is kept.
     pub fn logs(&self) -> PathBuf {
         self.root.join("logs")
@@ -145,11 +151,8 @@ impl CacheDir {
 
     /// What takes space beside the entries: what is kept for the next build, and what is being built or was left half done.
     pub fn besides(&self) -> Vec<Beside> {
-        let kept = [("downloads", self.downloads()), ("logs", self.logs())].map(|(name, path)| Beside {
-            name,
-            size_bytes: content_bytes(&path),
-            path,
-        });
+        let kept = [("downloads", self.downloads()), ("packages", self.packages()), ("logs", self.logs())]
+            .map(|(name, path)| Beside { name, size_bytes: content_bytes(&path), path });
         let unfinished = Kind::ALL.map(|kind| {
             let shelf = self.shelf(kind);
             Beside { name: "unfinished", size_bytes: shelf.unfinished_bytes(), path: shelf.folder().to_owned() }

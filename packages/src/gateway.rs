@@ -1,0 +1,298 @@
+//! The one way from an installer to the registries.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use moka::future::Cache;
+use sandbox_schemas::environment::Lock;
+use sandbox_schemas::image::Digest;
+use sandbox_schemas::language::Language;
+use sandbox_store::{CacheDir, GIGABYTE, KeyHasher};
+use url::Url;
+
+use crate::allowlist::Allowlist;
+use crate::checksum::Checksum;
+use crate::files::{Files, Found};
+use crate::npm::{self, Packument};
+use crate::pypi::{self, PythonTarget, Wheel};
+use crate::requirement::Requirement;
+use crate::resolution::Resolutions;
+use crate::session::{Observer, Session};
+use crate::transfer::Wanted;
+use crate::upstream::{FetchError, Patience, TlsError, Upstream};
+
+/// How long a page of an index is good for. Within an install each is asked for once or twice; what is published meanwhile can
+/// wait.
+const PAGES_KEPT: Duration = Duration::from_secs(5 * 60);
+
+/// What pages of each registry may take in memory, in bytes. A hundred large packages have some 50 MB.
+const PAGES_MAX_BYTES: u64 = 64 * 1024 * 1024;
+
+/// What metadata of wheels may take in memory, in bytes.
+const METADATA_MAX_BYTES: u64 = 16 * 1024 * 1024;
+
+/// How much downloads may take on the disk where nobody says otherwise: what some ten sets with numpy and its like need.
+const DOWNLOADS_DEFAULT_BYTES: u64 = 2 * GIGABYTE;
+
+/// What a gateway is made of.
+#[derive(Debug, Clone)]
+pub struct GatewayConfig {
+    /// Where downloads and resolutions are kept.
+    pub cache: CacheDir,
+    /// How much downloads may take there, in bytes.
+    pub downloads_max_bytes: u64,
+    /// Where Python's packages come from: a simple index.
+    pub pypi_index_url: String,
+    /// Where npm's packages come from.
+    pub npm_registry_url: String,
+    /// Which packages may come.
+    pub allowlist: Allowlist,
+    /// Which wheels can be installed.
+    pub python: PythonTarget,
+    /// How long registries are waited for.
+    pub patience: Patience,
+}
+
+impl GatewayConfig {
+    /// The public registries, and the names that come with this program.
+    pub fn new(cache: CacheDir) -> GatewayConfig {
+        GatewayConfig {
+            cache,
+            downloads_max_bytes: DOWNLOADS_DEFAULT_BYTES,
+            pypi_index_url: "https://pypi.org/simple/".into(),
+            npm_registry_url: "https://registry.npmjs.org/".into(),
+            allowlist: Allowlist::builtin(),
+            python: PythonTarget::default(),
+            patience: Patience::default(),
+        }
+    }
+}
+
+/// The registries, an allowlist before them and a cache behind. Cheap to clone.
+#[derive(Clone)]
+pub struct Gateway(Arc<Inner>);
+
+struct Inner {
+    pypi_index: Url,
+    npm_registry: Url,
+    allowlist: Allowlist,
+    python: PythonTarget,
+    upstream: Arc<Upstream>,
+    files: Arc<Files>,
+    resolutions: Resolutions,
+    projects: Cache<String, Arc<pypi::Page>>,
+    packuments: Cache<String, Arc<Packument>>,
+    metadata: Cache<Checksum, Bytes>,
+}
+
+/// Why there is no gateway.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// A registry's URL is none.
+    #[error("{setting} is no URL of a registry, {url:?}: {reason}")]
+    Url {
+        /// Whose it is.
+        setting: &'static str,
+        /// What it is.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// There is no TLS.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The cache cannot be used.
+    #[error(transparent)]
+    Cache(#[from] FetchError),
+}
+
+impl Gateway {
+    /// A gateway. Asks no registry.
+    pub fn new(config: GatewayConfig) -> Result<Gateway, GatewayError> {
+        let folder = config.cache.packages();
+        let weigh = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+        Ok(Gateway(Arc::new(Inner {
+            pypi_index: base_url("pypi_index_url", &config.pypi_index_url)?,
+            npm_registry: base_url("npm_registry_url", &config.npm_registry_url)?,
+            allowlist: config.allowlist,
+            python: config.python,
+            upstream: Arc::new(Upstream::new(config.patience)?),
+            files: Arc::new(Files::open(folder.join("files"), config.downloads_max_bytes)?),
+            resolutions: Resolutions::open(folder.join("resolutions")).map_err(FetchError::from)?,
+            projects: Cache::builder()
+                .time_to_live(PAGES_KEPT)
+                .max_capacity(PAGES_MAX_BYTES)
+                .weigher(move |_, page: &Arc<pypi::Page>| weigh(page.weight()))
+                .build(),
+            packuments: Cache::builder()
+                .time_to_live(PAGES_KEPT)
+                .max_capacity(PAGES_MAX_BYTES)
+                .weigher(move |_, packument: &Arc<Packument>| weigh(packument.weight()))
+                .build(),
+            metadata: Cache::builder()
+                .max_capacity(METADATA_MAX_BYTES)
+                .weigher(move |_, text: &Bytes| weigh(text.len()))
+                .build(),
+        })))
+    }
+
+    /// What one install goes through: it records what was asked for, and knows why. `observer` is told as it happens.
+    pub fn session(&self, language: Language, requirements: Vec<Requirement>, observer: Option<Observer>) -> Session {
+        Session::new(self.clone(), language, requirements, observer)
+    }
+
+    /// Which packages may come.
+    pub fn allowlist(&self) -> &Allowlist {
+        &self.0.allowlist
+    }
+
+    /// What these requirements became when they were last resolved, within a day, by the same registry and allowlist.
+    /// Reads the disk.
+    pub fn resolved(&self, language: Language, requirements: &[Requirement]) -> Option<Lock> {
+        self.0.resolutions.get(self.resolution_key(language, requirements), language)
+    }
+
+    /// Remembers what they became. That it cannot is no reason to fail: they will be resolved again. Writes to the disk.
+    pub fn remember(&self, requirements: &[Requirement], lock: &Lock) {
+        let key = self.resolution_key(lock.language, requirements);
+        if let Err(error) = self.0.resolutions.put(key, lock) {
+            tracing::warn!("a resolution is not remembered: {error}");
+        }
+    }
+
+    fn resolution_key(&self, language: Language, requirements: &[Requirement]) -> Digest {
+        let PythonTarget { python_minor, glibc_minor } = self.0.python;
+        let hasher = KeyHasher::new("resolution")
+            .field("language", language.name().as_bytes())
+            .field("pypi", self.0.pypi_index.as_str().as_bytes())
+            .field("npm", self.0.npm_registry.as_str().as_bytes())
+            .field("allowlist", &self.0.allowlist.digest().0)
+            .field("python", &python_minor.to_le_bytes())
+            .field("glibc", &glibc_minor.to_le_bytes());
+        let add =
+            |hasher: KeyHasher, requirement: &Requirement| hasher.field("requirement", requirement.text().as_bytes());
+        requirements.iter().fold(hasher, add).finish()
+    }
+
+    /// The page of a project, whose name is normalised and allowed.
+    pub(crate) async fn project(&self, name: &str) -> Result<Arc<pypi::Page>, Arc<FetchError>> {
+        let fetch = async {
+            let url = join(&self.0.pypi_index, &format!("{name}/"))?;
+            let raw = self.0.upstream.page(&url, pypi::ACCEPT).await?;
+            let (name, target) = (name.to_owned(), self.0.python);
+            blocking(move || pypi::Page::parse(&name, &raw, target)).await.map(Arc::new)
+        };
+        self.0.projects.try_get_with_by_ref(name, fetch).await
+    }
+
+    /// A package of npm, whose name is allowed.
+    pub(crate) async fn packument(&self, name: &str) -> Result<Arc<Packument>, Arc<FetchError>> {
+        let fetch = async {
+            let url = join(&self.0.npm_registry, &name.replace('/', "%2f"))?;
+            let raw = self.0.upstream.page(&url, npm::ACCEPT).await?;
+            let name = name.to_owned();
+            blocking(move || Packument::parse(&name, &raw)).await.map(Arc::new)
+        };
+        self.0.packuments.try_get_with_by_ref(name, fetch).await
+    }
+
+    /// A file that an index names.
+    pub(crate) async fn file(&self, wanted: Wanted) -> Result<Found, FetchError> {
+        self.0.files.get(&self.0.upstream, wanted).await
+    }
+
+    /// What a wheel says of itself. Where it lies beside the wheel it comes from there, else from the wheel itself, which is
+    /// likely to be wanted next. `began` is told of that.
+    pub(crate) async fn metadata(&self, wheel: &Wheel, began: impl FnOnce(&Found)) -> Result<Bytes, Arc<FetchError>> {
+        let fetch = async {
+            if let pypi::Metadata::Beside(checksum) = &wheel.metadata {
+                match self.metadata_beside(wheel, checksum.as_ref()).await {
+                    // Some indexes promise what their file host does not have.
+                    Err(FetchError::NotFound { .. }) => {}
+                    result => return result,
+                }
+            }
+            let found = self.file(wheel.wanted()).await?;
+            began(&found);
+            let (file, _) = found.complete().await?;
+            let name = wheel.file.clone();
+            let extracted = blocking(move || {
+                // It has an offset of its own, which other readers of the file do not share.
+                let file = std::fs::File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&*file)));
+                Ok(file.map_err(|error| error.to_string()).and_then(|file| pypi::extract(file, &name)))
+            });
+            extracted.await?.map_err(|reason| FetchError::malformed(&wheel.url, reason))
+        };
+        self.0.metadata.try_get_with_by_ref(&wheel.checksum, fetch).await
+    }
+
+    async fn metadata_beside(&self, wheel: &Wheel, checksum: Option<&Checksum>) -> Result<Bytes, FetchError> {
+        let url = wheel.metadata_url();
+        let raw = self.0.upstream.page(&url, "*/*").await?;
+        if let Some(checksum) = checksum {
+            let mut hasher = checksum.hasher();
+            hasher.update(&raw.body);
+            checksum.compare(hasher).map_err(|actual| FetchError::hash(&url, checksum, &actual))?;
+        }
+        Ok(raw.body)
+    }
+}
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gateway").finish_non_exhaustive()
+    }
+}
+
+impl Wheel {
+    pub(crate) fn wanted(&self) -> Wanted {
+        Wanted { url: self.url.clone(), checksum: self.checksum.clone(), size_bytes: self.size_bytes }
+    }
+}
+
+/// What reads much or computes long does so where nobody waits.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, FetchError> + Send + 'static,
+) -> Result<T, FetchError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| crate::files::unusable(&error))?
+}
+
+/// A registry's URL, which ends with `/` so that names come after it rather than in place of its last part.
+fn base_url(setting: &'static str, text: &str) -> Result<Url, GatewayError> {
+    let wrong = |reason: String| GatewayError::Url { setting, url: text.to_owned(), reason };
+    let mut url = Url::parse(text.trim()).map_err(|error| wrong(error.to_string()))?;
+    if !matches!(url.scheme(), "https" | "http") || !url.has_host() {
+        return Err(wrong("it begins with https:// or http://".into()));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(wrong("it has no ? and no # in it".into()));
+    }
+    if !url.path().ends_with('/') {
+        url.set_path(&format!("{}/", url.path()));
+    }
+    Ok(url)
+}
+
+fn join(base: &Url, path: &str) -> Result<Url, FetchError> {
+    // `./` keeps a name from being taken for a scheme.
+    base.join(&format!("./{path}")).map_err(|error| FetchError::malformed(base, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registry_is_a_url_that_names_are_put_after() {
+        let url = |text| base_url("pypi_index_url", text).map(String::from).map_err(|error| error.to_string());
+        assert_eq!(url("https://example.com/simple").as_deref(), Ok("https://example.com/simple/"));
+        assert_eq!(url(" http://u:p@localhost:1/ ").as_deref(), Ok("http://u:p@localhost:1/"));
+        for wrong in ["", "example.com", "ftp://example.com/", "file:///x", "https://example.com/?x"] {
+            assert!(url(wrong).unwrap_err().starts_with("pypi_index_url is no URL of a registry"), "{wrong}");
+        }
+        let base = base_url("x", "https://example.com/simple").unwrap();
+        assert_eq!(join(&base, "@a%2fb").unwrap().as_str(), "https://example.com/simple/@a%2fb");
+    }
+}

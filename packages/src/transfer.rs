@@ -1,0 +1,212 @@
+//! A file that comes from a registry: written to the disk as it comes, read by all who want it meanwhile, and put into the
+//! cache once its hash is right. Its last byte is held back until then: who has read it all has read what the index promises.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use backon::BackoffBuilder;
+use bytes::Bytes;
+use futures_util::stream::{self, Stream};
+use reqwest::StatusCode;
+use tempfile::NamedTempFile;
+use tokio::io::AsyncWriteExt;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use url::Url;
+
+use crate::checksum::{Checksum, Hasher};
+use crate::files::{Files, Found, unusable};
+use crate::upstream::{FetchError, Upstream, broken};
+
+/// Largest file, in bytes: more than any wheel that can be installed into a VM.
+const FILE_MAX_BYTES: u64 = 1024 * 1024 * 1024;
+
+/// What is read from the disk at once.
+const CHUNK_BYTES: usize = 128 * 1024;
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    pub(crate) url: Url,
+    pub(crate) checksum: Checksum,
+    /// As the index says it. What is longer is not it.
+    pub(crate) size_bytes: Option<u64>,
+}
+
+/// A file on its way. Ends when nobody waits for it any more, and then leaves nothing.
+#[derive(Debug)]
+pub(crate) struct Transfer {
+    progress: watch::Receiver<Progress>,
+    file: Arc<File>,
+    size_bytes: Option<u64>,
+    task: JoinHandle<()>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Progress {
+    /// So much is in the file.
+    received_bytes: u64,
+    /// It is complete and verified, or never will be.
+    end: Option<Result<(), FetchError>>,
+}
+
+impl Transfer {
+    pub(crate) fn start(
+        upstream: Arc<Upstream>,
+        files: Arc<Files>,
+        wanted: Wanted,
+        part: NamedTempFile,
+    ) -> Result<Arc<Transfer>, FetchError> {
+        let file = Arc::new(part.reopen().map_err(|error| unusable(&error))?);
+        let (sender, progress) = watch::channel(Progress::default());
+        let size_bytes = wanted.size_bytes;
+        let task = tokio::spawn(async move {
+            let end = receive(&upstream, &files, wanted, part, &sender).await;
+            sender.send_modify(|progress| progress.end = Some(end));
+        });
+        Ok(Arc::new(Transfer { progress, file, size_bytes, task }))
+    }
+
+    /// Whether it will never be complete.
+    pub(crate) fn has_failed(&self) -> bool {
+        matches!(self.progress.borrow().end, Some(Err(_)))
+    }
+
+    /// Waits until it is complete and verified.
+    async fn complete(&self) -> Result<u64, FetchError> {
+        let mut progress = self.progress.clone();
+        let ended = progress.wait_for(|progress| progress.end.is_some()).await.map_err(|error| unusable(&error))?;
+        let bytes = ended.received_bytes;
+        ended.end.clone().unwrap_or(Ok(())).map(|()| bytes)
+    }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn receive(
+    upstream: &Upstream,
+    files: &Arc<Files>,
+    wanted: Wanted,
+    part: NamedTempFile,
+    sender: &watch::Sender<Progress>,
+) -> Result<(), FetchError> {
+    let _permit = upstream.permit().await;
+    let writer = part.reopen().map_err(|error| unusable(&error))?;
+    let mut receiver = Receiver {
+        hasher: wanted.checksum.hasher(),
+        writer: tokio::fs::File::from_std(writer),
+        received_bytes: 0,
+        limit_bytes: wanted.size_bytes.unwrap_or(FILE_MAX_BYTES).min(FILE_MAX_BYTES),
+        sender,
+    };
+    let mut pauses = upstream.pauses().build();
+    loop {
+        match receiver.attempt(upstream, &wanted.url).await {
+            Ok(()) => break,
+            Err(error) => match pauses.next().filter(|_| Upstream::is_worth_another(&error)) {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => return Err(error),
+            },
+        }
+    }
+    let Receiver { hasher, .. } = receiver;
+    wanted.checksum.compare(hasher).map_err(|actual| FetchError::hash(&wanted.url, &wanted.checksum, &actual))?;
+    let files = files.clone();
+    let publish = move || files.publish(part, &wanted.checksum);
+    tokio::task::spawn_blocking(publish).await.map_err(|error| unusable(&error))?
+}
+
+/// What has arrived so far. A new attempt goes on where the last one broke off.
+struct Receiver<'s> {
+    hasher: Hasher,
+    writer: tokio::fs::File,
+    received_bytes: u64,
+    limit_bytes: u64,
+    sender: &'s watch::Sender<Progress>,
+}
+
+impl Receiver<'_> {
+    async fn attempt(&mut self, upstream: &Upstream, url: &Url) -> Result<(), FetchError> {
+        let mut response = upstream.file(url, self.received_bytes).await?;
+        // A server that begins at the beginning sends what we have once more. If it is not the same, the hash will tell.
+        let mut known_bytes = if response.status() == StatusCode::PARTIAL_CONTENT { 0 } else { self.received_bytes };
+        while let Some(mut chunk) = response.chunk().await.map_err(|error| broken(url, &error))? {
+            let skipped = known_bytes.min(chunk.len() as u64);
+            known_bytes -= skipped;
+            let chunk = chunk.split_off(skipped as usize);
+            if self.received_bytes + chunk.len() as u64 > self.limit_bytes {
+                return Err(FetchError::TooLarge { url: url.into(), limit_bytes: self.limit_bytes });
+            }
+            self.hasher.update(&chunk);
+            self.writer.write_all(&chunk).await.map_err(|error| unusable(&error))?;
+            // Readers read the file, not what is on its way there.
+            self.writer.flush().await.map_err(|error| unusable(&error))?;
+            self.received_bytes += chunk.len() as u64;
+            let received_bytes = self.received_bytes;
+            self.sender.send_modify(|progress| progress.received_bytes = received_bytes);
+        }
+        Ok(())
+    }
+}
+
+impl Found {
+    /// How long it is, if that is known already.
+    pub(crate) fn size_bytes(&self) -> Option<u64> {
+        match self {
+            Found::Cached { size_bytes, .. } => Some(*size_bytes),
+            Found::Coming(transfer) => transfer.size_bytes,
+        }
+    }
+
+    pub(crate) fn is_cached(&self) -> bool {
+        matches!(self, Found::Cached { .. })
+    }
+
+    /// The whole file, verified.
+    pub(crate) async fn complete(&self) -> Result<(Arc<File>, u64), FetchError> {
+        match self {
+            Found::Cached { file, size_bytes } => Ok((file.clone(), *size_bytes)),
+            Found::Coming(transfer) => Ok((transfer.file.clone(), transfer.complete().await?)),
+        }
+    }
+
+    /// Its content, as it comes. An error takes the place of the last byte.
+    pub(crate) fn stream(self) -> impl Stream<Item = Result<Bytes, FetchError>> + Send {
+        stream::try_unfold((self, 0), |(found, offset)| async move {
+            let (file, available) = found.available(offset).await?;
+            if available == 0 {
+                return Ok(None);
+            }
+            let length = available.min(CHUNK_BYTES as u64) as usize;
+            let read = move || {
+                let mut chunk = vec![0; length];
+                file.read_exact_at(&mut chunk, offset).map(|()| Bytes::from(chunk))
+            };
+            let chunk = tokio::task::spawn_blocking(read).await.map_err(|error| unusable(&error))?;
+            let chunk = chunk.map_err(|error| unusable(&error))?;
+            let next = offset + chunk.len() as u64;
+            Ok(Some((chunk, (found, next))))
+        })
+    }
+
+    /// How much can be read after `offset`; nothing only at the end.
+    async fn available(&self, offset: u64) -> Result<(Arc<File>, u64), FetchError> {
+        let transfer = match self {
+            Found::Cached { file, size_bytes } => return Ok((file.clone(), size_bytes - offset)),
+            Found::Coming(transfer) => transfer,
+        };
+        let mut progress = transfer.progress.clone();
+        let is_there = |progress: &Progress| progress.end.is_some() || progress.received_bytes > offset + 1;
+        let progress = progress.wait_for(is_there).await.map_err(|error| unusable(&error))?.clone();
+        match progress.end {
+            Some(Err(error)) => Err(error),
+            Some(Ok(())) => Ok((transfer.file.clone(), progress.received_bytes - offset)),
+            None => Ok((transfer.file.clone(), progress.received_bytes - 1 - offset)),
+        }
+    }
+}
