@@ -12,9 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use futures_util::FutureExt;
 use sandbox_schemas::language::Language;
 use sandbox_schemas::limits::STDOUT_MAX_BYTES;
-use sandbox_schemas::wire::{
-    self, Execute, Exit, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION, Role, Stream,
-};
+use sandbox_schemas::wire::{self, Execute, Exit, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION, Role, Stream};
 
 use crate::capture::Capture;
 use crate::error::VmError;

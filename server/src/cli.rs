@@ -17,7 +17,7 @@ pub(crate) struct Cli {
     pub(crate) flags: Flags,
 }
 
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub(crate) enum Command {
     /// Build or show what the VMs boot
     Image {
@@ -37,11 +37,13 @@ pub(crate) enum Command {
 pub(crate) enum ImageAction {
     /// Build what is missing or damaged, and the template that VMs are restored from
     Build,
+    /// Fetch what is missing or damaged from the S3 bucket; exits with 1 when it does not have all
+    Pull,
     /// Show what is there; exits with 1 when something is missing
     Status,
 }
 
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub(crate) enum CacheAction {
     /// Show what is there, what it takes on the disk, and whether a process uses it
     Status {
@@ -51,6 +53,16 @@ pub(crate) enum CacheAction {
     },
     /// Remove all that no process uses; what is needed is built again
     Clear,
+    /// Send an entry to the S3 bucket, unless it is there
+    Push {
+        /// Its key, or the first digits of it, as `cache status` shows it
+        key: String,
+    },
+    /// Fetch an entry from the S3 bucket, unless it is here
+    Pull {
+        /// Its key, or the first digits of it
+        key: String,
+    },
 }
 
 #[cfg(test)]

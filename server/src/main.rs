@@ -8,6 +8,7 @@ mod settings;
 mod cache_command;
 mod image_command;
 mod settings_command;
+mod tier_command;
 
 mod serve;
 
@@ -28,7 +29,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{CacheAction, Cli, Command};
 use crate::settings::Settings;
 
 fn main() -> ExitCode {
@@ -39,9 +40,16 @@ fn main() -> ExitCode {
         Err(error) => return fail(&error.into(), 2),
     };
     start_logging(&settings);
+    let is_local = matches!(
+        cli.command,
+        Some(Command::Settings | Command::Cache { action: CacheAction::Status { .. } | CacheAction::Clear })
+    );
+    if !is_local && let Err(error) = settings.open_tier() {
+        return fail(&error, 2);
+    }
     let result = match cli.command {
         Some(Command::Image { action }) => image_command::run(action, &settings),
-        Some(Command::Cache { action }) => settings.cache().and_then(|cache| cache_command::run(action, &cache)),
+        Some(Command::Cache { action }) => cache_command::run(action, &settings),
         Some(Command::Settings) => settings_command::run(&settings),
         None => serve::run(settings),
     };
