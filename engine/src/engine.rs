@@ -16,7 +16,7 @@ use sandbox_schemas::outcome::ExecuteOutcome;
 use sandbox_schemas::status::{
     CacheSize, ImageDigests, LimitsInForce, PoolStatus, TemplateState, TemplateStatus, VmCounts,
 };
-use sandbox_schemas::wire::Stream;
+use sandbox_schemas::wire::{Hello, Stream};
 use sandbox_store::CacheDir;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
@@ -425,11 +425,8 @@ impl Inner {
         }
         let deadline = boot_deadline(self.host.spec.accelerator);
         let started = async {
-            let vm = Booting::launch(&self.host.qemu, &spec, hello(vec![wanted.language])?, place).await?;
-            let mut vm = vm.ready(deadline).await?;
-            if wanted.environment.is_some() {
-                vm = vm.mount(START_DEADLINE).await?;
-            }
+            let hello = Hello { has_packages: wanted.environment.is_some(), ..hello(vec![wanted.language])? };
+            let vm = Booting::launch(&self.host.qemu, &spec, hello, place).await?.ready(deadline).await?;
             // Its clock was set before it had booted.
             vm.into_waiting().start(&wanted.program, START_DEADLINE).await
         };

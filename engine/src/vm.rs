@@ -11,8 +11,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::FutureExt;
 use sandbox_schemas::language::Language;
-use sandbox_schemas::limits::STDOUT_MAX_BYTES;
-use sandbox_schemas::wire::{self, Execute, Exit, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION, Role, Stream};
+use sandbox_schemas::limits::{STDERR_MAX_BYTES, STDOUT_MAX_BYTES};
+use sandbox_schemas::wire::{
+    self, Execute, Exit, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION, Role, Stream,
+};
 
 use crate::capture::Capture;
 use crate::error::VmError;
@@ -171,16 +173,6 @@ impl Booting {
 }
 
 impl Ready {
-    /// Has the guest mount the packages that are in the slot.
-    pub(crate) async fn mount(mut self, deadline: Duration) -> Result<Ready, VmError> {
-        let mounting = async {
-            self.machine.send(&encode(&HostFrame::Mount)?).await?;
-            self.machine.expect_ready().await
-        };
-        within(deadline, mounting).await?;
-        Ok(self)
-    }
-
     /// Runs a program of ours in the interpreter that will run the next one.
     pub(crate) async fn rehearse(self, program: &Program, deadline: Duration) -> Result<Ready, VmError> {
         self.rehearse_to_hear(program, deadline).await.map(|(vm, _)| vm)
@@ -192,23 +184,27 @@ impl Ready {
         program: &Program,
         deadline: Duration,
     ) -> Result<(Ready, String), VmError> {
-        let mut stdout = Capture::new(STDOUT_MAX_BYTES);
+        let (mut stdout, mut stderr) = (Capture::new(STDOUT_MAX_BYTES), Capture::new(STDERR_MAX_BYTES));
         let rehearsal = async {
             self.machine.send(&program.0).await?;
             loop {
                 match self.machine.receive().await? {
                     GuestFrame::Output { stream: Stream::Stdout, bytes } => drop(stdout.push(&bytes)),
-                    GuestFrame::Started | GuestFrame::Output { .. } => {}
-                    GuestFrame::Finished(finished) if finished.exit == Exit::Code(0) => return Ok(()),
-                    GuestFrame::Finished(finished) => {
-                        return Err(VmError::Guest(format!("a rehearsal ended with {:?}", finished.exit)));
-                    }
+                    GuestFrame::Output { stream: Stream::Stderr, bytes } => drop(stderr.push(&bytes)),
+                    GuestFrame::Started => {}
+                    GuestFrame::Finished(finished) => return Ok(finished.exit),
                     other => return Err(unexpected("output", &other)),
                 }
             }
         };
-        within(deadline, rehearsal).await?;
-        Ok((self, stdout.finish(0).text))
+        match within(deadline, rehearsal).await? {
+            Exit::Code(0) => Ok((self, stdout.finish(0).text)),
+            exit => {
+                let last_words = stderr.finish(0).text;
+                let last_line = last_words.trim_end().lines().next_back().unwrap_or_default();
+                Err(VmError::Guest(format!("a rehearsal ended with {exit:?}: {last_line}")))
+            }
+        }
     }
 
     /// Stops the VM for good and takes its device state; its memory is in the file that it was started with.
@@ -293,6 +289,7 @@ pub(crate) fn hello(warm: Vec<Language>) -> Result<Hello, VmError> {
         vm_id: id.iter().map(|byte| format!("{byte:02x}")).collect(),
         warm,
         role: Role::Runs,
+        has_packages: false,
     };
     hello.entropy.copy_from_slice(entropy);
     Ok(hello)

@@ -13,7 +13,6 @@ use nix::unistd::{Pid, read};
 use sandbox_schemas::language::Language;
 use sandbox_schemas::wire::{Execute, Exit, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION, Role};
 
-use crate::boot;
 use crate::error::{Context, Error, Result};
 use crate::port::Port;
 use crate::run::Run;
@@ -116,10 +115,6 @@ impl Agent {
         match frame {
             HostFrame::Hello(hello) => self.greet(&hello),
             HostFrame::Clock(realtime_ns) => identity::set_clock(realtime_ns),
-            HostFrame::Mount => {
-                boot::mount_packages()?;
-                self.port.send(&GuestFrame::Ready)
-            }
             HostFrame::Execute(request) => self.execute(request),
             HostFrame::Interrupt => {
                 if let Some(run) = &self.run {
@@ -145,6 +140,9 @@ impl Agent {
         for &language in &hello.warm {
             self.runners.push(Runner::spawn(language, &[])?);
             self.warming.push(language);
+        }
+        if hello.has_packages {
+            boot::mount_packages()?;
         }
         if let Role::Installs { writable_mb, has_disk } = hello.role {
             self.equip(writable_mb, has_disk)?;

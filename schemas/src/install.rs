@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::language::Language;
+#[cfg(feature = "json-schema")]
 use crate::limits;
 
 /// Arguments of the tool `install_packages`.

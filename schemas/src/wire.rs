@@ -22,8 +22,6 @@ pub enum HostFrame {
     Hello(Hello),
     /// The wall clock, nanoseconds since the epoch: a VM that has waited is told it again.
     Clock(u64),
-    /// Mount the packages on the second disk. [`GuestFrame::Ready`] answers.
-    Mount,
     /// Run a program. One at a time; none after it, unless it was a rehearsal.
     Execute(Execute),
     /// Interrupt the run as Ctrl-C would (SIGINT to its process group).
@@ -49,6 +47,8 @@ pub struct Hello {
     pub warm: Vec<Language>,
     /// What the VM is for.
     pub role: Role,
+    /// Whether the second disk has packages that are to be mounted, before any interpreter starts.
+    pub has_packages: bool,
 }
 
 /// What a VM is for. Only the host gives it more than a program needs.
@@ -90,7 +90,7 @@ pub struct Execute {
 /// What the guest says. Untrusted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum GuestFrame {
-    /// The interpreters that [`Hello`] asked for are warm, or the packages are mounted.
+    /// The interpreters that [`Hello`] asked for are warm.
     Ready,
     /// The program is handed to its interpreter now: from here on it may have run.
     Started,

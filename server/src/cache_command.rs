@@ -140,6 +140,7 @@ fn word(kind: Kind) -> &'static str {
     match kind {
         Kind::Image => "image",
         Kind::Template => "template",
+        Kind::Layer => "layer",
     }
 }
 

@@ -84,7 +84,12 @@ pub(crate) async fn install(
     let session_too = session.clone();
     let serve = move |_: Target, stream: TunnelStream| {
         let session = session_too.clone();
-        async move { session.serve(stream).await }
+        async move {
+            // What the installer was not sent, the session knows of.
+            if let Err(error) = session.serve(stream).await {
+                tracing::debug!(%error, "an installer's connection broke");
+            }
+        }
     };
     let installation = Installation { writable_mb: INSTALL_WRITABLE_MB, disk: Some(disk), handler: Arc::new(serve) };
     let (gone, is_gone) = oneshot::channel::<()>();

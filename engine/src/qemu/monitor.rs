@@ -26,10 +26,15 @@ const LINE_MAX_BYTES: usize = 64 * 1024;
 /// Largest device state that is taken, in bytes: some 150 KB are usual.
 pub(crate) const STATE_MAX_BYTES: usize = 1024 * 1024;
 
+/// What the command that saves is answered with.
+const SAVING: &str = "saving";
+
 /// The host end of a monitor.
 #[derive(Debug)]
 pub(crate) struct Monitor {
     lines: FramedRead<UnixStream, LinesCodec>,
+    /// Whether QEMU was told what both sides of a migration are told first. It refuses to hear it twice.
+    is_prepared: bool,
 }
 
 impl Monitor {
@@ -37,14 +42,14 @@ impl Monitor {
     pub(crate) fn pair() -> Result<(Monitor, StdUnixStream), VmError> {
         let (ours, theirs) = socket_pair().map_err(|error| VmError::Spawn(format!("creating the monitor: {error}")))?;
         let lines = FramedRead::new(ours, LinesCodec::new_with_max_length(LINE_MAX_BYTES));
-        Ok((Monitor { lines }, theirs))
+        Ok((Monitor { lines, is_prepared: false }, theirs))
     }
 
     /// Has a QEMU that was started with `-incoming defer` load a state, upon which it runs. Only says so: QEMU reads it when it is
     /// up. Whether it worked shows on the wire, or in [`Monitor::failure`].
     pub(crate) async fn begin_restore(&mut self, state: &[u8]) -> Result<(), VmError> {
         let reader = pipe_holding(state).map_err(|error| VmError::Spawn(format!("handing over the state: {error}")))?;
-        let mut commands = preamble();
+        let mut commands = self.preamble();
         commands.push(json!({"execute": "getfd", "arguments": {"fdname": "state"}}));
         commands.push(json!({"execute": "migrate-incoming", "arguments": {"uri": "fd:state"}}));
         self.send(&commands, Some(reader)).await
@@ -73,9 +78,9 @@ impl Monitor {
         let (reader, writer) = pipe2(OFlag::O_CLOEXEC).map_err(|errno| failed(errno.into()))?;
         fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(|errno| failed(errno.into()))?;
         let reader = pipe::Receiver::from_owned_fd(reader).map_err(failed)?;
-        let mut commands = preamble();
+        let mut commands = self.preamble();
         commands.push(json!({"execute": "getfd", "arguments": {"fdname": "state"}}));
-        commands.push(json!({"execute": "migrate", "arguments": {"uri": "fd:state"}}));
+        commands.push(json!({"execute": "migrate", "arguments": {"uri": "fd:state"}, "id": SAVING}));
         self.send(&commands, Some(writer)).await?;
 
         let mut state = Vec::new();
@@ -91,13 +96,28 @@ impl Monitor {
         Ok(state)
     }
 
+    /// What both sides of a migration are told first. The memory is in a file, and stays there.
+    fn preamble(&mut self) -> Vec<Value> {
+        if std::mem::replace(&mut self.is_prepared, true) {
+            return Vec::new();
+        }
+        let capabilities = ["x-ignore-shared", "events"].map(|name| json!({"capability": name, "state": true}));
+        vec![
+            json!({"execute": "qmp_capabilities"}),
+            json!({"execute": "migrate-set-capabilities", "arguments": {"capabilities": capabilities}}),
+        ]
+    }
+
     async fn completion(&mut self) -> Result<(), VmError> {
+        // What comes before the answer is of how the VM was restored, if it was.
+        let mut has_begun = false;
         loop {
             let message = self.next().await?;
             if let Some(error) = failure_in(&message) {
                 return Err(VmError::Spawn(error));
             }
-            if message["event"] == "MIGRATION" && message["data"]["status"] == "completed" {
+            has_begun |= message["id"] == SAVING;
+            if has_begun && message["event"] == "MIGRATION" && message["data"]["status"] == "completed" {
                 return Ok(());
             }
         }
@@ -130,15 +150,6 @@ impl Monitor {
             .map_err(|error| VmError::Ended(format!(" (writing to its monitor: {error})")))?;
         if sent == text.len() { Ok(()) } else { Err(VmError::Protocol("the monitor takes no commands".into())) }
     }
-}
-
-/// What both sides of a migration are told first. The memory is in a file, and stays there.
-fn preamble() -> Vec<Value> {
-    let capabilities = ["x-ignore-shared", "events"].map(|name| json!({"capability": name, "state": true}));
-    vec![
-        json!({"execute": "qmp_capabilities"}),
-        json!({"execute": "migrate-set-capabilities", "arguments": {"capabilities": capabilities}}),
-    ]
 }
 
 fn failure_in(message: &Value) -> Option<String> {

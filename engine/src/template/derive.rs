@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sandbox_schemas::language::Language;
+use sandbox_schemas::wire::Hello;
 use serde::Deserialize;
 use tokio::sync::oneshot;
 
@@ -18,9 +19,6 @@ use crate::vm::{Booting, Ready};
 
 /// A clone under TCG is there within 0.1 s.
 const READY_DEADLINE: Duration = Duration::from_secs(30);
-
-/// Mounting takes some 20 ms.
-const MOUNT_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Importing numpy, pandas and matplotlib for the first time takes 15-30 s under TCG.
 const IMPORT_DEADLINE: Duration = Duration::from_secs(300);
@@ -93,8 +91,8 @@ async fn make(
         ..base.clone()
     };
     let (keep, gone) = oneshot::channel::<()>();
-    let vm = Booting::launch(qemu, &spec, template_hello(Vec::new())?, keep).await?.ready(READY_DEADLINE).await?;
-    let vm = vm.mount(MOUNT_DEADLINE).await?;
+    let hello = Hello { has_packages: true, ..template_hello(Vec::new())? };
+    let vm = Booting::launch(qemu, &spec, hello, keep).await?.ready(READY_DEADLINE).await?;
     let (vm, report) = import(vm, environment, left_out).await?;
     let state = vm.save(SAVE_DEADLINE).await?;
     // Its end is the end of its mapping; only then is the memory what it will stay.

@@ -24,14 +24,13 @@ def threads():
     return len(os.listdir("/proc/self/task"))
 
 
-def children():
-    with open(f"/proc/self/task/{os.getpid()}/children") as file:
-        return len(file.read().split())
+def processes():
+    return sum(name.isdigit() for name in os.listdir("/proc"))
 
 
 def try_import(package):
     """Why it should not be part of what is saved; nothing when it may."""
-    before = threads(), children()
+    before = threads(), processes()
     try:
         for name in names_of(package):
             importlib.import_module(name)
@@ -40,7 +39,7 @@ def try_import(package):
     # They would go on in every clone, and a program would wait for them at its end.
     if threads() > before[0]:
         return "it starts a thread when it is imported"
-    if children() > before[1]:
+    if processes() > before[1]:
         return "it starts a process when it is imported"
 
 
