@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use sandbox_packages::GatewayConfig;
 use sandbox_schemas::accelerator::Accelerator;
+use sandbox_packages::GatewayConfig;
 use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::image::BootImage;
 use sandbox_schemas::install::InstallOutcome;
@@ -383,9 +383,7 @@ impl Inner {
     async fn restore(&self, wanted: &Wanted) -> Result<Option<Started>, ExecuteError> {
         let Some(templates) = &self.templates else { return Ok(None) };
         // Another server may be building it, and be stopped for good.
-        let Ok(template) =
-            tokio::time::timeout(TEMPLATE_DEADLINE, templates.of(&self.host.qemu, wanted.environment.as_ref())).await
-        else {
+        let Ok(template) = tokio::time::timeout(TEMPLATE_DEADLINE, templates.of(&self.host.qemu, wanted.environment.as_ref())).await else {
             tracing::warn!("the template was not there within {TEMPLATE_DEADLINE:?}; the VM boots");
             return Ok(None);
         };
@@ -394,8 +392,7 @@ impl Inner {
         let _restoring = Counted::new(&self.stats.restoring);
         let launched = Instant::now();
         let started = async {
-            let vm =
-                Booting::launch(&self.host.qemu, &templates.clone_of(&template), hello(Vec::new())?, place).await?;
+            let vm = Booting::launch(&self.host.qemu, &templates.clone_of(&template), hello(Vec::new())?, place).await?;
             // The program lies there when the guest wakes.
             vm.start(&wanted.program, RESTORE_DEADLINE).await
         };
@@ -453,7 +450,12 @@ impl Inner {
     }
 
     /// A clone that has rehearsed these languages.
-    async fn rehearsed(&self, spec: &LaunchSpec, languages: &[Language], place: Place) -> Result<Waiting, VmError> {
+    async fn rehearsed(
+        &self,
+        spec: &LaunchSpec,
+        languages: &[Language],
+        place: Place,
+    ) -> Result<Waiting, VmError> {
         let vm = Booting::launch(&self.host.qemu, spec, hello(Vec::new())?, place).await?;
         let mut vm = vm.ready(RESTORE_DEADLINE).await?;
         for round in 1..=REHEARSED_TIMES {

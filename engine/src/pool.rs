@@ -227,7 +227,8 @@ impl Pool {
     fn missing(&self, activity: &Activity, waiting: &[Idle]) -> Option<Wish> {
         let count = |layer| waiting.iter().filter(|idle| idle.layer == layer).count();
         // What this server is used for. Each language that is not rehearsed is 15-30 MiB less of code that QEMU has translated.
-        let languages = if activity.languages.is_empty() { vec![Language::Python] } else { activity.languages.clone() };
+        let languages =
+            if activity.languages.is_empty() { vec![Language::Python] } else { activity.languages.clone() };
         let bare = Wish { environment: None, languages };
         if count(None) == 0 {
             return Some(bare);

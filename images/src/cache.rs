@@ -97,7 +97,6 @@ impl Cache {
         let manifest = entry::verify(&self.entry(recipe), component, recipe.key())
             .map_err(|reason| BuildError::Unverified { path: self.artefact(recipe), reason: reason.to_string() })?;
         self.make_room(component);
-        self.offer(recipe);
         Ok(manifest)
     }
 

@@ -81,6 +81,9 @@ impl ImageStore {
                 (join(kernel), join(root), agent)
             });
             let [kernel, root, agent] = all_or_failure([kernel, root, agent])?;
+            for component in Component::ALL {
+                self.cache.offer(self.recipe(component));
+            }
             Ok(self.boot_image(kernel.sha256, root.sha256, agent.sha256))
         })
     }

@@ -20,7 +20,7 @@ use crate::bucket::{Bucket, BucketError};
 use crate::frame::{Packed, pack};
 use crate::manifest::{authenticated, part_digest, plain_mode};
 use crate::secret::Secret;
-use crate::tier::Names;
+use crate::tier::{Names, UNVOUCHED};
 
 /// An object that is longer is sent in pieces of this length and some more. S3 takes none below 5 MiB, and 10,000 of them.
 const PIECE_BYTES: usize = 8 * 1024 * 1024;
@@ -63,6 +63,9 @@ pub enum PushError {
     /// Nobody could use it.
     #[error("without s3_hmac_key_file nobody could use it: QEMU trusts what is in it")]
     NoKey,
+    /// This host has it from somebody who could be anybody.
+    #[error("it came from a bucket without s3_hmac_key_file, so this host cannot vouch for it: build it anew")]
+    Unvouched,
     /// The service does not answer, or refuses.
     #[error("{0}")]
     Failed(String),
@@ -111,6 +114,9 @@ impl Push<'_> {
         }
         // Nobody removes it meanwhile.
         let _lease = Lease::take(folder)?;
+        if self.secret.is_some() && folder.join(UNVOUCHED).exists() {
+            return Err(PushError::Unvouched);
+        }
         let manifest_key = self.names.manifest(entry);
         if self.unless_cancelled(self.bucket.has(&manifest_key)).await?? {
             return Ok(Pushed::WasThere);

@@ -32,6 +32,10 @@ const REJECTED_MAX: usize = 1024;
 /// What an entry's folder is marked with when the bucket has it, with the digits of which bucket that is behind it.
 const MARK: &str = ".sent-";
 
+/// What an entry's folder is marked with that came from a bucket and that nobody has vouched for: nor does this host, should it
+/// be given a key.
+pub(crate) const UNVOUCHED: &str = ".from-a-bucket-without-a-key";
+
 /// How long a mark is believed: buckets have rules by which objects expire.
 const MARK_HOLDS: Duration = Duration::from_secs(24 * 3600);
 
@@ -52,6 +56,8 @@ struct Shared {
     queue: Arc<Queue>,
     from: Bucket,
     to: Arc<Bucket>,
+    /// The same for who waits: a client's connections belong to the threads that use it.
+    to_by_hand: Arc<Bucket>,
     /// Until when they are not asked for.
     rejected: Mutex<HashMap<EntryId, Instant>>,
     counts: Counts,
@@ -80,6 +86,7 @@ impl S3 {
             queue: Queue::new(config.uploads),
             from: Bucket::new(&config, timing.answer),
             to: Arc::new(Bucket::new(&config, timing.send)),
+            to_by_hand: Arc::new(Bucket::new(&config, timing.send)),
             rejected: Mutex::default(),
             counts: Counts::default(),
             secret: config.secret,
@@ -100,13 +107,10 @@ impl S3 {
         Ok(S3 { shared, receiving: Some(receiving), sending: Some(sending) })
     }
 
-    /// Sends an entry now, and waits for it.
+    /// Sends an entry now, and waits for it; not in the background, and so not at its priority.
     pub fn push(&self, entry: &EntryId, folder: &Path) -> Result<Pushed, PushError> {
-        let Some(runtime) = &self.sending else { return Err(PushError::Cancelled) };
-        let shared = self.shared.clone();
-        let (entry, folder) = (entry.clone(), folder.to_owned());
-        let pushing = runtime.spawn(async move { shared.push(&entry, &folder).await });
-        runtime.block_on(pushing).map_err(|error| PushError::Failed(error.to_string()))?
+        let Some(runtime) = &self.receiving else { return Err(PushError::Cancelled) };
+        runtime.block_on(self.shared.push(&self.shared.to_by_hand, entry, folder))
     }
 
     /// The entries whose key begins with these digits.
@@ -153,7 +157,10 @@ impl Tier for S3 {
                 health.note_answer();
                 counts.hits.fetch_add(1, Ordering::Relaxed);
                 tracing::info!(%wanted, took_ms = begun.elapsed().as_millis() as u64, "fetched from S3");
-                self.shared.set_mark(folder);
+                self.shared.set_mark(folder, &self.shared.mark);
+                if secret.is_none() {
+                    self.shared.set_mark(folder, UNVOUCHED);
+                }
                 return true;
             }
             Err(FetchError::Missing) => health.note_answer(),
@@ -230,7 +237,7 @@ impl Shared {
             let Ok(_turn) = self.queue.turns.acquire().await else { return };
             for attempt in 1..=ATTEMPTS {
                 self.queue.closing.run_until_cancelled(self.wait_until_it_may_answer()).await;
-                match self.push(&entry, &folder).await {
+                match self.push(&self.to, &entry, &folder).await {
                     Err(PushError::Failed(reason)) if attempt < ATTEMPTS => {
                         tracing::debug!(%entry, reason, attempt, "it was not sent to S3, and is sent again");
                     }
@@ -254,8 +261,8 @@ impl Shared {
         }
     }
 
-    async fn push(&self, entry: &EntryId, folder: &Path) -> Result<Pushed, PushError> {
-        let Shared { to, names, secret, queue, counts, .. } = self;
+    async fn push(&self, to: &Arc<Bucket>, entry: &EntryId, folder: &Path) -> Result<Pushed, PushError> {
+        let Shared { names, secret, queue, counts, .. } = self;
         let push =
             Push { bucket: to, names, secret: secret.as_ref(), cancel: &queue.closing, sent: &counts.sent_bytes };
         let pushed = push.push(entry, folder).await;
@@ -266,7 +273,7 @@ impl Shared {
                     self.counts.sent.fetch_add(1, Ordering::Relaxed);
                     tracing::info!(%entry, "sent to S3");
                 }
-                self.set_mark(folder);
+                self.set_mark(folder, &self.mark);
             }
             Err(PushError::Failed(reason)) => {
                 self.health.note_failure(reason.clone(), Instant::now(), chance());
@@ -298,8 +305,8 @@ impl Shared {
         marked.is_ok_and(|marked| marked.elapsed().is_ok_and(|age| age < MARK_HOLDS))
     }
 
-    fn set_mark(&self, folder: &Path) {
-        let marked = File::create(folder.join(&self.mark));
+    fn set_mark(&self, folder: &Path, mark: &str) {
+        let marked = File::create(folder.join(mark));
         let _ = marked.and_then(|file| file.set_modified(std::time::SystemTime::now()));
     }
 }

@@ -158,8 +158,7 @@ impl Environments {
         // It may have been installed when more was allowed.
         for package in &environment.lock.packages {
             let checked = self.packages.allowlist.check(environment.language, &package.name);
-            checked
-                .map_err(|refused| InstallError::Refused { reason: format!("{id} has a package that {refused}") })?;
+            checked.map_err(|refused| InstallError::Refused { reason: format!("{id} has a package that {refused}") })?;
         }
         Ok(environment)
     }

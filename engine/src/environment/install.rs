@@ -91,7 +91,8 @@ pub(crate) async fn install(
             }
         }
     };
-    let installation = Installation { writable_mb: INSTALL_WRITABLE_MB, disk: Some(disk), handler: Arc::new(serve) };
+    let installation =
+        Installation { writable_mb: INSTALL_WRITABLE_MB, disk: Some(disk), handler: Arc::new(serve) };
     let (gone, is_gone) = oneshot::channel::<()>();
     let request = request(&installer, requirements);
     let outcome = run_installer(host, installation, request, (place, gone), words).await;
@@ -197,8 +198,7 @@ struct Placed {
 
 fn read_javascript(said: &str) -> Result<Vec<LockedPackage>, String> {
     let read = |line: &str| {
-        let Placed { place, version, hash } =
-            serde_json::from_str(line).map_err(|error| format!("{line:?}: {error}"))?;
+        let Placed { place, version, hash } = serde_json::from_str(line).map_err(|error| format!("{line:?}: {error}"))?;
         let name = place.rsplit("node_modules/").next().unwrap_or_default();
         let name = sandbox_packages::normalise(Language::Javascript, name).map_err(|error| error.to_string())?;
         Ok(LockedPackage { name: name.into(), version, place: Some(place), hash })

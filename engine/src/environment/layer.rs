@@ -43,11 +43,7 @@ pub(crate) fn write(
     let image = ram::save(image, &file).at("write", &path)?;
     file.sync_all().at("sync", &path)?;
     let created_unix_seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    write_json(
-        folder,
-        MANIFEST,
-        &LayerManifest { format: LAYER_FORMAT, key, lock, requested, image, created_unix_seconds },
-    )
+    write_json(folder, MANIFEST, &LayerManifest { format: LAYER_FORMAT, key, lock, requested, image, created_unix_seconds })
 }
 
 /// Reads an entry, and believes nothing of it that it has not seen.

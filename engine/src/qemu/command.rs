@@ -107,10 +107,7 @@ pub(crate) fn arguments_to(start: StartKind, spec: &LaunchSpec, version: Version
         ("-global", "virtio-mmio.force-legacy=false".to_string()),
         ("-drive", format!("if=none,id=root,format=raw,readonly=on,file={},file.locking=off", open(ROOT_FD))),
         ("-device", "virtio-blk-device,drive=root".to_string()),
-        (
-            "-drive",
-            format!("if=none,id=slot,format=raw,{},file={},file.locking=off", access(&spec.slot), open(SLOT_FD)),
-        ),
+        ("-drive", format!("if=none,id=slot,format=raw,{},file={},file.locking=off", access(&spec.slot), open(SLOT_FD))),
         ("-device", "virtio-blk-device,drive=slot".to_string()),
         ("-device", "virtio-serial-device,max_ports=2".to_string()),
         ("-chardev", format!("socket,id=wire,fd={WIRE_FD}")),
@@ -240,8 +237,7 @@ mod tests {
             initrd_sha256: digest,
         };
         let slot = Slot { file: file(), is_writable: false };
-        arguments(&LaunchSpec { accelerator, memory_mb: 256, start, tsc_khz: 2_000_000, image, slot }, version)
-            .join(" ")
+        arguments(&LaunchSpec { accelerator, memory_mb: 256, start, tsc_khz: 2_000_000, image, slot }, version).join(" ")
     }
 
     fn file() -> Arc<OwnedFd> {
@@ -278,9 +274,7 @@ mod tests {
                 assert!(!line.contains(absent), "{absent} in {line}");
             }
             assert!(line.contains("-sandbox on,") && line.contains("spawn=deny"));
-            assert!(
-                line.contains("readonly=on,file=/proc/self/fd/6") && line.contains("readonly=on,file=/proc/self/fd/9")
-            );
+            assert!(line.contains("readonly=on,file=/proc/self/fd/6") && line.contains("readonly=on,file=/proc/self/fd/9"));
         }
     }
 
@@ -303,10 +297,7 @@ mod tests {
             assert!(!restored.contains(" -kernel "), "what it would load is in memory already");
             assert_eq!(restored.contains("readonly=on,rom=off"), version == NEW);
             let remade = line(Accelerator::Tcg, restore_in(), version);
-            assert_eq!(
-                remade,
-                restored.replace("share=off,readonly=on,rom=off", "share=on").replace("share=off", "share=on")
-            );
+            assert_eq!(remade, restored.replace("share=off,readonly=on,rom=off", "share=on").replace("share=off", "share=on"));
         }
     }
 }

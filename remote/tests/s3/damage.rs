@@ -47,7 +47,7 @@ fn damage(owner: &Owner, key: &str, sound: &[u8], damage: Damage) {
 #[test]
 fn whatever_is_damaged_is_a_miss_and_not_asked_for_again() {
     let Some(weed) = weed::shared() else { return };
-    let owner = Owner::of_new_bucket(&weed.url());
+    let owner = Owner::of_new_bucket(weed);
     let proxy = Proxy::to(weed.address());
     let shares = |secret| -> S3Config { config(&owner.bucket, &proxy.url(), secret) };
     // With a key and without one: hashes alone must do for an image.
@@ -90,7 +90,7 @@ fn whatever_is_damaged_is_a_miss_and_not_asked_for_again() {
 #[test]
 fn what_its_user_finds_wrong_is_not_fetched_again() {
     let Some(weed) = weed::shared() else { return };
-    let owner = Owner::of_new_bucket(&weed.url());
+    let owner = Owner::of_new_bucket(weed);
     let proxy = Proxy::to(weed.address());
     let host = Host::new(config(&owner.bucket, &proxy.url(), None));
     let image = entry(Kind::Image);

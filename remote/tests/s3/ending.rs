@@ -11,7 +11,7 @@ use crate::weed;
 #[test]
 fn what_is_being_sent_at_the_end_is_given_up_at_once_and_leaves_nothing() {
     let Some(weed) = weed::shared() else { return };
-    let owner = Owner::of_new_bucket(&weed.url());
+    let owner = Owner::of_new_bucket(weed);
     let proxy = Proxy::to(weed.address());
     let sender = Host::new(config(&owner.bucket, &proxy.url(), secret(1)));
     let template = entry(Kind::Template);
@@ -37,7 +37,7 @@ fn what_is_being_sent_at_the_end_is_given_up_at_once_and_leaves_nothing() {
 #[test]
 fn a_server_that_does_not_answer_does_not_hold_the_end_up() {
     let Some(weed) = weed::shared() else { return };
-    let owner = Owner::of_new_bucket(&weed.url());
+    let owner = Owner::of_new_bucket(weed);
     let proxy = Proxy::to(weed.address());
     proxy.set(Manner::Silent);
     let sender = Host::new(config(&owner.bucket, &proxy.url(), secret(1)));

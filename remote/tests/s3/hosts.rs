@@ -12,6 +12,8 @@ use sandbox_schemas::image::Digest;
 use sandbox_store::{CacheDir, EntryId, Fetched, Kind, Lease, ShelfError, Tier};
 use tempfile::TempDir;
 
+use crate::weed::Weed;
+
 /// Long enough for anything that works, on a machine that is busy with other tests.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -173,15 +175,14 @@ pub struct Owner {
 
 impl Owner {
     /// Makes a bucket.
-    pub fn of_new_bucket(url: &str) -> Owner {
+    pub fn of_new_bucket(weed: &Weed) -> Owner {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let config = aws_config::defaults(aws_config::BehaviorVersion::latest())
-            .endpoint_url(url)
+            .endpoint_url(weed.url())
             .region(aws_config::Region::new("us-east-1"))
             .http_client(aws_smithy_http_client::Builder::new().build_http());
         let config = aws_sdk_s3::config::Builder::from(&runtime.block_on(config.load())).force_path_style(true).build();
-        let (client, bucket) = (Client::from_conf(config), crate::weed::bucket_name());
-        runtime.block_on(client.create_bucket().bucket(&bucket).send()).unwrap();
+        let (client, bucket) = (Client::from_conf(config), weed.make_bucket());
         Owner { runtime, client, bucket }
     }
 

@@ -13,7 +13,7 @@ use crate::weed;
 #[test]
 fn what_one_host_has_built_another_gets() {
     let Some(weed) = weed::shared() else { return };
-    let owner = Owner::of_new_bucket(&weed.url());
+    let owner = Owner::of_new_bucket(weed);
     let hosts = [(); 2].map(|()| Host::new(config(&owner.bucket, &weed.url(), secret(1))));
     let [one, other] = &hosts;
     // Longer than a piece of an upload.
@@ -54,7 +54,7 @@ fn what_one_host_has_built_another_gets() {
 #[test]
 fn two_hosts_that_build_the_same_do_no_harm() {
     let Some(weed) = weed::shared() else { return };
-    let owner = Owner::of_new_bucket(&weed.url());
+    let owner = Owner::of_new_bucket(weed);
     let base = entry(Kind::Template);
     // No two builds of a template have the same content.
     let contents = [10, 20].map(|seed| Content::template(12, seed));
@@ -88,7 +88,7 @@ fn two_hosts_that_build_the_same_do_no_harm() {
 #[test]
 fn an_entry_is_found_by_the_digits_of_its_key() {
     let Some(weed) = weed::shared() else { return };
-    let owner = Owner::of_new_bucket(&weed.url());
+    let owner = Owner::of_new_bucket(weed);
     let host = Host::new(config(&owner.bucket, &weed.url(), None));
     let image = sandbox_store::EntryId { name: "my-root".into(), ..entry(Kind::Image) };
     drop(host.build(&image, &Content::small("text")));

@@ -20,7 +20,7 @@ const BUILD: Duration = Duration::from_secs(5);
 #[test]
 fn wherever_an_upload_breaks_off_nobody_sees_half_an_entry() {
     let Some(weed) = weed::shared() else { return };
-    let owner = Owner::of_new_bucket(&weed.url());
+    let owner = Owner::of_new_bucket(weed);
     let proxy = Proxy::to(weed.address());
     let template = entry(Kind::Template);
     let content = Content::template(24, 9);
@@ -54,7 +54,7 @@ fn wherever_an_upload_breaks_off_nobody_sees_half_an_entry() {
 #[test]
 fn wherever_a_fetch_breaks_off_there_is_nothing_and_soon() {
     let Some(weed) = weed::shared() else { return };
-    let owner = Owner::of_new_bucket(&weed.url());
+    let owner = Owner::of_new_bucket(weed);
     let proxy = Proxy::to(weed.address());
     let template = entry(Kind::Template);
     let content = Content::template(24, 9);
@@ -95,7 +95,7 @@ fn wherever_a_fetch_breaks_off_there_is_nothing_and_soon() {
 #[test]
 fn a_server_that_is_killed_and_comes_back_loses_nothing() {
     let Some(mut weed) = Weed::start() else { return };
-    let owner = Owner::of_new_bucket(&weed.url());
+    let owner = Owner::of_new_bucket(&weed);
     let proxy = Proxy::to(weed.address());
     let template = entry(Kind::Template);
     let content = Content::template(48, 11);
@@ -143,7 +143,7 @@ fn a_server_that_is_killed_and_comes_back_loses_nothing() {
 #[test]
 fn what_cannot_be_sent_is_given_up_after_some_attempts() {
     let Some(weed) = weed::shared() else { return };
-    let owner = Owner::of_new_bucket(&weed.url());
+    let owner = Owner::of_new_bucket(weed);
     let proxy = Proxy::to(weed.address());
     let image = entry(Kind::Image);
     for answer in ["403 Forbidden", "507 Insufficient Storage", "503 Slow Down"] {

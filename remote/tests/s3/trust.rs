@@ -1,6 +1,6 @@
 //! Who is believed.
 
-use sandbox_remote::PushError;
+use sandbox_remote::{PushError, Pushed, S3};
 use sandbox_schemas::remote::RemoteManifest;
 use sandbox_store::{Kind, Tier};
 
@@ -10,7 +10,7 @@ use crate::weed;
 #[test]
 fn a_template_is_shared_by_those_who_have_the_key_and_an_image_by_all_who_have_the_same_or_none() {
     let Some(weed) = weed::shared() else { return };
-    let owner = Owner::of_new_bucket(&weed.url());
+    let owner = Owner::of_new_bucket(weed);
     let host = |secret| Host::new(config(&owner.bucket, &weed.url(), secret));
     let (template, image) = (entry(Kind::Template), entry(Kind::Image));
     let (keyed, open) = (host(secret(1)), host(None));
@@ -44,7 +44,7 @@ fn a_template_is_shared_by_those_who_have_the_key_and_an_image_by_all_who_have_t
 #[test]
 fn what_was_not_written_by_a_host_with_the_key_is_not_used() {
     let Some(weed) = weed::shared() else { return };
-    let owner = Owner::of_new_bucket(&weed.url());
+    let owner = Owner::of_new_bucket(weed);
     let host = |secret| Host::new(config(&owner.bucket, &weed.url(), secret));
     let (template, other) = (entry(Kind::Template), entry(Kind::Template));
     let other = sandbox_store::EntryId { name: "other".into(), ..other };
@@ -91,10 +91,26 @@ fn what_was_not_written_by_a_host_with_the_key_is_not_used() {
 }
 
 #[test]
+fn what_came_without_a_key_is_not_vouched_for_later() {
+    let Some(weed) = weed::shared() else { return };
+    let owner = Owner::of_new_bucket(weed);
+    let image = entry(Kind::Image);
+    let builder = Host::new(config(&owner.bucket, &weed.url(), None));
+    drop(builder.build(&image, &Content::small("from who knows whom")));
+    builder.s3.push(&image, &builder.path(&image)).unwrap();
+    let host = Host::new(config(&owner.bucket, &weed.url(), None));
+    assert!(host.fetch(&image));
+    // The same host, which was given a key since.
+    let keyed = S3::new(config(&owner.bucket, &weed.url(), secret(1))).unwrap();
+    assert!(matches!(keyed.push(&image, &host.path(&image)), Err(PushError::Unvouched)));
+    assert_eq!(keyed.push(&image, &builder.path(&image)).unwrap(), Pushed::Sent, "what was built is vouched for");
+}
+
+#[test]
 fn a_file_that_others_could_have_changed_is_not_sent() {
     use std::os::unix::fs::PermissionsExt;
     let Some(weed) = weed::shared() else { return };
-    let owner = Owner::of_new_bucket(&weed.url());
+    let owner = Owner::of_new_bucket(weed);
     let host = Host::new(config(&owner.bucket, &weed.url(), None));
     let image = entry(Kind::Image);
     drop(host.build(&image, &Content::small("text")));

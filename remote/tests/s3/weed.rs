@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -34,9 +35,10 @@ pub fn shared() -> Option<&'static Weed> {
     SHARED.get_or_init(Weed::start).as_ref()
 }
 
-/// A bucket of its own for each test, with what every SDK needs to be let in.
+/// A bucket of its own for each test. The server is this process's alone.
 pub fn bucket_name() -> String {
-    format!("test-{:016x}", getrandom::u64().unwrap())
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    format!("test-{}", COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 impl Weed {
@@ -70,6 +72,19 @@ impl Weed {
 
     pub fn url(&self) -> String {
         format!("http://{}", self.address())
+    }
+
+    /// Makes a bucket, which to its file server is a folder.
+    pub fn make_bucket(&self) -> String {
+        let name = bucket_name();
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.ports[4])).unwrap();
+        let head = format!(
+            "POST /buckets/{name}/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        let answer = std::io::read_to_string(stream).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+        name
     }
 
     /// Kills it, as a machine that fails would.
