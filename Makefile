@@ -3,7 +3,7 @@
 CARGO ?= cargo
 PROGRAM := $(or $(CARGO_TARGET_DIR),target)/release/sandbox-mcp
 
-.PHONY: demo test lint bench setup program image
+.PHONY: demo test lint bench bundle setup setup-tests program image
 .DEFAULT_GOAL := demo
 
 # A VM runs a line of Python. An answer that is an error fails the demo, and is shown.
@@ -13,8 +13,12 @@ demo: image
 	if command -v jq >/dev/null; then printf '%s\n' "$$answer" | jq .; else printf '%s\n' "$$answer"; fi; \
 	case $$answer in *'"isError":false'*) ;; *) echo 'The demo failed: see the answer above.' >&2; exit 1 ;; esac
 
-# The tests start VMs, so the image comes first; it is built by the program that the tests are about.
-test: setup
+# The tests start VMs, so the image comes first; it is built by the program that the tests are about. The clients that they
+# use are installed here, where it is seen how long that takes; a registry that cannot be reached (75) is the tests' to tell.
+test: setup-tests
+	@for set in mcp-2.3.0 mcp-1.30.0 node; do \
+	    sh tests/clients/install.sh $$set >/dev/null || [ $$? = 75 ] || exit 1; \
+	done
 	$(CARGO) test --workspace --release --locked --no-run
 	$(PROGRAM) image build
 	$(CARGO) test --workspace --release --locked
@@ -34,6 +38,15 @@ program: setup
 bench: image
 	$(CARGO) bench --locked --bench performance
 
+# What desktop clients and the MCP registry install from, in target/bundle. URL is where the bundle will be found.
+bundle: program
+	@mkdir -p target/bundle
+	@installed=$$(sh tests/clients/install.sh node) && cd "$$installed/node_modules/.bin" && \
+	    ./node $(CURDIR)/packaging/pack.mjs mcpb $(abspath $(PROGRAM)) $(CURDIR)/target/bundle "$(URL)"
+
 # Installs the tools that are missing on this host.
 setup:
 	@sh images/install-tools.sh
+
+setup-tests:
+	@sh images/install-tools.sh tests

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what building the VM image and running VMs needs, as far as it is missing. Silent and quick when nothing is.
-# Debian 12 and later, as root or through sudo; other distributions are told what to install.
+# With `tests`: also what the tests need beside that. Debian 12 and later, as root or through sudo; other distributions are told what to install.
 set -eu
 
 # "a file that shows it is there|Debian's package". Files, not package names: what was installed otherwise counts too.
@@ -28,6 +28,11 @@ for need in $needs; do
     file=${need%%|*}
     [ -e "/usr/$file" ] || [ -e "/usr/s$file" ] || [ -e "/usr/local/$file" ] || missing="$missing ${need##*|}"
 done
+# By what works: both come in many ways, and not only from Debian.
+if [ "${1-}" = tests ]; then
+    python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
+    command -v npm >/dev/null || missing="$missing npm"
+fi
 [ -n "$missing" ] || exit 0
 
 if ! command -v apt-get >/dev/null; then

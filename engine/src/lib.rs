@@ -12,6 +12,8 @@
 // In the order in which to read them.
 mod engine;
 
+mod acquire;
+
 mod accelerate;
 mod admission;
 mod memory;
@@ -25,6 +27,8 @@ mod vm;
 mod wire;
 
 mod host;
+
+mod entry;
 
 mod environment;
 

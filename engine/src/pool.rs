@@ -41,7 +41,8 @@ struct Idle {
 
 #[derive(Debug)]
 struct Activity {
-    running: usize,
+    /// The layer that each call wants that is being served.
+    calls: Vec<Option<Digest>>,
     /// What programs were written in, until now.
     languages: Vec<Language>,
     /// Sets for which a VM waits, the one that was used last at the end.
@@ -63,7 +64,7 @@ struct Kept {
 impl Activity {
     /// Whether the machine has something better to do than to make a VM for the pool.
     fn is_busy(&self, spare: usize) -> bool {
-        self.running > spare || self.pressing > 0
+        self.calls.len() > spare || self.pressing > 0
     }
 
     /// When the first of the sets is not kept any more.
@@ -97,7 +98,7 @@ pub(crate) struct Pressing<'a>(&'a Pool);
 
 /// A program that runs. Its drop says that it has ended.
 #[derive(Debug)]
-pub(crate) struct Running<'a>(&'a Pool);
+pub(crate) struct Running<'a>(&'a Pool, Option<Digest>);
 
 impl Pool {
     /// A pool for `size` VMs without packages, on a machine with so many processors. None wait for sets if none shall wait at all.
@@ -108,7 +109,7 @@ impl Pool {
             spare: cores.saturating_sub(1),
             waiting: Mutex::default(),
             activity: Mutex::new(Activity {
-                running: 0,
+                calls: Vec::new(),
                 languages: Vec::new(),
                 sets: Vec::new(),
                 last_begun: Instant::now(),
@@ -127,6 +128,12 @@ impl Pool {
     /// VMs that wait now.
     pub(crate) fn len(&self) -> usize {
         lock(&self.waiting).len()
+    }
+
+    /// Of VMs with these packages those that wait, and the calls that want one.
+    pub(crate) fn count(&self, layer: Digest) -> (usize, usize) {
+        let calls = lock(&self.activity).calls.iter().filter(|call| **call == Some(layer)).count();
+        (lock(&self.waiting).iter().filter(|idle| idle.layer == Some(layer)).count(), calls)
     }
 
     /// A VM with these packages that is known to be sound, if there is one.
@@ -180,16 +187,16 @@ impl Pool {
         self.changed.notify_one();
     }
 
-    /// A program begins.
-    pub(crate) fn begin(&self, language: Language) -> Running<'_> {
+    /// A program begins that wants these packages.
+    pub(crate) fn begin(&self, language: Language, layer: Option<Digest>) -> Running<'_> {
         let mut activity = lock(&self.activity);
         if !activity.languages.contains(&language) {
             activity.languages.push(language);
         }
-        activity.running += 1;
+        activity.calls.push(layer);
         activity.last_begun = Instant::now();
         self.changed.notify_one();
-        Running(self)
+        Running(self, layer)
     }
 
     /// Waits until a VM is wanted, and the machine has nothing better to do than to make it. `None` when none will be.
@@ -227,8 +234,7 @@ impl Pool {
     fn missing(&self, activity: &Activity, waiting: &[Idle]) -> Option<Wish> {
         let count = |layer| waiting.iter().filter(|idle| idle.layer == layer).count();
         // What this server is used for. Each language that is not rehearsed is 15-30 MiB less of code that QEMU has translated.
-        let languages =
-            if activity.languages.is_empty() { vec![Language::Python] } else { activity.languages.clone() };
+        let languages = if activity.languages.is_empty() { vec![Language::Python] } else { activity.languages.clone() };
         let bare = Wish { environment: None, languages };
         if count(None) == 0 {
             return Some(bare);
@@ -266,7 +272,10 @@ impl Drop for Pressing<'_> {
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        lock(&self.0.activity).running -= 1;
+        let mut activity = lock(&self.0.activity);
+        let index = activity.calls.iter().position(|layer| *layer == self.1);
+        index.map(|index| activity.calls.swap_remove(index));
+        drop(activity);
         self.0.changed.notify_one();
     }
 }
@@ -290,9 +299,9 @@ mod tests {
     async fn a_pool_is_filled_when_the_machine_has_nothing_better_to_do() {
         let pool = Pool::new(2, 2);
         assert_eq!(wanted_after(&pool).await, Some(100), "who starts the server may have a program already");
-        let first = pool.begin(Language::Shell);
+        let first = pool.begin(Language::Shell, None);
         assert_eq!(wanted_after(&pool).await, Some(100), "one processor is free");
-        let second = pool.begin(Language::Shell);
+        let second = pool.begin(Language::Shell, None);
         assert_eq!(wanted_after(&pool).await, None, "none is");
         drop(second);
         assert_eq!(wanted_after(&pool).await, Some(0));
@@ -310,7 +319,7 @@ mod tests {
         drop(pressing);
         assert!(!disturbed().await);
         assert_eq!(wanted_after(&pool).await, Some(0));
-        let running = [pool.begin(Language::Shell), pool.begin(Language::Shell)];
+        let running = [pool.begin(Language::Shell, None), pool.begin(Language::Shell, None)];
         assert!(disturbed().await, "no processor is free");
         drop(running);
     }
@@ -320,7 +329,7 @@ mod tests {
         let pool = Pool::new(2, 2);
         assert_eq!(pool.wish().await.unwrap().languages, [Language::Python]);
         for language in [Language::Shell, Language::Javascript, Language::Shell] {
-            drop(pool.begin(language));
+            drop(pool.begin(language, None));
         }
         assert_eq!(pool.wish().await.unwrap().languages, [Language::Shell, Language::Javascript]);
     }
@@ -349,7 +358,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_single_processor_serves_programs_first() {
         let pool = Pool::new(2, 1);
-        let first = pool.begin(Language::Shell);
+        let first = pool.begin(Language::Shell, None);
         assert_eq!(wanted_after(&pool).await, None);
         drop(first);
         assert_eq!(wanted_after(&pool).await, Some(0));

@@ -1,5 +1,6 @@
 //! One program that has started: streams, deadlines, the outcome.
 
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use sandbox_schemas::accelerator::Accelerator;
@@ -11,6 +12,10 @@ use sandbox_schemas::wire::{Execute, Finished, GuestFrame, Stream};
 use crate::capture::Capture;
 use crate::error::VmError;
 use crate::vm::{Program, Running, unexpected};
+
+/// How long a program whose deadline has come while its sink wanted nothing may still be heard out: it may have ended long ago.
+/// All that its stream can hold took 0.1 s under TCG.
+const HEARING: Duration = Duration::from_millis(500);
 
 /// From an interrupt to the kill: time for an exception to be printed, not more. Printing Python's first traceback, which
 /// imports what prints it, took 0.45-0.55 s under TCG.
@@ -28,6 +33,12 @@ const KILL_GRACE: Duration = Duration::from_millis(500);
 pub trait OutputSink: Send {
     /// Text as it came, in order within a stream; up to the stream's cap in all.
     fn output(&mut self, stream: Stream, text: &str);
+
+    /// Whether more is wanted now. While it is not, nothing is read from the VM, so that the program waits when it writes:
+    /// who reads slowly throttles it instead of filling memory. Its deadline goes on, and ends the waiting too.
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<()> {
+        Poll::Ready(())
+    }
 }
 
 /// Where the VM came from, and where the time went until it ran the program.
@@ -43,9 +54,11 @@ pub(crate) struct Preparation {
 }
 
 /// How far a program has been persuaded to end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Persuasion {
     None,
+    /// Not at all yet, but what it has to say is read whether the sink wants it or not.
+    HeardOut,
     Interrupted,
     Killed,
 }
@@ -63,8 +76,14 @@ pub(crate) async fn run(
     let mut deadline = vm.started + timeout;
     let finished = loop {
         let frame = tokio::select! {
-            frame = vm.next() => frame?,
+            frame = next_wanted(&mut vm, sink, persuasion) => frame?,
             () = tokio::time::sleep_until(deadline.into()) => {
+                let is_throttled = sink.poll_ready(&mut Context::from_waker(Waker::noop())).is_pending();
+                if persuasion == Persuasion::None && is_throttled {
+                    persuasion = Persuasion::HeardOut;
+                    deadline = Instant::now() + HEARING;
+                    continue;
+                }
                 match persuade(&mut vm, persuasion)? {
                     Some(next) => persuasion = next,
                     // Neither an interrupt nor a kill was answered: the VM goes, and its output until then is kept.
@@ -86,7 +105,7 @@ pub(crate) async fn run(
         }
     };
     let execute = vm.started.elapsed();
-    let timed_out = persuasion != Persuasion::None;
+    let timed_out = persuasion >= Persuasion::Interrupted;
     let timing = Timing {
         setup_ms: milliseconds(preparation.setup),
         boot_ms: milliseconds(preparation.boot),
@@ -97,13 +116,25 @@ pub(crate) async fn run(
     Ok(outcome(finished, timed_out, stdout, stderr, timing, preparation))
 }
 
+/// The next frame, once the sink wants one. A program that is to end is not kept from it by a sink that wants none.
+async fn next_wanted(
+    vm: &mut Running,
+    sink: &mut dyn OutputSink,
+    persuasion: Persuasion,
+) -> Result<GuestFrame, VmError> {
+    if persuasion == Persuasion::None {
+        std::future::poll_fn(|context| sink.poll_ready(context)).await;
+    }
+    vm.next().await
+}
+
 /// The next step, or `None` when there is none left.
 fn persuade(vm: &mut Running, persuasion: Persuasion) -> Result<Option<Persuasion>, VmError> {
     if vm.is_deaf() {
         tracing::warn!("a guest does not read its wire");
     }
     Ok(match persuasion {
-        Persuasion::None => {
+        Persuasion::None | Persuasion::HeardOut => {
             vm.interrupt()?;
             Some(Persuasion::Interrupted)
         }

@@ -12,9 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use futures_util::FutureExt;
 use sandbox_schemas::language::Language;
 use sandbox_schemas::limits::{STDERR_MAX_BYTES, STDOUT_MAX_BYTES};
-use sandbox_schemas::wire::{
-    self, Execute, Exit, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION, Role, Stream,
-};
+use sandbox_schemas::wire::{self, Execute, Exit, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION, Role, Stream};
 
 use crate::capture::Capture;
 use crate::error::VmError;
@@ -204,6 +202,15 @@ impl Ready {
                 let last_line = last_words.trim_end().lines().next_back().unwrap_or_default();
                 Err(VmError::Guest(format!("a rehearsal ended with {exit:?}: {last_line}")))
             }
+        }
+    }
+
+    /// Leaves it alone for a while. A guest that says something then, or ends, is of no use.
+    pub(crate) async fn rest(mut self, time: Duration) -> Result<Ready, VmError> {
+        match tokio::time::timeout(time, self.machine.receive()).await {
+            Err(_) => Ok(self),
+            Ok(Ok(frame)) => Err(unexpected("nothing", &frame)),
+            Ok(Err(error)) => Err(error),
         }
     }
 

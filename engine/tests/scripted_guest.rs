@@ -13,6 +13,7 @@ use sandbox_engine::{
     AcceleratorChoice, CancellationToken, Engine, EngineConfig, ExecuteError, Installation, Limits, OutputSink, Stream,
     Target, TunnelStream,
 };
+use sandbox_packages::GatewayConfig;
 use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::image::BootImage;
 use sandbox_schemas::language::Language;
@@ -50,7 +51,10 @@ async fn engine(script: &str, frames: &[u8]) -> (Engine, TempDir) {
     );
     let qemu = file("qemu", text.as_bytes());
     let digest = "0".repeat(64).parse().unwrap();
+    let cache = CacheDir::new(folder.path().to_path_buf(), 0);
     let config = EngineConfig {
+        packages: GatewayConfig::new(cache.clone()),
+        warm_sets: Vec::new(),
         image: BootImage {
             kernel: qemu.clone(),
             kernel_sha256: digest,
@@ -64,7 +68,7 @@ async fn engine(script: &str, frames: &[u8]) -> (Engine, TempDir) {
         warm_pool_size: 0,
         uses_templates: false,
         limits: Limits { vms: 2, memory_mb: 4096, waiting: 2, wait: Duration::from_secs(5) },
-        cache: CacheDir::new(folder.path().to_path_buf(), 0),
+        cache,
     };
     (Engine::start(config).await.unwrap(), folder)
 }
@@ -137,7 +141,8 @@ async fn what_fails_before_the_program_ran_is_safe_to_try_again() {
 
 #[tokio::test]
 async fn a_guest_that_dies_with_the_program_leaves_the_outcome_unknown() {
-    let script = "cat $frames >&3; echo panic >&2; exit 1";
+    // It waits for the program: the host has written 84 bytes before that.
+    let script = "cat $frames >&3; head -c 110 <&3 >/dev/null; echo panic >&2; exit 1";
     check(script, &bytes(&[started(), vec![output("hi")]].concat()), "It may have run in part or in full").await;
     check(PLAY, &bytes(&[GuestFrame::Ready, output("early")]), "started was expected, output came").await;
     check(PLAY, &bytes(&[started(), vec![GuestFrame::Ready]].concat()), "output was expected, ready came").await;
@@ -217,8 +222,8 @@ async fn install(script: &str, frames: &[u8]) -> Result<ExecuteOutcome, ExecuteE
         let _stream = stream;
         std::future::pending().await
     };
-    let installation = Installation { writable_mb: 1024, handler: Arc::new(handler) };
-    let result = engine.install(installation, request, &mut Text::default(), CancellationToken::new()).await;
+    let installation = Installation { writable_mb: 1024, disk: None, handler: Arc::new(handler) };
+    let result = engine.run_installer(installation, request, &mut Text::default(), CancellationToken::new()).await;
     let ended = tokio::time::timeout(Duration::from_secs(5), engine.shut_down()).await;
     assert!(ended.is_ok(), "a process was left behind");
     result

@@ -33,11 +33,15 @@ def main():
             os.close(REQUEST)
         if told[:1] == b"E":
             apply_environment(read(os.path.join(os.path.dirname(program), "env")))
-        if "random" in sys.modules:
-            # A clone of this VM has the same generator state until it is seeded anew.
-            sys.modules["random"].seed()
+        # A clone of this VM has the same generators until they are seeded anew.
+        for name in ("random", "numpy.random"):
+            if seed := getattr(sys.modules.get(name), "seed", None):
+                seed()
         code = run(program)
         code = finish(code, known, is_last)
+        if not is_last:
+            # Before the agent hears of it: a VM that is saved then would have it to do in every clone.
+            known = settle()
         if os.getpid() == runner_pid:
             try:
                 os.write(CONTROL, b"D%d\n" % code)
@@ -45,7 +49,6 @@ def main():
                 pass  # The program closed it; the exit says the same.
         if is_last:
             os._exit(code)
-        known = settle()
 
 
 def keep_order():

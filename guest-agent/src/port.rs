@@ -13,7 +13,8 @@ use crate::error::{Context, Error, Result};
 /// The name that the host gives the port.
 const PORT_NAME: &str = "agent";
 
-const READ_BYTES: usize = 64 * 1024;
+/// What the port's driver hands over in one read at most: a page.
+const READ_BYTES: usize = 4096;
 
 /// The open port. Reading never blocks after `poll` has said that there is something; writing blocks until the host has
 /// taken it, which is what throttles a program that writes faster than the host reads.
@@ -42,23 +43,36 @@ impl Port {
         self.file.write_all(&bytes).context("writing to the port")
     }
 
-    /// Takes in what has come. `Ok(false)` means that the host is gone.
+    /// Takes in what has come, and the rest of a frame that has begun: the host sends frames whole, and what it does not send
+    /// in one go it sends while we read. `Ok(false)` means that the host is gone.
     pub(crate) fn fill(&mut self) -> Result<bool> {
-        let start = self.inbox.len();
-        self.inbox.resize(start + READ_BYTES, 0);
-        let read = self.file.read(&mut self.inbox[start..]);
-        self.inbox.truncate(start + *read.as_ref().unwrap_or(&0));
-        Ok(read.context("reading the port")? > 0)
+        loop {
+            let start = self.inbox.len();
+            self.inbox.resize(start + READ_BYTES, 0);
+            let read = self.file.read(&mut self.inbox[start..]);
+            self.inbox.truncate(start + *read.as_ref().unwrap_or(&0));
+            if read.context("reading the port")? == 0 {
+                return Ok(false);
+            }
+            if self.frame_end()?.is_some() {
+                return Ok(true);
+            }
+        }
     }
 
     /// The next whole frame, if it is there.
     pub(crate) fn next_frame(&mut self) -> Result<Option<HostFrame>> {
+        let Some(end) = self.frame_end()? else { return Ok(None) };
+        let frame = wire::decode(&self.inbox[PREFIX_BYTES..end]).context("reading a frame")?;
+        self.inbox.drain(..end);
+        Ok(Some(frame))
+    }
+
+    /// Where the first frame ends, if it is there as a whole.
+    fn frame_end(&self) -> Result<Option<usize>> {
         let Some(prefix) = self.inbox.first_chunk::<PREFIX_BYTES>() else { return Ok(None) };
         let length = wire::body_length(*prefix, HOST_FRAME_MAX_BYTES).map_err(|e| Error::new("reading a frame", e))?;
-        let Some(body) = self.inbox.get(PREFIX_BYTES..PREFIX_BYTES + length) else { return Ok(None) };
-        let frame = wire::decode(body).context("reading a frame")?;
-        self.inbox.drain(..PREFIX_BYTES + length);
-        Ok(Some(frame))
+        Ok(Some(PREFIX_BYTES + length).filter(|&end| end <= self.inbox.len()))
     }
 }
 

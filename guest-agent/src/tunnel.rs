@@ -51,7 +51,13 @@ impl Tunnel {
         let join_file = Cgroup::named("tunnel")?.join_file();
         #[allow(clippy::disallowed_methods, reason = "the agent starts itself, as another user")]
         let mut command = Command::new("/proc/self/exe");
-        command.arg(MULTIPLEXER).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+            .arg0("/init")
+            .arg(MULTIPLEXER)
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         let prepare = move || {
             place(&theirs, PIPE_FD)?;
             place(&listener, LISTENER_FD)?;

@@ -204,8 +204,12 @@ impl Gateway {
     }
 
     /// What a wheel says of itself. Where it lies beside the wheel it comes from there, else from the wheel itself, which is
-    /// likely to be wanted next. `began` is told of that.
-    pub(crate) async fn metadata(&self, wheel: &Wheel, began: impl FnOnce(&Found)) -> Result<Bytes, Arc<FetchError>> {
+    /// likely to be wanted next. `arrived` is told then how long it is, and whether it was cached.
+    pub(crate) async fn metadata(
+        &self,
+        wheel: &Wheel,
+        arrived: impl FnOnce(u64, bool),
+    ) -> Result<Bytes, Arc<FetchError>> {
         let fetch = async {
             if let pypi::Metadata::Beside(checksum) = &wheel.metadata {
                 match self.metadata_beside(wheel, checksum.as_ref()).await {
@@ -215,8 +219,8 @@ impl Gateway {
                 }
             }
             let found = self.file(wheel.wanted()).await?;
-            began(&found);
-            let (file, _) = found.complete().await?;
+            let (file, size_bytes) = found.complete().await?;
+            arrived(size_bytes, found.is_cached());
             let name = wheel.file.clone();
             let extracted = blocking(move || {
                 // It has an offset of its own, which other readers of the file do not share.

@@ -17,7 +17,6 @@ use hyper_util::rt::TokioIo;
 use sandbox_schemas::language::Language;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::files::Found;
 use crate::pypi::{Form, dependencies, render};
 use crate::route::Route;
 use crate::session::{Need, Session};
@@ -87,8 +86,8 @@ impl Session {
             Route::Metadata { name, file } => {
                 let page = self.gateway().project(name).await.map_err(|error| (*error).clone())?;
                 let Some(wheel) = page.wheel(file) else { return Ok(self.no_such_file()) };
-                let began = |found: &Found| self.touched_found(file, found, wheel.size_bytes);
-                let text = self.gateway().metadata(wheel, began).await.map_err(|error| (*error).clone())?;
+                let arrived = |size_bytes, is_cached| self.arrived(file, size_bytes, is_cached);
+                let text = self.gateway().metadata(wheel, arrived).await.map_err(|error| (*error).clone())?;
                 self.needs(name, || {
                     let need = |is_optional| Need { by: name.clone(), is_optional: false, is_weak: is_optional };
                     dependencies(&text).into_iter().map(|found| (found.name, need(found.is_optional))).collect()
@@ -128,13 +127,14 @@ impl Session {
     async fn file(&self, package: &str, file: &str, wanted: Wanted) -> Result<Response<Body>, FetchError> {
         let found = self.gateway().file(wanted).await?;
         let size_bytes = found.size_bytes();
-        self.sends(package, file, size_bytes, found.is_cached());
-        self.touched_found(file, &found, size_bytes);
-        let session = self.clone();
-        let package = package.to_owned();
+        let is_cached = found.is_cached();
+        self.sends(package, file, size_bytes, is_cached);
+        let (session, file) = (self.clone(), file.to_owned());
+        let ended = move |size_bytes| session.arrived(&file, size_bytes, is_cached);
+        let (session, package) = (self.clone(), package.to_owned());
         // It is too late for a status then: the connection breaks off, and the installer sees that something is missing.
         let failed = move |error: &FetchError| session.failed(&package, false, error);
-        let frames = found.stream().inspect_err(failed).map_ok(Frame::data);
+        let frames = found.stream(ended).inspect_err(failed).map_ok(Frame::data);
         let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("application/octet-stream"));
@@ -142,10 +142,6 @@ impl Session {
             headers.insert(CONTENT_LENGTH, bytes.into());
         }
         Ok(response)
-    }
-
-    fn touched_found(&self, file: &str, found: &Found, size_bytes: Option<u64>) {
-        self.touched(file, found.size_bytes().or(size_bytes).unwrap_or_default(), found.is_cached());
     }
 
     fn no_such_file(&self) -> Response<Body> {

@@ -51,7 +51,7 @@ pub struct SentFile {
     pub package: String,
     /// What it is called.
     pub file: String,
-    /// How long it is, where the index says that.
+    /// How long it is, where the index says that. npm's does not: it is known when all of it was sent.
     pub size_bytes: Option<u64>,
     /// Whether it was in the download cache when it was first wanted.
     pub is_cached: bool,
@@ -159,7 +159,7 @@ struct Log {
     requests: usize,
     report: SessionReport,
     looked_up: HashSet<String>,
-    /// Of each file whether it was cached when it was first touched.
+    /// Of each file that has come whether it was cached when it was first wanted.
     touched: HashMap<String, bool>,
     /// Who needs a package.
     wanted_by: HashMap<String, Vec<Need>>,
@@ -269,9 +269,12 @@ impl Session {
         self.tell(Event::Failed(error.clone()));
     }
 
-    /// That a file was wanted for the first time or again: where it came from, and how much that was.
-    pub(crate) fn touched(&self, file: &str, size_bytes: u64, is_cached: bool) {
+    /// That all of a file has come, for the installer or to be looked into: how much it was, and from where. Counted once.
+    pub(crate) fn arrived(&self, file: &str, size_bytes: u64, is_cached: bool) {
         let mut log = self.log();
+        if let Some(sent) = log.report.files.iter_mut().find(|sent| sent.file == file) {
+            sent.size_bytes = Some(size_bytes);
+        }
         if log.touched.contains_key(file) {
             return;
         }

@@ -175,38 +175,56 @@ impl Found {
         }
     }
 
-    /// Its content, as it comes. An error takes the place of the last byte.
-    pub(crate) fn stream(self) -> impl Stream<Item = Result<Bytes, FetchError>> + Send {
-        stream::try_unfold((self, 0), |(found, offset)| async move {
-            let (file, available) = found.available(offset).await?;
-            if available == 0 {
+    /// Its content, as it comes. An error takes the place of the last byte; where there is none, `ended` is told how long it
+    /// was. Who knows the length beforehand asks for nothing after the last byte, so it is told with that.
+    pub(crate) fn stream(self, ended: impl FnOnce(u64) + Send) -> impl Stream<Item = Result<Bytes, FetchError>> + Send {
+        stream::try_unfold((self, 0, Some(ended)), |(found, offset, ended)| async move {
+            let Available { file, until, is_end } = found.available(offset).await?;
+            let length = (until - offset).min(CHUNK_BYTES as u64) as usize;
+            let next = offset + length as u64;
+            let mut ended = ended;
+            if is_end
+                && next == until
+                && let Some(ended) = ended.take()
+            {
+                ended(until);
+            }
+            if length == 0 {
                 return Ok(None);
             }
-            let length = available.min(CHUNK_BYTES as u64) as usize;
             let read = move || {
                 let mut chunk = vec![0; length];
                 file.read_exact_at(&mut chunk, offset).map(|()| Bytes::from(chunk))
             };
             let chunk = tokio::task::spawn_blocking(read).await.map_err(|error| unusable(&error))?;
             let chunk = chunk.map_err(|error| unusable(&error))?;
-            let next = offset + chunk.len() as u64;
-            Ok(Some((chunk, (found, next))))
+            Ok(Some((chunk, (found, next, ended))))
         })
     }
 
-    /// How much can be read after `offset`; nothing only at the end.
-    async fn available(&self, offset: u64) -> Result<(Arc<File>, u64), FetchError> {
+    /// How far it can be read from `offset` on; no further only at its end.
+    async fn available(&self, offset: u64) -> Result<Available, FetchError> {
         let transfer = match self {
-            Found::Cached { file, size_bytes } => return Ok((file.clone(), size_bytes - offset)),
+            Found::Cached { file, size_bytes } => {
+                return Ok(Available { file: file.clone(), until: *size_bytes, is_end: true });
+            }
             Found::Coming(transfer) => transfer,
         };
         let mut progress = transfer.progress.clone();
         let is_there = |progress: &Progress| progress.end.is_some() || progress.received_bytes > offset + 1;
         let progress = progress.wait_for(is_there).await.map_err(|error| unusable(&error))?.clone();
+        let file = transfer.file.clone();
         match progress.end {
             Some(Err(error)) => Err(error),
-            Some(Ok(())) => Ok((transfer.file.clone(), progress.received_bytes - offset)),
-            None => Ok((transfer.file.clone(), progress.received_bytes - 1 - offset)),
+            Some(Ok(())) => Ok(Available { file, until: progress.received_bytes, is_end: true }),
+            None => Ok(Available { file, until: progress.received_bytes - 1, is_end: false }),
         }
     }
+}
+
+/// What can be read of a file now.
+struct Available {
+    file: Arc<File>,
+    until: u64,
+    is_end: bool,
 }

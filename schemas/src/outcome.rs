@@ -84,6 +84,11 @@ pub enum ErrorCode {
 }
 
 impl ErrorCode {
+    /// Whether the same call may succeed later with nothing changed, and cannot have run before.
+    pub const fn is_retryable(self) -> bool {
+        matches!(self, ErrorCode::Capacity | ErrorCode::FailedBeforeRun)
+    }
+
     /// The stable name that clients branch on.
     pub const fn name(self) -> &'static str {
         match self {

@@ -20,8 +20,10 @@ pub struct PoolStatus {
     pub qemu: String,
     /// What the VMs boot.
     pub image: ImageDigests,
-    /// What VMs are restored from.
+    /// What VMs without packages are restored from.
     pub template: TemplateStatus,
+    /// The environments that were used lately, or shall be kept warm.
+    pub environments: Vec<EnvironmentStatus>,
     /// VMs, by what they do now.
     pub vms: VmCounts,
     /// Calls that wait for a VM.
@@ -54,6 +56,20 @@ pub struct ImageDigests {
     pub root: String,
     /// The guest agent.
     pub agent: String,
+}
+
+/// What is known of an environment's template and its VMs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
+pub struct EnvironmentStatus {
+    /// What `install_packages` has called it.
+    pub environment_id: String,
+    /// How its template is doing.
+    pub state: TemplateState,
+    /// VMs with it that wait for a program.
+    pub ready: u64,
+    /// Calls that want a VM with it: queued, being prepared or running.
+    pub calls: u64,
 }
 
 /// What is known of the template.

@@ -3,6 +3,7 @@
 use schemars::generate::SchemaSettings;
 use schemars::transform::RecursiveTransform;
 use schemars::{JsonSchema, Schema};
+use serde_json::{Value, json};
 
 use crate::execute::ExecuteInput;
 use crate::install::{InstallInput, InstallOutcome};
@@ -36,6 +37,12 @@ pub struct Hints {
     /// Reaches beyond this machine.
     pub open_world: bool,
 }
+
+/// What clients tell their model of this server as a whole. They cut it at 2 KB.
+pub const INSTRUCTIONS: &str = "Runs programs in throw-away virtual machines on the user's own computer. Call \
+    execute_code with a whole program; nothing is kept between calls. A program that fails is a normal result: read its \
+    exit_code and stderr. Errors of the sandbox itself begin with a code: invalid_input, refused, capacity, \
+    not_installed and failed_before_run mean that nothing ran; outcome_unknown means that it may have.";
 
 /// Name of the tool that runs a program.
 pub const EXECUTE_CODE: &str = "execute_code";
@@ -92,10 +99,31 @@ const POOL_STATUS_SPEC: ToolSpec = ToolSpec {
     hints: Hints { read_only: true, destructive: false, idempotent: true, open_world: false },
 };
 
+impl ToolSpec {
+    /// The tool as `tools/list` shows it to clients of the newest version.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "name": self.name,
+            "title": self.title,
+            "description": self.description,
+            "inputSchema": (self.input)(),
+            "outputSchema": (self.output)(),
+            "annotations": {
+                "title": self.title,
+                "readOnlyHint": self.hints.read_only,
+                "destructiveHint": self.hints.destructive,
+                "idempotentHint": self.hints.idempotent,
+                "openWorldHint": self.hints.open_world,
+            },
+        })
+    }
+}
+
 fn schema_of<T: JsonSchema>() -> Schema {
     // Sub-schemas are inlined: several clients do not follow `$ref`.
     let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
     let settings = settings.with_transform(RecursiveTransform(remove_rust_formats));
+    let settings = settings.with_transform(RecursiveTransform(split_types));
     let mut schema = settings.into_generator().into_root_schema_for::<T>();
     // The type's name and description speak of Rust, not of the tool.
     schema.remove("title");
@@ -111,10 +139,18 @@ fn remove_rust_formats(schema: &mut Schema) {
     }
 }
 
+/// A list of types is legal, and some clients know schemas of one type only.
+fn split_types(schema: &mut Schema) {
+    if let Some(Value::Array(types)) = schema.get("type") {
+        let branches: Vec<Value> = types.iter().map(|kind| json!({ "type": kind })).collect();
+        schema.remove("type");
+        schema.insert("anyOf".into(), branches.into());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::Value;
     use std::path::Path;
 
     /// The generated schemas are kept in the tree, so that a change of the interface shows in a diff.
@@ -122,14 +158,7 @@ mod tests {
     #[test]
     fn schemas_equal_their_golden_files() {
         for tool in TOOLS {
-            let json = serde_json::json!({
-                "name": tool.name,
-                "title": tool.title,
-                "description": tool.description,
-                "inputSchema": (tool.input)(),
-                "outputSchema": (tool.output)(),
-            });
-            let generated = serde_json::to_string_pretty(&json).unwrap() + "\n";
+            let generated = serde_json::to_string_pretty(&tool.to_json()).unwrap() + "\n";
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tools/{}.json", tool.name));
             if std::env::var_os("UPDATE_GOLDEN").is_some() {
                 std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -195,9 +224,18 @@ mod tests {
     }
 
     #[test]
+    fn no_schema_has_a_list_of_types() {
+        for tool in TOOLS {
+            let schemas = tool.to_json().to_string();
+            assert!(!schemas.contains(r#""type":["#), "{}", tool.name);
+        }
+    }
+
+    #[test]
     fn descriptions_fit_what_clients_show() {
         for tool in TOOLS {
             assert!(tool.description.len() < 2000, "{} is cut by clients", tool.name);
         }
+        assert!(INSTRUCTIONS.len() < 2000, "the instructions are cut by clients");
     }
 }

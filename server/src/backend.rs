@@ -1,12 +1,13 @@
 //! The engine behind the tools: started with the server, started again by a call when that failed, so that what the
 //! user has installed meanwhile is found.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sandbox_engine::{Engine, StartError};
 use sandbox_images::{ImageStore, LoadError};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
 use crate::settings::Settings;
 
@@ -30,18 +31,24 @@ pub(crate) enum BackendError {
 /// How long ending an upload may take: two or three requests.
 const TIERS_CLOSE: Duration = Duration::from_millis(500);
 
+/// What the calls that run and wait may hold together, in KiB of code, stdin and environment. Each may be some 5 MiB, and a
+/// client can send two thousand before it reads the first answer.
+const INPUTS_MAX_KIB: usize = 256 * 1024;
+
 /// At most one engine, made once.
 #[derive(Debug)]
 pub(crate) struct Backend {
     settings: Settings,
     engine: Mutex<Option<Engine>>,
+    inputs: Arc<Semaphore>,
     /// Whether there will be no calls beside those that there are.
     expects_no_more: AtomicBool,
 }
 
 impl Backend {
     pub(crate) fn new(settings: Settings) -> Self {
-        Backend { settings, engine: Mutex::new(None), expects_no_more: AtomicBool::new(false) }
+        let inputs = Arc::new(Semaphore::new(INPUTS_MAX_KIB));
+        Backend { settings, engine: Mutex::new(None), inputs, expects_no_more: AtomicBool::new(false) }
     }
 
     /// The engine. Calls that come while it starts wait for it.
@@ -56,6 +63,12 @@ impl Backend {
             started.expect_no_more();
         }
         Ok(started)
+    }
+
+    /// Lets a call hold its input, until the permit is dropped; `None` when the others hold too much.
+    pub(crate) fn hold(&self, input_bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let kib = u32::try_from(input_bytes.div_ceil(1024)).ok()?;
+        self.inputs.clone().try_acquire_many_owned(kib).ok()
     }
 
     /// Does what the first call would wait for, while the client still thinks.

@@ -31,6 +31,8 @@ pub(crate) enum Command {
     },
     /// Show every setting with its value and where that came from, in the form of the file
     Settings,
+    /// Show what clients are told of the tools, their JSON schemas with it, as one JSON object
+    Schema,
 }
 
 #[derive(Debug, Clone, Copy, Subcommand)]

@@ -1,5 +1,5 @@
 //! `sandbox-mcp`: without arguments an MCP server on stdio; with `image` the builder of what its VMs boot, with `cache` what
-//! shows and removes what was built, with `settings` what shows how it is set.
+//! shows and removes what was built, with `settings` what shows how it is set, with `schema` what clients are told.
 
 // In the order in which to read them.
 mod cli;
@@ -7,12 +7,14 @@ mod settings;
 
 mod cache_command;
 mod image_command;
+mod schema_command;
 mod settings_command;
 mod tier_command;
 
 mod serve;
 
 mod calls;
+mod delivery;
 mod framing;
 mod message;
 mod outbox;
@@ -21,15 +23,23 @@ mod methods;
 mod protocol;
 
 mod backend;
+mod log;
 mod progress;
 mod tools;
+
+#[cfg(test)]
+mod fuzz;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tracing_subscriber::Layer;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::cli::{CacheAction, Cli, Command};
+use crate::log::{Log, Tellable};
 use crate::settings::Settings;
 
 fn main() -> ExitCode {
@@ -39,19 +49,22 @@ fn main() -> ExitCode {
         // As clap ends on a flag that it does not know.
         Err(error) => return fail(&error.into(), 2),
     };
-    start_logging(&settings);
-    let is_local = matches!(
-        cli.command,
-        Some(Command::Settings | Command::Cache { action: CacheAction::Status { .. } | CacheAction::Clear })
-    );
-    if !is_local && let Err(error) = settings.open_tier() {
+    let log = Log::default();
+    start_logging(&settings, &log);
+    let uses_tier = match &cli.command {
+        None | Some(Command::Image { .. }) => true,
+        Some(Command::Cache { action }) => matches!(action, CacheAction::Push { .. } | CacheAction::Pull { .. }),
+        Some(Command::Settings | Command::Schema) => false,
+    };
+    if uses_tier && let Err(error) = settings.open_tier() {
         return fail(&error, 2);
     }
     let result = match cli.command {
         Some(Command::Image { action }) => image_command::run(action, &settings),
         Some(Command::Cache { action }) => cache_command::run(action, &settings),
         Some(Command::Settings) => settings_command::run(&settings),
-        None => serve::run(settings),
+        Some(Command::Schema) => schema_command::run(),
+        None => serve::run(settings, log),
     };
     result.map_or_else(|error| fail(&error, 1), |()| ExitCode::SUCCESS)
 }
@@ -62,13 +75,13 @@ fn fail(error: &anyhow::Error, status: u8) -> ExitCode {
     ExitCode::from(status)
 }
 
-/// Logs go to stderr: stdout belongs to the protocol.
-fn start_logging(settings: &Settings) {
-    tracing_subscriber::fmt()
-        .with_env_filter(settings.log.value.to_filter())
+/// Logs go to stderr: stdout belongs to the protocol, whose clients are told what they ask for.
+fn start_logging(settings: &Settings, log: &Log) {
+    let stderr = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
-        .init();
+        .with_filter(settings.log.value.to_filter());
+    tracing_subscriber::registry().with(stderr).with(log.clone().with_filter(Tellable)).init();
     for name in &settings.unknown_variables {
         tracing::warn!("{name} is set, but there is no such setting: `sandbox-mcp settings` shows all");
     }

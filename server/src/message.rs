@@ -195,8 +195,22 @@ fn parse_one(text: &str) -> Incoming {
     }
 }
 
+/// Longest text of an error or a warning, in bytes.
+const QUOTE_MAX_BYTES: usize = 2000;
+
 pub(crate) fn error(code: i32, message: impl Into<String>) -> ErrorObjectOwned {
-    ErrorObject::owned(code, message, None::<()>)
+    ErrorObject::owned(code, shortened(message.into()), None::<()>)
+}
+
+/// Both quote what is wrong, which a client may have made some megabytes long. The answer waits for it to be read.
+pub(crate) fn shortened(mut message: String) -> String {
+    if message.len() > QUOTE_MAX_BYTES {
+        let end = (0..=QUOTE_MAX_BYTES).rev().find(|&at| message.is_char_boundary(at));
+        message.truncate(end.unwrap_or(0));
+        message.push('…');
+        message.shrink_to_fit();
+    }
+    message
 }
 
 /// A response as it goes out.

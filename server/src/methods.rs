@@ -11,12 +11,14 @@ use rmcp::model::{
     CallToolRequestParams, DiscoverResult, InitializeRequestParams, InitializeResult, ListToolsResult, ProgressToken,
     ProtocolVersion,
 };
+use sandbox_schemas::tools::INSTRUCTIONS;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::Backend;
+use crate::log::{Level, Log};
 use crate::message::{Answer, Call, error};
 use crate::outbox::Outbox;
 use crate::protocol::{self, Connection, Era};
@@ -27,6 +29,9 @@ pub(crate) const INITIALIZE: &str = "initialize";
 
 /// The method with which a client of the modern era asks who is there.
 pub(crate) const DISCOVER: &str = "server/discover";
+
+/// The method with which a client of the legacy era asks to be told of what goes wrong.
+const SET_LEVEL: &str = "logging/setLevel";
 
 /// The one method that takes time.
 pub(crate) const CALL_TOOL: &str = "tools/call";
@@ -39,6 +44,9 @@ pub(crate) struct CallContext {
     /// What the connection had agreed on when the request came: what comes later does not change it.
     pub(crate) agreed: Option<ProtocolVersion>,
     pub(crate) outbox: Outbox,
+    pub(crate) log: Log,
+    /// Whether the request came in a batch.
+    pub(crate) is_in_batch: bool,
     /// Cancelled when the client does not want the answer any more.
     pub(crate) cancel: CancellationToken,
 }
@@ -60,6 +68,7 @@ pub(crate) fn table() -> anyhow::Result<Methods> {
     let mut module = RpcModule::new(());
     module.register_async_method(INITIALIZE, |params, _, context| answer(params, context, InLegacy, initialize))?;
     module.register_async_method("ping", |params, _, context| answer(params, context, InLegacy, ping))?;
+    module.register_async_method(SET_LEVEL, |params, _, context| answer(params, context, InLegacy, set_level))?;
     module.register_async_method(DISCOVER, |params, _, context| answer(params, context, InModern, discover))?;
     module.register_async_method("tools/list", |params, _, context| answer(params, context, Always, list_tools))?;
     module.register_async_method(CALL_TOOL, |params, _, context| answer(params, context, Always, call_tool))?;
@@ -120,6 +129,7 @@ where
     }
     .unwrap_or_default();
     let era = protocol::era(context.agreed.as_ref(), &meta)?;
+    era.check_batch(context.is_in_batch)?;
     match spoken {
         Spoken::InLegacy if era == Era::Modern => {
             return Err(error(METHOD_NOT_FOUND_CODE, "Method not found: this version does not have it"));
@@ -127,7 +137,9 @@ where
         Spoken::InModern if era != Era::Modern => return Err(protocol::not_modern(&meta)),
         _ => {}
     }
-    let request = Request { params, meta, context: context.clone() };
+    // Until the method has its result: what is told of this request comes before its answer.
+    let _listening = era.log_level(&meta)?.map(|level| context.log.listen(level));
+    let request = Request { params, meta, era: era.clone(), context: context.clone() };
     Ok(era.shape(method(request).await?))
 }
 
@@ -135,28 +147,39 @@ where
 struct Request {
     params: Params<'static>,
     meta: Map<String, Value>,
+    era: Era,
     context: CallContext,
 }
 
 async fn initialize(request: Request) -> RpcResult {
     let asked: InitializeRequestParams = parse(&request.params)?;
     let version = request.context.connection.negotiate(&asked.protocol_version);
-    to_value(
-        InitializeResult::new(protocol::capabilities())
-            .with_protocol_version(version)
-            .with_server_info(protocol::server_info())
-            .with_instructions(protocol::INSTRUCTIONS),
-    )
+    let result = InitializeResult::new(protocol::capabilities())
+        .with_protocol_version(version.clone())
+        .with_server_info(protocol::server_info())
+        .with_instructions(INSTRUCTIONS);
+    // Its own shape is that of what it agrees on, not of what held before.
+    Ok(Era::Legacy(version).shape(to_value(result)?))
 }
 
 async fn ping(_: Request) -> RpcResult {
     Ok(json!({}))
 }
 
+async fn set_level(request: Request) -> RpcResult {
+    #[derive(Deserialize)]
+    struct SetLevel {
+        level: Level,
+    }
+    let SetLevel { level } = parse(&request.params)?;
+    request.context.log.set_level(level);
+    Ok(json!({}))
+}
+
 async fn discover(_: Request) -> RpcResult {
     let mut result = DiscoverResult::new(protocol::supported_versions(), protocol::capabilities())
         .with_server_info(protocol::server_info());
-    result.instructions = Some(protocol::INSTRUCTIONS.into());
+    result.instructions = Some(INSTRUCTIONS.into());
     to_value(result)
 }
 
@@ -165,11 +188,12 @@ async fn list_tools(_: Request) -> RpcResult {
 }
 
 async fn call_tool(request: Request) -> RpcResult {
+    let era = request.era.clone();
     let (name, call) = read_tool_call(request)?;
     let result = tools::call(&name, call)
         .await
         .ok_or_else(|| error(INVALID_PARAMS_CODE, format!("Unknown tool: {name:.200}")))?;
-    to_value(result)
+    to_value(result.or_else(|fault| era.tool_error(fault))?)
 }
 
 /// What a tool needs of a request. A function of its own, so that all else of the request is gone when the tool begins.
@@ -177,7 +201,7 @@ fn read_tool_call(request: Request) -> Result<(Cow<'static, str>, ToolCall), Err
     let params: CallToolRequestParams = parse(&request.params)?;
     let progress_token = progress_token(&request.meta)?;
     let arguments = params.arguments.unwrap_or_default();
-    Ok((params.name, ToolCall { arguments, progress_token, context: request.context }))
+    Ok((params.name, ToolCall { arguments, progress_token, era: request.era, context: request.context }))
 }
 
 /// Longest progress token. It is in every notification.

@@ -3,15 +3,18 @@
 //! The times are what real clients were seen to need: a result within 1 ms of its last progress made the TypeScript SDK
 //! lose the progress in 97-99 % of calls, and a client has closed the connection over it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use rmcp::model::{ProgressNotificationParam, ProgressToken};
+use rmcp::model::ProgressToken;
 use sandbox_engine::{CancellationToken, OutputSink, Stream};
 use tokio::time::Instant;
 
+use crate::delivery::Delivery;
 use crate::message::notification;
 use crate::outbox::Outbox;
+use crate::protocol::Era;
 
 /// A call that is over by then needs no progress.
 const FIRST_AFTER: Duration = Duration::from_millis(100);
@@ -25,42 +28,27 @@ const BEFORE_RESULT: Duration = Duration::from_millis(5);
 /// Most characters in one notification; what is over waits for the next.
 const MESSAGE_MAX_CHARS: usize = 64 * 1024;
 
-/// Takes output from the engine.
-#[derive(Debug, Default, Clone)]
-pub(crate) struct Gathered(Arc<Mutex<String>>);
+/// What may wait, in bytes, while the client does not read: the next notification. Beyond it the program waits as well.
+const BACKLOG_MAX_BYTES: usize = 64 * 1024;
 
-impl OutputSink for Gathered {
-    fn output(&mut self, _: Stream, text: &str) {
-        // Bounded by the caps of the streams: the engine hands on no more than it keeps.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push_str(text);
-    }
+/// Where and how a call's progress is told.
+pub(crate) struct Channel<'a> {
+    pub(crate) token: ProgressToken,
+    pub(crate) era: &'a Era,
+    pub(crate) outbox: &'a Outbox,
+    pub(crate) cancel: &'a CancellationToken,
 }
 
-impl Gathered {
-    /// What has come, up to one notification's worth.
-    fn take(&self) -> String {
-        let mut text = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let end = text.char_indices().nth(MESSAGE_MAX_CHARS).map_or(text.len(), |(at, _)| at);
-        text.drain(..end).collect()
-    }
-
-    fn put_back(&self, text: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert_str(0, text);
-    }
-}
-
-/// Runs `work`, which writes to `gathered`, and reports what comes until it is done.
-pub(crate) async fn report<T>(
-    work: impl Future<Output = T>,
-    gathered: Gathered,
-    token: ProgressToken,
-    outbox: &Outbox,
-    cancel: &CancellationToken,
-) -> T {
-    let mut reporter = Reporter { gathered, token, outbox, cancel, sent_characters: 0, last_sent: None };
+/// Runs the work that is made with a sink, and reports what comes there until it is done.
+pub(crate) async fn report<T, F>(channel: Channel<'_>, work: impl FnOnce(Gathered) -> F) -> T
+where
+    F: Future<Output = T>,
+{
+    let gathered = Gathered::default();
+    let mut reporter = Reporter { gathered: gathered.clone(), channel, sent_characters: 0, last: None };
     let mut ticks = tokio::time::interval_at(Instant::now() + FIRST_AFTER, EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    tokio::pin!(work);
+    let mut work = std::pin::pin!(work(gathered));
     let result = loop {
         tokio::select! {
             biased;
@@ -69,41 +57,122 @@ pub(crate) async fn report<T>(
             _ = ticks.tick() => reporter.send(),
         }
     };
-    if let Some(last) = reporter.last_sent {
-        tokio::time::sleep_until(last + BEFORE_RESULT).await;
-    }
+    reporter.end().await;
     result
+}
+
+/// Takes the output of a call whose client wants no progress: all of it is in the result.
+pub(crate) struct Unheard;
+
+impl OutputSink for Unheard {
+    fn output(&mut self, _: Stream, _: &str) {}
+}
+
+/// Takes output from the engine.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Gathered(Arc<Mutex<Pile>>);
+
+#[derive(Debug, Default)]
+struct Pile {
+    /// Bounded by the caps of the streams: the engine hands on no more than it keeps.
+    text: String,
+    /// Whether the last notification still waits for the client to read.
+    is_stuck: bool,
+    /// Who waits for room.
+    waker: Option<Waker>,
+}
+
+impl OutputSink for Gathered {
+    fn output(&mut self, _: Stream, text: &str) {
+        self.lock().text.push_str(text);
+    }
+
+    /// A client that does not read throttles its program. One that reads never does, however much there is.
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let mut pile = self.lock();
+        if pile.is_stuck && pile.text.len() >= BACKLOG_MAX_BYTES {
+            pile.waker = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    }
+}
+
+impl Gathered {
+    /// What has come, up to one notification's worth.
+    fn take(&self) -> String {
+        let mut pile = self.lock();
+        let end = pile.text.char_indices().nth(MESSAGE_MAX_CHARS).map_or(pile.text.len(), |(at, _)| at);
+        pile.text.drain(..end).collect()
+    }
+
+    fn put_back(&self, text: &str) {
+        self.lock().text.insert_str(0, text);
+    }
+
+    fn set_stuck(&self, is_stuck: bool) {
+        let mut pile = self.lock();
+        pile.is_stuck = is_stuck;
+        if !is_stuck && let Some(waker) = pile.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Pile> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 struct Reporter<'a> {
     gathered: Gathered,
-    token: ProgressToken,
-    outbox: &'a Outbox,
-    cancel: &'a CancellationToken,
+    channel: Channel<'a>,
     /// The progress value: it must rise with every notification, and does with every character.
     sent_characters: usize,
-    last_sent: Option<Instant>,
+    /// The notification before. A call has no more than one in the queue: what comes meanwhile goes with the next.
+    last: Option<Delivery>,
 }
 
 impl Reporter<'_> {
     fn send(&mut self) {
         // A client that has cancelled may not know the token any more; the work needs a moment to end.
-        if self.cancel.is_cancelled() {
+        if self.channel.cancel.is_cancelled() {
             return;
         }
+        let is_stuck = self.last.as_ref().is_some_and(Delivery::is_waiting) || !self.try_send();
+        self.gathered.set_stuck(is_stuck);
+    }
+
+    /// Whether all that there is to say could be handed over.
+    fn try_send(&mut self) -> bool {
         let text = self.gathered.take();
         if text.is_empty() {
-            return;
+            return true;
         }
         let sent_characters = self.sent_characters + text.chars().count();
-        let params =
-            ProgressNotificationParam::new(self.token.clone(), sent_characters as f64).with_message(text.clone());
-        if self.outbox.try_send(notification("notifications/progress", &params)) {
-            self.sent_characters = sent_characters;
-            self.last_sent = Some(Instant::now());
-        } else {
-            // The client does not read fast enough: it gets more at once later.
-            self.gathered.put_back(&text);
+        let params = self.channel.era.progress(&self.channel.token, sent_characters, &text);
+        let delivery = self.channel.outbox.try_send_revocable(notification("notifications/progress", &params));
+        if delivery.is_some() {
+            (self.sent_characters, self.last) = (sent_characters, delivery);
+            return true;
+        }
+        // The client does not read fast enough: it gets more at once later.
+        self.gathered.put_back(&text);
+        false
+    }
+
+    /// Before the result: what is not written yet is dropped, since the result has it; what was keeps its distance.
+    async fn end(self) {
+        let Some(last) = self.last else { return };
+        let distance = async {
+            if let Some(written) = last.settle().await {
+                tokio::time::sleep_until(written + BEFORE_RESULT).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = distance => {}
+            // There will be no result, so the call does not wait for a client that may never read.
+            () = self.channel.cancel.cancelled() => {}
         }
     }
 }
@@ -112,71 +181,118 @@ impl Reporter<'_> {
 mod tests {
     use super::*;
     use crate::outbox::outbox;
+    use std::io;
+    use std::pin::Pin;
+    use tokio::io::AsyncWrite;
 
-    /// When notifications went out, and when the result was there: milliseconds since the start of a program that prints
-    /// at `prints` and ends at `end`.
-    async fn times(prints: &[u64], end: u64) -> (Vec<u64>, u64) {
-        times_until(prints, end, u64::MAX / 2).await
+    /// A client that notes when it read what, and that reads nothing in some span of time.
+    struct Client {
+        begun: Instant,
+        reads_from: Instant,
+        read_at: Vec<u64>,
+        pause: Option<Pin<Box<tokio::time::Sleep>>>,
     }
 
-    /// The same of a call that is cancelled at `cancelled`.
-    async fn times_until(prints: &[u64], end: u64, cancelled: u64) -> (Vec<u64>, u64) {
-        let (outbox, mut sent) = outbox();
-        let gathered = Gathered::default();
+    impl AsyncWrite for Client {
+        fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+            let reads_from = self.reads_from;
+            let pause = self.pause.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(reads_from)));
+            std::task::ready!(pause.as_mut().poll(context));
+            let at = u64::try_from(self.begun.elapsed().as_millis()).unwrap();
+            self.read_at.push(at);
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// What happens, in milliseconds since the start.
+    struct Script<'a> {
+        /// When the program prints, and how much.
+        prints: &'a [(u64, usize)],
+        /// When it ends, or later if it was throttled.
+        end: u64,
+        cancel: u64,
+        reads_from: u64,
+    }
+
+    const SCRIPT: Script<'static> = Script { prints: &[], end: 1000, cancel: u64::MAX / 2, reads_from: 0 };
+
+    /// When notifications were read, and when the result was there.
+    async fn times(script: Script<'_>) -> (Vec<u64>, u64) {
+        let (outbox, writer) = outbox();
         let begun = Instant::now();
-        let elapsed = move || u64::try_from(begun.elapsed().as_millis()).unwrap();
-        let work = {
-            let mut sink = gathered.clone();
-            let prints = prints.to_vec();
-            async move {
-                for at in prints {
-                    tokio::time::sleep_until(begun + Duration::from_millis(at)).await;
-                    sink.output(Stream::Stdout, "x");
-                }
-                tokio::time::sleep_until(begun + Duration::from_millis(end)).await;
-            }
-        };
-        let notifications = tokio::spawn(async move {
-            let mut at = Vec::new();
-            while sent.next().await.is_some() {
-                at.push(elapsed());
-            }
-            at
+        let after = move |milliseconds: u64| begun + Duration::from_millis(milliseconds);
+        let mut client = Client { begun, reads_from: after(script.reads_from), read_at: Vec::new(), pause: None };
+        let reading = tokio::spawn(async move {
+            writer.write_to(&mut client).await.unwrap();
+            client.read_at
         });
         let cancel = CancellationToken::new();
-        let canceller = tokio::spawn({
+        let cancelling = tokio::spawn({
             let cancel = cancel.clone();
             async move {
-                tokio::time::sleep(Duration::from_millis(cancelled)).await;
+                tokio::time::sleep_until(after(script.cancel)).await;
                 cancel.cancel();
             }
         });
         let token = ProgressToken(rmcp::model::NumberOrString::Number(1));
-        report(work, gathered, token, &outbox, &cancel).await;
-        let result = elapsed();
-        canceller.abort();
+        let channel = Channel { token, era: &Era::Bare, outbox: &outbox, cancel: &cancel };
+        let prints = script.prints.to_vec();
+        report(channel, |mut sink| async move {
+            for (at, bytes) in prints {
+                tokio::time::sleep_until(after(at)).await;
+                std::future::poll_fn(|context| sink.poll_ready(context)).await;
+                sink.output(Stream::Stdout, &"x".repeat(bytes));
+            }
+            tokio::time::sleep_until(after(script.end)).await;
+        })
+        .await;
+        let result = u64::try_from(begun.elapsed().as_millis()).unwrap();
+        cancelling.abort();
         drop(outbox);
-        (notifications.await.unwrap(), result)
+        (reading.await.unwrap(), result)
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_fast_run_has_no_progress_and_waits_for_none() {
-        assert_eq!(times(&[1, 99], 99).await, (vec![], 99));
+        assert_eq!(times(Script { prints: &[(1, 1), (99, 900_000)], end: 99, ..SCRIPT }).await, (vec![], 99));
     }
 
     #[tokio::test(start_paused = true)]
     async fn output_is_gathered_for_a_while() {
-        assert_eq!(times(&[10, 20, 110, 120, 300], 1000).await, (vec![100, 150, 300], 1000));
+        let prints = &[(10, 1), (20, 1), (110, 1), (120, 1), (300, 1)];
+        assert_eq!(times(Script { prints, ..SCRIPT }).await, (vec![100, 150, 300], 1000));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_result_keeps_its_distance_from_the_last_progress() {
-        assert_eq!(times(&[10], 101).await, (vec![100], 105));
-        assert_eq!(times(&[10], 106).await, (vec![100], 106));
+        assert_eq!(times(Script { prints: &[(10, 1)], end: 101, ..SCRIPT }).await, (vec![100], 105));
+        assert_eq!(times(Script { prints: &[(10, 1)], end: 106, ..SCRIPT }).await, (vec![100], 106));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_cancelled_call_reports_nothing_more() {
-        assert_eq!(times_until(&[10, 160, 260], 1000, 180).await, (vec![100], 1000));
+        let prints = &[(10, 1), (160, 1), (260, 1)];
+        assert_eq!(times(Script { prints, cancel: 180, ..SCRIPT }).await, (vec![100], 1000));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_read_has_one_notification_waiting_and_then_throttles() {
+        // What is printed at 300 ms fills the backlog. The program gets no further until the client reads, at 2 s, and the
+        // next notification has gone out.
+        let prints = &[(10, 1), (300, BACKLOG_MAX_BYTES), (310, 1)];
+        let script = || Script { prints, end: 400, reads_from: 2000, ..SCRIPT };
+        assert_eq!(times(script()).await, (vec![2000], 2050));
+        assert_eq!(times(Script { end: 2300, ..script() }).await, (vec![2000, 2050, 2100], 2300));
+        // Without so much there is nothing to wait for but the first notification, which is being written.
+        let prints = &[(10, 1), (300, BACKLOG_MAX_BYTES - 1), (310, 1)];
+        assert_eq!(times(Script { prints, ..script() }).await, (vec![2000], 2005));
     }
 }

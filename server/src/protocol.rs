@@ -3,25 +3,29 @@
 
 use std::sync::RwLock;
 
-use jsonrpsee::types::error::{ErrorObject, ErrorObjectOwned, INVALID_PARAMS_CODE};
-use rmcp::model::{Implementation, ProtocolVersion, ServerCapabilities, ToolsCapability};
+use jsonrpsee::types::error::{ErrorObject, ErrorObjectOwned, INVALID_PARAMS_CODE, INVALID_REQUEST_CODE};
+use rmcp::model::{
+    CallToolResult, Implementation, JsonObject, ProgressNotificationParam, ProgressToken, ProtocolVersion,
+    ServerCapabilities, ToolsCapability,
+};
+use sandbox_schemas::outcome::ErrorCode;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
+
+use crate::log::Level;
+use crate::message::error;
+use crate::tools::ToolError;
 
 /// MCP's code for a version that the server does not speak.
 const UNSUPPORTED_VERSION_CODE: i32 = -32022;
 
 const VERSION_KEY: &str = "io.modelcontextprotocol/protocolVersion";
 const CAPABILITIES_KEY: &str = "io.modelcontextprotocol/clientCapabilities";
+const LOG_LEVEL_KEY: &str = "io.modelcontextprotocol/logLevel";
 const SERVER_INFO_KEY: &str = "io.modelcontextprotocol/serverInfo";
 
 /// How long a client may keep a list or a discovery, in milliseconds: they change with the binary only.
 const LIST_TTL_MS: u64 = 3_600_000;
-
-/// What clients tell their model of this server. They cut it at 2 KB.
-pub(crate) const INSTRUCTIONS: &str = "Runs programs in throw-away virtual machines on the user's own computer. Call \
-    execute_code with a whole program; nothing is kept between calls. A program that fails is a normal result: read its \
-    exit_code and stderr. Errors of the sandbox itself begin with a code: invalid_input, refused, capacity, \
-    not_installed and failed_before_run mean that nothing ran; outcome_unknown means that it may have.";
 
 /// What a connection has agreed on.
 #[derive(Debug, Default)]
@@ -65,6 +69,10 @@ pub(crate) fn era(agreed: Option<&ProtocolVersion>, meta: &Map<String, Value>) -
     let Some(version) = meta.get(VERSION_KEY) else {
         return Ok(agreed.cloned().map_or(Era::Bare, Era::Legacy));
     };
+    if !version.is_string() {
+        let message = format!("Invalid params: _meta[\"{VERSION_KEY}\"] must be a string");
+        return Err(error(INVALID_PARAMS_CODE, message));
+    }
     if version != ProtocolVersion::V_2026_07_28.as_str() {
         let data = json!({ "supported": supported_versions(), "requested": version });
         return Err(ErrorObject::owned(UNSUPPORTED_VERSION_CODE, "Unsupported protocol version", Some(data)));
@@ -86,11 +94,51 @@ fn lacks_capabilities(meta: &Map<String, Value>) -> bool {
 
 fn missing(keys: &[&str]) -> ErrorObjectOwned {
     let fields: Vec<String> = keys.iter().map(|key| format!("_meta[\"{key}\"]")).collect();
-    let message = format!("Invalid params: missing {}", fields.join(" and "));
-    ErrorObject::owned(INVALID_PARAMS_CODE, message, None::<()>)
+    error(INVALID_PARAMS_CODE, format!("Invalid params: missing {}", fields.join(" and ")))
 }
 
 impl Era {
+    /// Whether a version that is older than this one was agreed on.
+    fn is_before(&self, version: &ProtocolVersion) -> bool {
+        matches!(self, Era::Legacy(agreed) if agreed.as_str() < version.as_str())
+    }
+
+    /// Batches were part of one version alone: what is modern by its own `_meta` is never in one.
+    pub(crate) fn check_batch(&self, is_in_batch: bool) -> Result<(), ErrorObjectOwned> {
+        if is_in_batch && *self == Era::Modern {
+            return Err(error(INVALID_REQUEST_CODE, "Invalid Request: this version has no batches"));
+        }
+        Ok(())
+    }
+
+    /// How severe what a request wants to be told of must be. Before, a connection says that once, with `logging/setLevel`.
+    pub(crate) fn log_level(&self, meta: &Map<String, Value>) -> Result<Option<Level>, ErrorObjectOwned> {
+        match meta.get(LOG_LEVEL_KEY) {
+            Some(level) if *self == Era::Modern && !level.is_null() => {
+                let level = Level::deserialize(level);
+                let invalid =
+                    |fault| error(INVALID_PARAMS_CODE, format!("Invalid params: _meta[\"{LOG_LEVEL_KEY}\"]: {fault}"));
+                level.map(Some).map_err(invalid)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// A notification of progress. The first version had no text in it.
+    pub(crate) fn progress(&self, token: &ProgressToken, progress: usize, text: &str) -> ProgressNotificationParam {
+        let params = ProgressNotificationParam::new(token.clone(), progress as f64);
+        if self.is_before(&ProtocolVersion::V_2025_03_26) { params } else { params.with_message(text) }
+    }
+
+    /// An error of a tool is a result, which models read. Before 2025-11-25 invalid arguments were the protocol's error.
+    pub(crate) fn tool_error(&self, fault: ToolError) -> Result<CallToolResult, ErrorObjectOwned> {
+        if fault.code == ErrorCode::InvalidInput && self.is_before(&ProtocolVersion::V_2025_11_25) {
+            let message = format!("Invalid params: {}", fault.message);
+            return Err(ErrorObject::owned(INVALID_PARAMS_CODE, message, Some(fault.to_json())));
+        }
+        Ok(fault.into())
+    }
+
     /// Makes a result what this era's clients expect.
     pub(crate) fn shape(&self, mut result: Value) -> Value {
         let Some(fields) = result.as_object_mut() else { return result };
@@ -123,6 +171,9 @@ fn strip_newer(fields: &mut Map<String, Value>, version: &ProtocolVersion) {
     if version.as_str() < ProtocolVersion::V_2025_06_18.as_str() {
         newer.extend(["title", "outputSchema"]);
         fields.remove("structuredContent");
+        if let Some(server) = fields.get_mut("serverInfo").and_then(Value::as_object_mut) {
+            server.remove("title");
+        }
     }
     let tools = fields.get_mut("tools").and_then(Value::as_array_mut);
     for tool in tools.into_iter().flatten().filter_map(Value::as_object_mut) {
@@ -141,6 +192,7 @@ pub(crate) fn server_info() -> Implementation {
 pub(crate) fn capabilities() -> ServerCapabilities {
     let mut capabilities = ServerCapabilities::default();
     capabilities.tools = Some(ToolsCapability::default());
+    capabilities.logging = Some(JsonObject::new());
     capabilities
 }
 

@@ -19,6 +19,7 @@ use tokio_util::codec::FramedRead;
 use crate::backend::Backend;
 use crate::calls::{Calls, Kind};
 use crate::framing::{Frame, MessageDecoder};
+use crate::log::Log;
 use crate::message::{self, Call, Incoming, Parsed, RequestId, RequestKey, error, respond};
 use crate::methods::{CALL_TOOL, CallContext, DISCOVER, INITIALIZE, dispatch, table};
 use crate::outbox::{Outbox, outbox};
@@ -34,9 +35,9 @@ const END_DEADLINE: Duration = Duration::from_secs(1);
 const TASKS_MAX: usize = 2048;
 
 /// Serves stdin and stdout until the client is gone.
-pub(crate) fn run(settings: Settings) -> anyhow::Result<()> {
+pub(crate) fn run(settings: Settings, log: Log) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
-    let result = runtime.block_on(serve(settings));
+    let result = runtime.block_on(serve(settings, log));
     // A read of stdin cannot be interrupted; it must not hold the process.
     runtime.shutdown_background();
     result
@@ -71,8 +72,9 @@ enum Ending {
     Asked,
 }
 
-async fn serve(settings: Settings) -> anyhow::Result<()> {
+async fn serve(settings: Settings, log: Log) -> anyhow::Result<()> {
     let (outbox, writer) = outbox();
+    log.connect(&outbox);
     let mut writing = tokio::spawn(writer.write_to(tokio::io::stdout()));
     let mut signals = Signals::listen()?;
     let backend = Arc::new(Backend::new(settings));
@@ -85,6 +87,7 @@ async fn serve(settings: Settings) -> anyhow::Result<()> {
         backend: backend.clone(),
         connection: Arc::default(),
         outbox,
+        log,
         calls: Calls::default(),
         tasks: JoinSet::new(),
         has_handshake: false,
@@ -148,6 +151,7 @@ struct Server {
     backend: Arc<Backend>,
     connection: Arc<Connection>,
     outbox: Outbox,
+    log: Log,
     calls: Calls,
     /// Answers on their way: each is worked on, then waits for room to go out.
     tasks: JoinSet<()>,
@@ -218,7 +222,7 @@ impl Server {
         };
         match message::parse(&bytes) {
             Parsed::One(incoming) => {
-                let response = self.begin(incoming).await;
+                let response = self.begin(incoming, false).await;
                 self.answer_with(response);
             }
             Parsed::Batch(_) if !self.connection.allows_batches() => {
@@ -227,7 +231,7 @@ impl Server {
             Parsed::Batch(all) => {
                 let mut begun = Vec::with_capacity(all.len());
                 for incoming in all {
-                    begun.push(self.begin(incoming).await);
+                    begun.push(self.begin(incoming, true).await);
                 }
                 self.answer_with(async move {
                     let responses = join_all(begun).await;
@@ -255,9 +259,9 @@ impl Server {
     }
 
     /// Starts what a message asks for.
-    async fn begin(&mut self, incoming: Incoming) -> Pending {
+    async fn begin(&mut self, incoming: Incoming, is_in_batch: bool) -> Pending {
         match incoming {
-            Incoming::Request { id, call } => self.begin_request(id, call).await,
+            Incoming::Request { id, call } => self.begin_request(id, call, is_in_batch).await,
             Incoming::Notification(call) => {
                 self.notice(&call);
                 done(None)
@@ -267,7 +271,7 @@ impl Server {
         }
     }
 
-    async fn begin_request(&mut self, id: RequestId, call: Call) -> Pending {
+    async fn begin_request(&mut self, id: RequestId, call: Call, is_in_batch: bool) -> Pending {
         let kind = if call.method == CALL_TOOL { Kind::Run } else { Kind::Question };
         let Some(live) = self.calls.enter(id.key(), kind) else {
             let answer = Err(error(INVALID_REQUEST_CODE, "Invalid Request: a request with this id is still running"));
@@ -279,6 +283,8 @@ impl Server {
             connection: self.connection.clone(),
             agreed: self.connection.negotiated(),
             outbox: self.outbox.clone(),
+            log: self.log.clone(),
+            is_in_batch,
             cancel: live.cancel.clone(),
         };
         let methods = self.methods.clone();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sandbox_engine::{AcceleratorChoice, Engine, EngineConfig, Limits, OutputSink, Stream};
 use sandbox_images::ImageStore;
+use sandbox_packages::GatewayConfig;
 use sandbox_store::CacheDir;
 
 /// Takes the output as one text.
@@ -24,6 +25,8 @@ pub(crate) async fn engine(uses_templates: bool) -> Engine {
     let cache = CacheDir::new(folder, 10_000_000_000);
     let images = ImageStore::new(cache.clone());
     let config = EngineConfig {
+        packages: GatewayConfig::new(cache.clone()),
+        warm_sets: Vec::new(),
         image: tokio::task::spawn_blocking(move || images.load()).await.unwrap().unwrap(),
         qemu: std::env::var_os("SANDBOX_MCP_QEMU").map(PathBuf::from),
         accelerator: AcceleratorChoice::Tcg,

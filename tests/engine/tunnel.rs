@@ -325,7 +325,8 @@ except KeyboardInterrupt:
     request.timeout_seconds = 3;
     let installation = Installation { writable_mb: 1500, disk: None, handler: Arc::new(handler) };
     let begun = Instant::now();
-    let outcome = engine.run_installer(installation, request, &mut Text::default(), CancellationToken::new()).await.unwrap();
+    let outcome =
+        engine.run_installer(installation, request, &mut Text::default(), CancellationToken::new()).await.unwrap();
     assert!(outcome.timed_out && outcome.stdout == "interrupted\n", "{outcome:?}");
     assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
     engine.shut_down().await;

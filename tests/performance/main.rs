@@ -13,6 +13,8 @@
 
 // In the order in which to read them.
 mod rows;
+
+mod packages;
 mod subject;
 mod table;
 
@@ -28,7 +30,7 @@ fn main() {
         [Subject::new(env!("CARGO_BIN_EXE_sandbox-mcp").into())].into_iter().chain(other).collect();
     let mut table = Table::new(&subjects, runs);
     let wanted = std::env::var("ROWS").unwrap_or_default();
-    for row in rows::ALL.iter().filter(|row| row.name.contains(&wanted)) {
+    for row in rows::ALL.iter().chain(packages::ALL).filter(|row| row.name.contains(&wanted)) {
         table.measure(row, &subjects, runs);
     }
 }

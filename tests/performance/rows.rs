@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::subject::{Subject, milliseconds, result};
 
 /// Takes one sample.
-type Sampler = Box<dyn FnMut() -> f64>;
+pub(crate) type Sampler = Box<dyn FnMut() -> f64>;
 
 /// A line of the table.
 pub(crate) struct Row {
@@ -169,13 +169,19 @@ fn idle_cpu(subject: &Subject) -> Sampler {
 fn template_build(subject: &Subject) -> Sampler {
     let subject = subject.clone();
     Box::new(move || {
-        let cache = tempfile::tempdir().unwrap();
-        std::os::unix::fs::symlink(cache_dir().join("images"), cache.path().join("images")).unwrap();
+        let cache = new_cache();
         let begun = Instant::now();
         let mut server = subject.start(&["--warm-pool-size", "0", "--cache-dir", cache.path().to_str().unwrap()]);
         server.run("shell", "true");
         milliseconds(begun.elapsed())
     })
+}
+
+/// A cache that has the image and nothing else.
+pub(crate) fn new_cache() -> tempfile::TempDir {
+    let cache = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(cache_dir().join("images"), cache.path().join("images")).unwrap();
+    cache
 }
 
 fn cache_dir() -> std::path::PathBuf {

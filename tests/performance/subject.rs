@@ -22,7 +22,7 @@ impl Subject {
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
-        command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args(arguments).args(["--log", "error"]).stdin(Stdio::piped()).stdout(Stdio::piped());
         command
     }
 

@@ -63,6 +63,22 @@ fn the_rust_sdk_lists_and_calls() {
 }
 
 #[test]
+fn the_rust_sdk_calls_in_parallel() {
+    with_client(|client| async {
+        let outputs = (0..8).map(|n| {
+            let client = &client;
+            async move {
+                let result = call(client, json!({"language": "shell", "code": format!("echo {n}")})).await;
+                result.structured_content.unwrap()["stdout"].clone()
+            }
+        });
+        let outputs = futures_util::future::join_all(outputs).await;
+        assert_eq!(json!(outputs), json!((0..8).map(|n| format!("{n}\n")).collect::<Vec<_>>()));
+        client
+    });
+}
+
+#[test]
 fn the_rust_sdk_reads_our_errors() {
     with_client(|client| async {
         let result = call(&client, json!({"language": "python", "code": ""})).await;

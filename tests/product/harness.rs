@@ -277,3 +277,12 @@ pub fn check_with(arguments: Value, exit_code: i64, stdout: &str, stderr: &str) 
     let found = outcome["stderr"].as_str().unwrap();
     assert!(if stderr.is_empty() { found.is_empty() } else { found.contains(stderr) }, "stderr: {found}");
 }
+
+/// A cache that shares the image with the user's and has no templates.
+pub fn new_cache() -> TempDir {
+    let cache = tempfile::tempdir().unwrap();
+    let home = std::path::PathBuf::from(std::env::var_os("HOME").unwrap());
+    let users = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| home.join(".cache"), std::path::PathBuf::from);
+    std::os::unix::fs::symlink(users.join("sandbox-mcp/images"), cache.path().join("images")).unwrap();
+    cache
+}

@@ -1,5 +1,8 @@
 //! JSON-RPC and MCP as clients speak them, well and badly.
 
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -116,34 +119,55 @@ fn an_id_can_be_used_again_as_soon_as_it_is_answered() {
     }
 }
 
-#[test]
-fn the_tools_are_those_of_the_golden_files() {
-    let mut server = Server::initialized();
-    server.send(&request(1, "tools/list", json!({})));
-    let tools = server.receive()["result"]["tools"].clone();
-    let golden =
-        [include_str!("../../schemas/tools/execute_code.json"), include_str!("../../schemas/tools/pool_status.json")];
-    assert_eq!(tools.as_array().unwrap().len(), golden.len());
-    for (tool, golden) in tools.as_array().unwrap().iter().zip(golden) {
-        let golden: Value = serde_json::from_str(golden).unwrap();
-        for (field, value) in golden.as_object().unwrap() {
-            assert_eq!(&tool[field], value, "{field}");
-        }
-        assert_eq!(tool["annotations"]["destructiveHint"], false);
-    }
+/// What `schemas/tools` has of each tool, by its name.
+fn golden_tools() -> BTreeMap<String, Value> {
+    let files = fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../schemas/tools")).unwrap().flatten();
+    let tools = files.map(|file| serde_json::from_str::<Value>(&fs::read_to_string(file.path()).unwrap()).unwrap());
+    tools.map(|tool| (tool["name"].as_str().unwrap().to_string(), tool)).collect()
+}
+
+fn by_name(tools: &Value) -> BTreeMap<String, Value> {
+    let tools = tools.as_array().unwrap().iter();
+    tools.map(|tool| (tool["name"].as_str().unwrap().to_string(), tool.clone())).collect()
 }
 
 #[test]
-fn a_result_satisfies_the_advertised_schema() {
+fn the_tools_are_those_of_the_golden_files_and_of_the_command() {
     let mut server = Server::initialized();
-    server.send(&execute_request(1, shell()));
-    let result = server.receive()["result"]["structuredContent"].clone();
-    let golden: Value = serde_json::from_str(include_str!("../../schemas/tools/execute_code.json")).unwrap();
-    let properties = golden["outputSchema"]["properties"].as_object().unwrap();
-    let names = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    assert_eq!(names(&result), names(&json!(properties)));
-    for required in golden["outputSchema"]["required"].as_array().unwrap() {
-        assert!(result.get(required.as_str().unwrap()).is_some(), "{required} is missing");
+    server.send(&request(1, "tools/list", json!({})));
+    assert_eq!(by_name(&server.receive()["result"]["tools"]), golden_tools());
+
+    let (stdout, _, status) = pipe_through(command().arg("schema"), b"");
+    assert!(status.success());
+    let printed: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(by_name(&printed["tools"]), golden_tools());
+    server.send(&request(2, "initialize", initialize_params("2025-11-25")));
+    assert_eq!(server.receive()["result"]["instructions"], printed["instructions"]);
+}
+
+#[test]
+fn results_satisfy_the_advertised_schemas() {
+    let mut server = Server::initialized();
+    let run = |arguments: Value| json!({"name": "execute_code", "arguments": arguments});
+    for params in [
+        run(shell()),
+        run(json!({"language": "shell", "code": "echo -e '\\xff'; echo no >&2; kill -9 $$"})),
+        run(json!({"language": "python", "code": "print('x' * 2_000_000)\nwhile True: pass", "timeout_seconds": 1})),
+        json!({"name": "pool_status"}),
+    ] {
+        server.send(&request(1, "tools/call", params.clone()));
+        let result = server.receive()["result"].clone();
+        let schema = &golden_tools()[params["name"].as_str().unwrap()]["outputSchema"];
+        jsonschema::meta::validate(schema).unwrap();
+        let faults: Vec<String> = jsonschema::validator_for(schema)
+            .unwrap()
+            .iter_errors(&result["structuredContent"])
+            .map(|fault| format!("{}: {fault}", fault.instance_path()))
+            .collect();
+        assert!(faults.is_empty(), "{params}: {faults:?}");
+        // Nothing that the schema does not tell of.
+        let names = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        assert_eq!(names(&result["structuredContent"]), names(&schema["properties"]));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::os::unix::fs::{FileExt, MetadataExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -10,9 +10,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-use crate::harness::{DEADLINE, Server, command, execute_request, execute_with, request};
+use crate::harness::{DEADLINE, Server, command, execute_request, execute_with, new_cache, request};
 
 fn run(server: &mut Server, id: u32, language: &str, code: &str) -> Value {
     server.send(&execute_request(id, json!({"language": language, "code": code})));
@@ -40,15 +39,6 @@ fn with(arguments: &[&str]) -> Command {
     let mut command = command();
     command.args(arguments);
     command
-}
-
-/// A cache that shares the image with the user's and has no templates.
-fn new_cache() -> TempDir {
-    let cache = tempfile::tempdir().unwrap();
-    let home = PathBuf::from(std::env::var_os("HOME").unwrap());
-    let users = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| home.join(".cache"), PathBuf::from);
-    symlink(users.join("sandbox-mcp/images"), cache.path().join("images")).unwrap();
-    cache
 }
 
 fn in_cache(cache: &Path) -> Command {

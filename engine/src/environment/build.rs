@@ -156,7 +156,8 @@ mod tests {
             let _held = held;
             std::future::pending().await
         };
-        let waiting = builds.join(KEY, &mut Deaf, work, spawn);
+        let mut deaf = Deaf;
+        let waiting = builds.join(KEY, &mut deaf, work, spawn);
         assert!(tokio::time::timeout(Duration::from_secs(1), waiting).await.is_err());
         tokio::time::sleep(Duration::from_millis(1)).await;
         assert_eq!(Arc::strong_count(&ended), 1);

@@ -13,12 +13,12 @@ use sandbox_store::{CacheDir, KeyHasher, Kind, LOCK_POLL, Shelf};
 use tokio::sync::OnceCell;
 use tokio_util::task::TaskTracker;
 
+use crate::entry::Unusable;
 use crate::environment::build::{Builds, Words};
 use crate::environment::install::{self, install};
 use crate::environment::{Environment, InstallError, layer};
 use crate::host::Host;
 use crate::run::OutputSink;
-use crate::template::entry::Unusable;
 
 /// Raised with each change of how a layer is made that nothing else in its key shows.
 const RECIPE_VERSION: u32 = 1;
@@ -158,7 +158,8 @@ impl Environments {
         // It may have been installed when more was allowed.
         for package in &environment.lock.packages {
             let checked = self.packages.allowlist.check(environment.language, &package.name);
-            checked.map_err(|refused| InstallError::Refused { reason: format!("{id} has a package that {refused}") })?;
+            checked
+                .map_err(|refused| InstallError::Refused { reason: format!("{id} has a package that {refused}") })?;
         }
         Ok(environment)
     }

@@ -20,7 +20,9 @@ pub enum InstallError {
         reason: String,
     },
     /// There is no such environment, or not any more.
-    #[error("environment_id: there is no environment {id} here (any more); install its packages again with install_packages")]
+    #[error(
+        "environment_id: there is no environment {id} here (any more); install its packages again with install_packages"
+    )]
     Unknown {
         /// What was asked for.
         id: String,

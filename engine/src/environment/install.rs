@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sandbox_packages::{Requirement, Session};
+use sandbox_packages::{Refusal, Requirement, Session};
 use sandbox_schemas::environment::{Lock, LockedPackage};
 use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::language::Language;
@@ -17,7 +17,7 @@ use sandbox_schemas::wire::Role;
 use serde::Deserialize;
 use tokio::sync::oneshot;
 
-use crate::engine::boot_deadline;
+use crate::acquire::boot_deadline;
 use crate::environment::{InstallError, layer};
 use crate::error::VmError;
 use crate::host::Host;
@@ -91,15 +91,14 @@ pub(crate) async fn install(
             }
         }
     };
-    let installation =
-        Installation { writable_mb: INSTALL_WRITABLE_MB, disk: Some(disk), handler: Arc::new(serve) };
+    let installation = Installation { writable_mb: INSTALL_WRITABLE_MB, disk: Some(disk), handler: Arc::new(serve) };
     let (gone, is_gone) = oneshot::channel::<()>();
     let request = request(&installer, requirements);
     let outcome = run_installer(host, installation, request, (place, gone), words).await;
     let outcome = outcome.map_err(InstallError::internal)?;
     // Whoever could still write to the disk is gone.
     let _ = is_gone.await;
-    if outcome.exit_code != 0 {
+    if outcome.exit_code != 0 || refusal(session).is_some() {
         return Err(failure(&outcome, session));
     }
     let packages = (installer.read)(&outcome.stdout).map_err(InstallError::internal)?;
@@ -155,7 +154,7 @@ fn request(installer: &Installer, requirements: &[Requirement]) -> ExecuteInput 
 fn failure(outcome: &ExecuteOutcome, session: &Session) -> InstallError {
     let log = log_of(outcome);
     let report = session.report();
-    if let Some(refusal) = report.refusals.iter().find(|refusal| !refusal.is_optional) {
+    if let Some(refusal) = refusal(session) {
         return InstallError::Refused { reason: refusal.to_string() };
     }
     let reason = if outcome.timed_out {
@@ -170,6 +169,11 @@ fn failure(outcome: &ExecuteOutcome, session: &Session) -> InstallError {
         "the installer failed".into()
     };
     InstallError::Failed { reason, log }
+}
+
+/// What was refused and is needed. An installer that goes on without it has found something else than what was asked for.
+fn refusal(session: &Session) -> Option<Refusal> {
+    session.report().refusals.into_iter().find(|refusal| !refusal.is_optional)
 }
 
 /// The end of what the installer has said.
@@ -198,7 +202,8 @@ struct Placed {
 
 fn read_javascript(said: &str) -> Result<Vec<LockedPackage>, String> {
     let read = |line: &str| {
-        let Placed { place, version, hash } = serde_json::from_str(line).map_err(|error| format!("{line:?}: {error}"))?;
+        let Placed { place, version, hash } =
+            serde_json::from_str(line).map_err(|error| format!("{line:?}: {error}"))?;
         let name = place.rsplit("node_modules/").next().unwrap_or_default();
         let name = sandbox_packages::normalise(Language::Javascript, name).map_err(|error| error.to_string())?;
         Ok(LockedPackage { name: name.into(), version, place: Some(place), hash })

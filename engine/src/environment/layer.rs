@@ -1,7 +1,6 @@
 //! A package layer on disk: `layer.erofs`, `manifest.json`, and `verified.json` beside them.
 
 use std::fs::{self, File};
-use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,14 +10,13 @@ use sandbox_schemas::environment::{EnvironmentId, Lock};
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::layer::{LAYER_FORMAT, LayerManifest, LayerStamp};
 use sandbox_schemas::limits::LAYER_SLOT_BYTES;
-use sandbox_store::{At, FileError, Lease, identity, open_own, verify_once, write_json};
+use sandbox_store::{At, FileError, identity, verify_once, write_json};
 
+use crate::entry::{MANIFEST, Opened, Unusable};
 use crate::environment::Environment;
-use crate::template::entry::{Unusable, check_trust};
 use crate::template::ram;
 
 const IMAGE: &str = "layer.erofs";
-const MANIFEST: &str = "manifest.json";
 
 /// A disk that a VM can write a layer to. It has no name, and is gone with its last user.
 pub(crate) fn blank(folder: &Path) -> Result<File, FileError> {
@@ -43,27 +41,22 @@ pub(crate) fn write(
     let image = ram::save(image, &file).at("write", &path)?;
     file.sync_all().at("sync", &path)?;
     let created_unix_seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    write_json(folder, MANIFEST, &LayerManifest { format: LAYER_FORMAT, key, lock, requested, image, created_unix_seconds })
+    write_json(
+        folder,
+        MANIFEST,
+        &LayerManifest { format: LAYER_FORMAT, key, lock, requested, image, created_unix_seconds },
+    )
 }
 
 /// Reads an entry, and believes nothing of it that it has not seen.
 pub(crate) fn load(folder: &Path, id: &EnvironmentId) -> Result<Environment, Unusable> {
-    // In this order: what was looked at cannot be removed any more.
-    let lease = match Lease::take(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Unusable::Missing),
-        lease => lease.map_err(|error| Unusable::damaged("the entry", error))?,
-    };
-    check_trust(folder)?;
-    let open =
-        |name: &str| open_own(&folder.join(name)).map_err(|reason| Unusable::Damaged(format!("{name} {reason}")));
-    let (manifest, _) = open(MANIFEST)?;
-    let manifest: LayerManifest =
-        serde_json::from_reader(manifest).map_err(|error| Unusable::damaged(MANIFEST, error))?;
+    let entry = Opened::open(folder)?;
+    let manifest: LayerManifest = entry.manifest()?;
     let language = manifest.lock.language;
     if manifest.format != LAYER_FORMAT || EnvironmentId::new(language, manifest.key) != *id {
         return Err(Unusable::damaged(MANIFEST, "it is of another entry"));
     }
-    let (image, metadata) = open(IMAGE)?;
+    let (image, metadata) = entry.file(IMAGE)?;
     if metadata.len() != LAYER_SLOT_BYTES {
         return Err(Unusable::damaged(IMAGE, format!("it has {} bytes", metadata.len())));
     }
@@ -81,7 +74,7 @@ pub(crate) fn load(folder: &Path, id: &EnvironmentId) -> Result<Environment, Unu
         requested: manifest.requested,
         size_bytes: manifest.image.data_bytes,
         layer: Arc::new(image.into()),
-        _lease: Some(lease),
+        _lease: Some(entry.lease),
     })
 }
 

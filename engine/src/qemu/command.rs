@@ -107,8 +107,12 @@ pub(crate) fn arguments_to(start: StartKind, spec: &LaunchSpec, version: Version
         ("-global", "virtio-mmio.force-legacy=false".to_string()),
         ("-drive", format!("if=none,id=root,format=raw,readonly=on,file={},file.locking=off", open(ROOT_FD))),
         ("-device", "virtio-blk-device,drive=root".to_string()),
-        ("-drive", format!("if=none,id=slot,format=raw,{},file={},file.locking=off", access(&spec.slot), open(SLOT_FD))),
-        ("-device", "virtio-blk-device,drive=slot".to_string()),
+        (
+            "-drive",
+            format!("if=none,id=slot,format=raw,{},file={},file.locking=off", access(&spec.slot), open(SLOT_FD)),
+        ),
+        // A disk that is full is the installer's to hear of; by default QEMU would stop the VM and wait for somebody.
+        ("-device", "virtio-blk-device,drive=slot,werror=report".to_string()),
         ("-device", "virtio-serial-device,max_ports=2".to_string()),
         ("-chardev", format!("socket,id=wire,fd={WIRE_FD}")),
         ("-device", "virtserialport,chardev=wire,name=agent,nr=1".to_string()),
@@ -237,7 +241,8 @@ mod tests {
             initrd_sha256: digest,
         };
         let slot = Slot { file: file(), is_writable: false };
-        arguments(&LaunchSpec { accelerator, memory_mb: 256, start, tsc_khz: 2_000_000, image, slot }, version).join(" ")
+        arguments(&LaunchSpec { accelerator, memory_mb: 256, start, tsc_khz: 2_000_000, image, slot }, version)
+            .join(" ")
     }
 
     fn file() -> Arc<OwnedFd> {
@@ -274,7 +279,9 @@ mod tests {
                 assert!(!line.contains(absent), "{absent} in {line}");
             }
             assert!(line.contains("-sandbox on,") && line.contains("spawn=deny"));
-            assert!(line.contains("readonly=on,file=/proc/self/fd/6") && line.contains("readonly=on,file=/proc/self/fd/9"));
+            assert!(
+                line.contains("readonly=on,file=/proc/self/fd/6") && line.contains("readonly=on,file=/proc/self/fd/9")
+            );
         }
     }
 
@@ -297,7 +304,10 @@ mod tests {
             assert!(!restored.contains(" -kernel "), "what it would load is in memory already");
             assert_eq!(restored.contains("readonly=on,rom=off"), version == NEW);
             let remade = line(Accelerator::Tcg, restore_in(), version);
-            assert_eq!(remade, restored.replace("share=off,readonly=on,rom=off", "share=on").replace("share=off", "share=on"));
+            assert_eq!(
+                remade,
+                restored.replace("share=off,readonly=on,rom=off", "share=on").replace("share=off", "share=on")
+            );
         }
     }
 }

@@ -10,7 +10,7 @@ use sandbox_schemas::limits::{MEMORY_MAX_MB, STDERR_MAX_BYTES, STDOUT_MAX_BYTES}
 use sandbox_schemas::wire::{Execute, Hello};
 use tokio::sync::oneshot;
 
-use crate::engine::boot_deadline;
+use crate::acquire::boot_deadline;
 use crate::error::VmError;
 use crate::qemu::{LaunchSpec, Qemu, Start};
 use crate::template::ram;
@@ -25,6 +25,10 @@ const REHEARSAL_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Saving takes some 20 ms.
 pub(crate) const SAVE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Time for a VM to finish what nobody waits for, such as V8's compiling in the background: whatever is left when it is saved is
+/// left to be done in every clone.
+pub(crate) const REST: Duration = Duration::from_millis(300);
 
 /// A program that an interpreter goes through before it is saved, and again before it waits in the pool, so that no user's
 /// program is the first. What it leaves behind in a program's sight must be harmless: modules that are loaded already.
@@ -65,7 +69,7 @@ pub(crate) async fn build(qemu: &Qemu, spec: &LaunchSpec) -> Result<Saved, VmErr
     for rehearsal in &REHEARSALS {
         vm = vm.rehearse(&rehearsal.program(0)?, REHEARSAL_DEADLINE).await?;
     }
-    let state = vm.save(SAVE_DEADLINE).await?;
+    let state = vm.rest(REST).await?.save(SAVE_DEADLINE).await?;
     // Its end is the end of its mapping; only then is the memory what it will stay.
     let _ = gone.await;
     Ok(Saved { ram: memory, state })

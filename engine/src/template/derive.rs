@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use crate::environment::Environment;
 use crate::error::VmError;
 use crate::qemu::{LaunchSpec, Qemu, Start};
-use crate::template::build::{SAVE_DEADLINE, Saved, rehearsal, template_hello};
+use crate::template::build::{REST, SAVE_DEADLINE, Saved, rehearsal, template_hello};
 use crate::template::ram;
 use crate::vm::{Booting, Ready};
 
@@ -94,7 +94,7 @@ async fn make(
     let hello = Hello { has_packages: true, ..template_hello(Vec::new())? };
     let vm = Booting::launch(qemu, &spec, hello, keep).await?.ready(READY_DEADLINE).await?;
     let (vm, report) = import(vm, environment, left_out).await?;
-    let state = vm.save(SAVE_DEADLINE).await?;
+    let state = vm.rest(REST).await?.save(SAVE_DEADLINE).await?;
     // Its end is the end of its mapping; only then is the memory what it will stay.
     let _ = gone.await;
     Ok((Saved { ram: memory, state }, report))

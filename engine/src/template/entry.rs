@@ -12,11 +12,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::template::{TEMPLATE_FORMAT, TemplateManifest, TemplateStamp};
-use sandbox_store::{
-    At, FileError, Lease, Untrusted, check_owner, check_private, identity, open_own, verify_once, write_json,
-};
+use sandbox_store::{At, FileError, identity, verify_once, write_json};
 use sha2::{Digest as _, Sha256};
 
+use crate::entry::{MANIFEST, Opened, Unusable};
 use crate::environment::Environment;
 use crate::qemu::STATE_MAX_BYTES;
 use crate::template::build::Saved;
@@ -24,7 +23,6 @@ use crate::template::{Template, ram};
 
 const RAM: &str = "ram";
 const STATE: &str = "state";
-const MANIFEST: &str = "manifest.json";
 
 /// How much the frequency of a host's time stamp counter may differ from the one that a template counts by. Two measurements
 /// on one host differ by some parts in a million; a clone's clock is wrong by as much.
@@ -37,21 +35,6 @@ pub(crate) struct Origin {
     pub(crate) tsc_khz: u64,
     pub(crate) accelerator: Accelerator,
     pub(crate) qemu: String,
-}
-
-/// Why an entry cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Unusable {
-    #[error("there is none")]
-    Missing,
-    #[error("{0}")]
-    Damaged(String),
-}
-
-impl Unusable {
-    pub(crate) fn damaged(what: &str, reason: impl std::fmt::Display) -> Unusable {
-        Unusable::Damaged(format!("{what}: {reason}"))
-    }
 }
 
 /// Writes an entry's files into an empty directory.
@@ -86,17 +69,8 @@ pub(crate) fn load(
     copies: bool,
     environment: Option<Arc<Environment>>,
 ) -> Result<Template, Unusable> {
-    // In this order: what was looked at cannot be removed any more.
-    let lease = match Lease::take(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Unusable::Missing),
-        lease => lease.map_err(|error| Unusable::damaged("the entry", error))?,
-    };
-    check_trust(folder)?;
-    let open =
-        |name: &str| open_own(&folder.join(name)).map_err(|reason| Unusable::Damaged(format!("{name} {reason}")));
-    let (manifest, _) = open(MANIFEST)?;
-    let manifest: TemplateManifest =
-        serde_json::from_reader(manifest).map_err(|error| Unusable::damaged(MANIFEST, error))?;
+    let entry = Opened::open(folder)?;
+    let manifest: TemplateManifest = entry.manifest()?;
     if (manifest.format, manifest.key) != (TEMPLATE_FORMAT, origin.key) {
         return Err(Unusable::damaged(MANIFEST, "it is of another entry"));
     }
@@ -105,7 +79,7 @@ pub(crate) fn load(
         return Err(Unusable::damaged(MANIFEST, format!("it counts time by {saved} kHz, this host by {here} kHz")));
     }
 
-    let ((ram_file, ram_metadata), (state_file, state_metadata)) = (open(RAM)?, open(STATE)?);
+    let ((ram_file, ram_metadata), (state_file, state_metadata)) = (entry.file(RAM)?, entry.file(STATE)?);
     if ram_metadata.len() != manifest.ram.size_bytes {
         return Err(Unusable::damaged(RAM, format!("it has {} bytes", ram_metadata.len())));
     }
@@ -135,16 +109,8 @@ pub(crate) fn load(
         tsc_khz: manifest.tsc_khz,
         failures: AtomicU32::new(0),
         environment,
-        _lease: lease,
+        _lease: entry.lease,
     })
-}
-
-/// A device state is trusted input to QEMU: nobody else may have had a hand in it. Nor may anybody look into a memory that
-/// programs begin with.
-pub(crate) fn check_trust(folder: &Path) -> Result<(), Unusable> {
-    let untrusted = |(path, reason): (&Path, Untrusted)| Unusable::Damaged(format!("{} {reason}", path.display()));
-    let shelf = folder.parent().map_or(Ok(()), |shelf| check_owner(shelf).map_err(|reason| (shelf, reason)));
-    shelf.and_then(|()| check_private(folder).map_err(|reason| (folder, reason))).map_err(untrusted)
 }
 
 fn read_state(file: File) -> io::Result<Vec<u8>> {

@@ -42,8 +42,7 @@ impl TemplateInputs {
             .field("accelerator", self.accelerator.name().as_bytes())
             .field("cpu", self.cpu.as_bytes());
         let arguments = self.arguments.iter().fold(hasher, |hasher, text| hasher.field("argument", text.as_bytes()));
-        let hasher =
-            self.rehearsals.iter().fold(arguments, |hasher, text| hasher.field("rehearsal", text.as_bytes()));
+        let hasher = self.rehearsals.iter().fold(arguments, |hasher, text| hasher.field("rehearsal", text.as_bytes()));
         self.layer.iter().fold(hasher, |hasher, layer| hasher.field("layer", &layer.0)).finish()
     }
 }

@@ -8,7 +8,7 @@ pub(crate) use templates::Templates;
 
 mod build;
 mod derive;
-pub(crate) mod entry;
+mod entry;
 mod key;
 pub(crate) mod ram;
 

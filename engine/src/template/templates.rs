@@ -6,18 +6,21 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use sandbox_schemas::environment::EnvironmentId;
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::limits::{MEMORY_MAX_MB, VM_OVERHEAD_MB};
-use sandbox_schemas::status::{TemplateState, TemplateStatus};
+use sandbox_schemas::status::{EnvironmentStatus, TemplateState, TemplateStatus};
 use sandbox_store::{CacheDir, EntryId, Fetched, FileError, Kind, LOCK_POLL, Lock, Shelf, ShelfError};
 
+use crate::entry::Unusable;
 use crate::environment::Environment;
 use crate::error::VmError;
+use crate::pool::Pool;
 use crate::qemu::{LaunchSpec, OPENS_RAM_READ_ONLY, Qemu, StartKind, arguments_to, runs_as_another_user};
 use crate::template::Template;
 use crate::template::build::{self, REHEARSALS};
 use crate::template::derive;
-use crate::template::entry::{self, Origin, Unusable};
+use crate::template::entry::{self, Origin};
 use crate::template::key::{TemplateInputs, host_cpu};
 
 /// The name of the template that has all languages and no packages.
@@ -71,6 +74,8 @@ pub(crate) struct Templates {
 #[derive(Debug)]
 struct Known {
     origin: Origin,
+    /// The set's; the base has none.
+    id: Option<EnvironmentId>,
     state: tokio::sync::Mutex<State>,
     last_used: Mutex<Instant>,
 }
@@ -91,7 +96,7 @@ impl Templates {
         Templates {
             shelf: cache.shelf(Kind::Template),
             cache,
-            base: Arc::new(Known::new(origin(&inputs, &spec))),
+            base: Arc::new(Known::new(origin(&inputs, &spec), None)),
             sets: Mutex::default(),
             spec,
             inputs,
@@ -129,7 +134,7 @@ impl Templates {
         let mut sets = lock(&self.sets);
         let known = sets.entry(environment.key).or_insert_with(|| {
             let inputs = TemplateInputs { layer: Some(environment.key), ..self.inputs.clone() };
-            Arc::new(Known::new(origin(&inputs, &self.spec)))
+            Arc::new(Known::new(origin(&inputs, &self.spec), Some(environment.id.clone())))
         });
         let known = known.clone();
         *lock(&known.last_used) = Instant::now();
@@ -169,12 +174,21 @@ impl Templates {
 
     /// What is known of the base template now, without waiting for it.
     pub(crate) fn status(&self) -> TemplateStatus {
-        let state = match self.base.state.try_lock().as_deref() {
-            Ok(State::Loaded(_)) => TemplateState::Ready,
-            Ok(State::Failed) => TemplateState::Failed,
-            Ok(State::Unknown) | Err(_) => TemplateState::Preparing,
+        TemplateStatus { state: self.base.status(), key: Some(self.base.origin.key.to_string()) }
+    }
+
+    /// The same of those with packages, and of their VMs.
+    pub(crate) fn environments(&self, pool: &Pool) -> Vec<EnvironmentStatus> {
+        let sets = lock(&self.sets);
+        let status = |(layer, known): (&Digest, &Arc<Known>)| {
+            let (ready, calls) = pool.count(*layer);
+            let environment_id = known.id.as_ref()?.to_string();
+            let state = known.status();
+            Some(EnvironmentStatus { environment_id, state, ready: ready as u64, calls: calls as u64 })
         };
-        TemplateStatus { state, key: Some(self.base.origin.key.to_string()) }
+        let mut all: Vec<_> = sets.iter().filter_map(status).collect();
+        all.sort_by(|one, other| one.environment_id.cmp(&other.environment_id));
+        all
     }
 
     async fn obtain<E: Into<TemplateError>>(
@@ -293,8 +307,19 @@ impl Templates {
 }
 
 impl Known {
-    fn new(origin: Origin) -> Known {
-        Known { origin, state: tokio::sync::Mutex::new(State::Unknown), last_used: Mutex::new(Instant::now()) }
+    fn new(origin: Origin, id: Option<EnvironmentId>) -> Known {
+        Known { origin, id, state: tokio::sync::Mutex::new(State::Unknown), last_used: Mutex::new(Instant::now()) }
+    }
+}
+
+impl Known {
+    /// Without waiting for who loads or builds it.
+    fn status(&self) -> TemplateState {
+        match self.state.try_lock().as_deref() {
+            Ok(State::Loaded(_)) => TemplateState::Ready,
+            Ok(State::Failed) => TemplateState::Failed,
+            Ok(State::Unknown) | Err(_) => TemplateState::Preparing,
+        }
     }
 }
 

@@ -52,9 +52,9 @@ pub fn gateway(cache: &Path, base: &str, allowlist: Allowlist) -> Gateway {
     config.allowlist = allowlist;
     // Long for a loopback that is busy, short for a test.
     config.patience = Patience {
-        connect: Duration::from_secs(5),
-        stall: Duration::from_millis(700),
-        page: Duration::from_secs(5),
+        connect: Duration::from_secs(10),
+        stall: Duration::from_secs(2),
+        page: Duration::from_secs(20),
         attempts: 3,
     };
     Gateway::new(config).unwrap()

@@ -6,7 +6,7 @@ use sandbox_schemas::install::InstallInput;
 use sandbox_schemas::outcome::ErrorCode;
 use schemars::schema_for;
 
-use crate::progress::{self, Gathered};
+use crate::progress::{self, Channel, Unheard};
 use crate::tools::{ToolCall, ToolError, engine_for, parse_arguments};
 
 pub(crate) async fn call(call: ToolCall) -> Result<CallToolResult, ToolError> {
@@ -14,12 +14,14 @@ pub(crate) async fn call(call: ToolCall) -> Result<CallToolResult, ToolError> {
     let context = call.context;
     let engine = engine_for(&context).await?;
     let set = PackageSet { language, packages };
-    let gathered = Gathered::default();
-    let mut sink = gathered.clone();
-    let installation = engine.install(&set, &mut sink, context.cancel.clone());
+    let cancel = context.cancel.clone();
     let outcome = match call.progress_token {
-        Some(token) => progress::report(installation, gathered, token, &context.outbox, &context.cancel).await,
-        None => installation.await,
+        Some(token) => {
+            let channel = Channel { token, era: &call.era, outbox: &context.outbox, cancel: &context.cancel };
+            let installation = |mut sink| async move { engine.install(&set, &mut sink, cancel).await };
+            progress::report(channel, installation).await
+        }
+        None => engine.install(&set, &mut Unheard, cancel).await,
     };
     // Numbers, text and flags: nothing of it can fail to serialize.
     Ok(CallToolResult::structured(serde_json::to_value(outcome?).unwrap_or_default()))

@@ -15,12 +15,15 @@ use schemars::Schema;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
+use crate::message::shortened;
 use crate::methods::CallContext;
+use crate::protocol::Era;
 
 /// A call of a tool.
 pub(crate) struct ToolCall {
     pub(crate) arguments: JsonObject,
     pub(crate) progress_token: Option<ProgressToken>,
+    pub(crate) era: Era,
     pub(crate) context: CallContext,
 }
 
@@ -34,7 +37,21 @@ pub(crate) struct ToolError {
 
 impl ToolError {
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> ToolError {
-        ToolError { code, message: message.into(), retry_after: None }
+        ToolError { code, message: shortened(message.into()), retry_after: None }
+    }
+
+    /// For a program to branch on.
+    pub(crate) fn to_json(&self) -> Value {
+        let mut fields = json!({ "code": self.code.name(), "message": self.message, "retryable": self.is_retryable() });
+        if let Some(after) = self.retry_after {
+            fields["retry_after_ms"] = json!(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
+        }
+        fields
+    }
+
+    /// A machine that can never have the memory that was asked for is short of it also the next time.
+    fn is_retryable(&self) -> bool {
+        self.code.is_retryable() && (self.code != ErrorCode::Capacity || self.retry_after.is_some())
     }
 }
 
@@ -44,14 +61,13 @@ pub(crate) fn list() -> Vec<Tool> {
 }
 
 /// Calls a tool; `None` when there is none of that name.
-pub(crate) async fn call(name: &str, call: ToolCall) -> Option<CallToolResult> {
-    let result = match name {
+pub(crate) async fn call(name: &str, call: ToolCall) -> Option<Result<CallToolResult, ToolError>> {
+    Some(match name {
         EXECUTE_CODE => execute_code::call(call).await,
         INSTALL_PACKAGES => install_packages::call(call).await,
         POOL_STATUS => pool_status::call(call).await,
         _ => return None,
-    };
-    Some(result.unwrap_or_else(|error| error.into()))
+    })
 }
 
 fn describe(spec: &ToolSpec) -> Tool {
@@ -118,12 +134,8 @@ impl From<ToolError> for CallToolResult {
     fn from(error: ToolError) -> Self {
         let code = error.code.name();
         let mut meta = MetaObject::new();
-        let mut fields = json!({ "code": code, "message": error.message });
-        if let Some(after) = error.retry_after {
-            fields["retry_after_ms"] = json!(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
-        }
         // Not as structured content: that is bound to the schema of a success.
-        meta.insert("sandbox-mcp/error".into(), fields);
+        meta.insert("sandbox-mcp/error".into(), error.to_json());
         CallToolResult::error(vec![ContentBlock::text(format!("{code}: {}", error.message))]).with_meta(Some(meta))
     }
 }

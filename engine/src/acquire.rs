@@ -1,0 +1,236 @@
+//! The ways to a VM for a program: one that waits in the pool, a clone of a template, one that boots. Each falls through to the
+//! next, and a program that was not seen to start is started elsewhere.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sandbox_schemas::accelerator::Accelerator;
+use sandbox_schemas::language::Language;
+use sandbox_schemas::limits::{MEMORY_DEFAULT_MB, VM_OVERHEAD_MB};
+use sandbox_schemas::wire::Hello;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::admission::Place;
+use crate::engine::Inner;
+use crate::environment::Environment;
+use crate::error::{ExecuteError, VmError};
+use crate::pool::{Wish, layer_of};
+use crate::qemu::LaunchSpec;
+use crate::run::Preparation;
+use crate::stats::Counted;
+use crate::template::REHEARSALS;
+use crate::vm::{Booting, Program, Running, Waiting, hello};
+
+/// What a program needs of a VM.
+pub(crate) struct Wanted {
+    pub(crate) accepted: Instant,
+    pub(crate) language: Language,
+    pub(crate) environment: Option<Arc<Environment>>,
+    pub(crate) memory_mb: u64,
+    pub(crate) program: Program,
+}
+
+/// A program that has started.
+pub(crate) struct Started {
+    pub(crate) vm: Running,
+    pub(crate) preparation: Preparation,
+    /// What its VM takes beyond what it was admitted with.
+    _more: Option<OwnedSemaphorePermit>,
+}
+
+/// Memory of a VM that waits, in MiB: what most programs ask for.
+const WAITING_MEMORY_MB: u64 = MEMORY_DEFAULT_MB + VM_OVERHEAD_MB;
+
+/// How long a guest that was ready may take to lay a program out and say that it starts: milliseconds, if it is not hung.
+/// What waits may be lost by a hang of the whole machine, and is not waited for as long.
+const START_DEADLINE: Duration = Duration::from_secs(30);
+const WAKE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How often a VM of the pool rehearses each language. Under TCG each time translates what the last one has not met, and that
+/// is what the first run of a clone waits for.
+const REHEARSED_TIMES: usize = 3;
+
+/// How long the pool is not filled after that has failed.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// How long a program waits for the template to be loaded or built, which takes 0.1 s or 5-10 s, before its VM boots.
+const TEMPLATE_DEADLINE: Duration = Duration::from_secs(60);
+
+/// The same for one with packages, which it has to import; a VM that boots would have to do that as well.
+const SET_DEADLINE: Duration = Duration::from_secs(600);
+
+/// A restored guest takes 0.1-0.2 s under TCG to do all that; one that is not there by then will not come.
+const RESTORE_DEADLINE: Duration = Duration::from_secs(20);
+
+impl Inner {
+    /// Has a program started in a VM of its own: the first of the three ways that leads there.
+    pub(crate) async fn acquire(&self, wanted: &Wanted) -> Result<Started, ExecuteError> {
+        if let Some(started) = self.wake(wanted).await {
+            return Ok(started);
+        }
+        match self.restore(wanted).await? {
+            Some(started) => Ok(started),
+            None => self.boot(wanted).await,
+        }
+    }
+
+    /// In a VM of the pool; `None` when there is none that serves.
+    async fn wake(&self, wanted: &Wanted) -> Option<Started> {
+        let more = match wanted.memory_mb.saturating_sub(WAITING_MEMORY_MB) {
+            0 => None,
+            more_mb => Some(self.host.admission.try_grow(more_mb)?),
+        };
+        let vm = self.host.pool.take(layer_of(wanted.environment.as_ref()))?;
+        let handed_over = Instant::now();
+        match vm.start(&wanted.program, WAKE_DEADLINE).await {
+            Ok(vm) => {
+                let connect = vm.started - handed_over;
+                let preparation = Preparation { connect, warm_pool_hit: true, ..self.preparation(wanted, true) };
+                Some(Started { vm, preparation, _more: more })
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a VM of the pool did not start its program; another one will");
+                None
+            }
+        }
+    }
+
+    /// In a clone of the template; `None` when there is none, or it does not serve.
+    async fn restore(&self, wanted: &Wanted) -> Result<Option<Started>, ExecuteError> {
+        let Some(templates) = &self.templates else { return Ok(None) };
+        let environment = wanted.environment.as_ref();
+        // Another server may be building it, and be stopped for good.
+        let deadline = if environment.is_none() { TEMPLATE_DEADLINE } else { SET_DEADLINE };
+        let Ok(template) = tokio::time::timeout(deadline, templates.of(&self.host.qemu, environment)).await else {
+            tracing::warn!("the template was not there within {deadline:?}; the VM boots");
+            return Ok(None);
+        };
+        let Some(template) = template else { return Ok(None) };
+        let place = self.host.enter(wanted.memory_mb).await?;
+        let _restoring = Counted::new(&self.stats.restoring);
+        let launched = Instant::now();
+        let started = async {
+            let vm =
+                Booting::launch(&self.host.qemu, &templates.clone_of(&template), hello(Vec::new())?, place).await?;
+            // The program lies there when the guest wakes.
+            vm.start(&wanted.program, RESTORE_DEADLINE).await
+        };
+        match started.await {
+            Ok(vm) => {
+                template.note_success();
+                self.stats.restores.add(vm.ready - launched);
+                Ok(Some(Started { preparation: self.timed(wanted, launched, &vm, true), vm, _more: None }))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a clone of the template did not start its program; a VM that boots will");
+                templates.note_failure(&template).await;
+                Ok(None)
+            }
+        }
+    }
+
+    /// In a VM that boots.
+    async fn boot(&self, wanted: &Wanted) -> Result<Started, ExecuteError> {
+        let place = self.host.enter(wanted.memory_mb).await?;
+        let _restoring = Counted::new(&self.stats.restoring);
+        let launched = Instant::now();
+        // No larger than it must be: it bounds the VM on the host too.
+        let mut spec = LaunchSpec { memory_mb: wanted.memory_mb, ..self.host.spec.clone() };
+        if let Some(environment) = &wanted.environment {
+            spec.slot = environment.slot();
+        }
+        let deadline = boot_deadline(self.host.spec.accelerator);
+        let started = async {
+            let hello = Hello { has_packages: wanted.environment.is_some(), ..hello(vec![wanted.language])? };
+            let vm = Booting::launch(&self.host.qemu, &spec, hello, place).await?.ready(deadline).await?;
+            // Its clock was set before it had booted.
+            vm.into_waiting().start(&wanted.program, START_DEADLINE).await
+        };
+        let vm = started.await.map_err(before_run)?;
+        Ok(Started { preparation: self.timed(wanted, launched, &vm, false), vm, _more: None })
+    }
+
+    /// A VM for the pool, as far as it can be had without anybody waiting for it.
+    async fn make_waiting(&self, wish: &Wish) -> Result<Option<Waiting>, VmError> {
+        let Some(templates) = &self.templates else { return Ok(None) };
+        let Some(template) = templates.of(&self.host.qemu, wish.environment.as_ref()).await else { return Ok(None) };
+        let Some(place) = self.host.admission.try_enter(WAITING_MEMORY_MB) else { return Ok(None) };
+        let _restoring = Counted::new(&self.stats.restoring);
+        match self.rehearsed(&templates.clone_of(&template), &wish.languages, place).await {
+            Ok(vm) => {
+                template.note_success();
+                Ok(Some(vm))
+            }
+            Err(error) => {
+                templates.note_failure(&template).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// A clone that has rehearsed these languages.
+    async fn rehearsed(&self, spec: &LaunchSpec, languages: &[Language], place: Place) -> Result<Waiting, VmError> {
+        let vm = Booting::launch(&self.host.qemu, spec, hello(Vec::new())?, place).await?;
+        let mut vm = vm.ready(RESTORE_DEADLINE).await?;
+        for round in 1..=REHEARSED_TIMES {
+            for rehearsal in REHEARSALS.iter().filter(|rehearsal| languages.contains(&rehearsal.language)) {
+                vm = vm.rehearse(&rehearsal.program(round)?, RESTORE_DEADLINE).await?;
+            }
+        }
+        Ok(vm.into_waiting())
+    }
+
+    fn timed(&self, wanted: &Wanted, launched: Instant, vm: &Running, template_hit: bool) -> Preparation {
+        Preparation {
+            setup: launched - wanted.accepted,
+            boot: vm.ready - launched,
+            connect: vm.started - vm.ready,
+            ..self.preparation(wanted, template_hit)
+        }
+    }
+
+    fn preparation(&self, wanted: &Wanted, template_hit: bool) -> Preparation {
+        Preparation {
+            accepted: wanted.accepted,
+            setup: Duration::ZERO,
+            boot: Duration::ZERO,
+            connect: Duration::ZERO,
+            accelerator: self.host.spec.accelerator,
+            warm_pool_hit: false,
+            template_hit,
+        }
+    }
+}
+
+pub(crate) fn before_run(error: VmError) -> ExecuteError {
+    ExecuteError::FailedBeforeRun { reason: error.to_string() }
+}
+
+/// Keeps the pool full until it is closed.
+pub(crate) async fn fill(engine: Arc<Inner>) {
+    while let Some(wish) = engine.host.pool.wish().await {
+        let made = tokio::select! {
+            made = engine.make_waiting(&wish) => made,
+            // What is half done is dropped, and its VM with it.
+            () = engine.host.pool.is_disturbed() => continue,
+        };
+        match made {
+            Ok(Some(vm)) => engine.host.pool.put(&wish, vm),
+            // No template, or no room: what runs comes first.
+            Ok(None) => tokio::time::sleep(RETRY_AFTER).await,
+            Err(error) => {
+                tracing::warn!(%error, "a VM for the pool did not come up");
+                tokio::time::sleep(RETRY_AFTER).await;
+            }
+        }
+    }
+}
+
+/// A boot takes 3-6 s under TCG on two idle cores, well under 1 s on hardware; a machine that is busy with other things
+/// must not make it fail.
+pub(crate) fn boot_deadline(accelerator: Accelerator) -> Duration {
+    match accelerator {
+        Accelerator::Kvm => Duration::from_secs(20),
+        Accelerator::Tcg => Duration::from_secs(120),
+    }
+}
