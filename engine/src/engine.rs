@@ -169,6 +169,7 @@ impl Engine {
             run_ms: stats.runs.percentiles(),
             private_memory_mb: qemu.private_memory_bytes() as f64 / (1024.0 * 1024.0),
             cache: CacheSize { size_mb: cache.size_bytes() as f64 / 1e6, limit_mb: cache.limit_bytes() as f64 / 1e6 },
+            tiers: cache.tier_status(),
             limits: LimitsInForce {
                 max_concurrent_vms: limits.vms as u64,
                 warm_pool_size: pool.size() as u64,

@@ -7,18 +7,25 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use sandbox_schemas::image::{Component, ComponentState, MANIFEST_FORMAT, Manifest};
 use sandbox_store::{
-    At, CacheDir, Kind, Lease, Lock, NotRemoved, Shelf, Workplace, create_private_directory, write_json,
+    At, CacheDir, EntryId, Fetched, Kind, Lease, Lock, NotRemoved, Shelf, Workplace, create_private_directory,
+    write_json,
 };
 
 use crate::entry::{self, MANIFEST, Unverified};
 use crate::error::BuildError;
 use crate::progress::Unit;
 use crate::recipe::{Recipe, Workshop};
+
+/// Building a component takes minutes; a tier is given as long.
+const TIER_PATIENCE: Duration = Duration::from_secs(180);
+
+/// How long another process is waited for that may be fetching the same.
+const PULL_WAITS: Duration = Duration::from_secs(30);
 
 /// The components of one cache directory.
 #[derive(Debug, Clone)]
@@ -35,6 +42,11 @@ impl Cache {
     /// Where the file of a recipe is, or would be.
     pub(crate) fn artefact(&self, recipe: &dyn Recipe) -> PathBuf {
         self.entry(recipe).join(recipe.component().file_name())
+    }
+
+    /// Whether anything can be fetched that other hosts have built.
+    pub(crate) fn has_tiers(&self) -> bool {
+        self.directory.has_tiers()
     }
 
     /// Where downloads are kept.
@@ -85,9 +97,50 @@ impl Cache {
         self.build(recipe, self.shelf.begin(lock, recipe.key())?, workshop)?.keep_until_exit();
         let manifest = entry::verify(&self.entry(recipe), component, recipe.key())
             .map_err(|reason| BuildError::Unverified { path: self.artefact(recipe), reason: reason.to_string() })?;
+        self.make_room(component);
+        Ok(manifest)
+    }
+
+    /// The manifest of a sound entry, which is fetched if it is not here and another host has built it. Nothing is built.
+    pub(crate) fn pull(&self, recipe: &dyn Recipe) -> Result<Option<Manifest>, BuildError> {
+        if let ComponentState::Present { manifest } = self.load(recipe) {
+            return Ok(Some(manifest));
+        }
+        let (component, key) = (recipe.component(), recipe.key());
+        if !self.directory.has_tiers() || !is_shared(component) {
+            return Ok(None);
+        }
+        // Whoever holds it fetches it as well, or builds it, which is not waited for.
+        let until = Instant::now() + PULL_WAITS;
+        let wait = || if Instant::now() < until { Ok(()) } else { Err(BuildError::Stopped) };
+        let lock = match self.shelf.lock(component.name(), wait) {
+            Err(BuildError::Stopped) => return Ok(None),
+            lock => lock?,
+        };
+        if let ComponentState::Present { manifest } = self.load(recipe) {
+            return Ok(Some(manifest));
+        }
+        let verify = |folder: &Path| entry::verify(folder, component, key).map_err(|reason| reason.to_string());
+        match self.directory.fetch(&id(recipe), lock, TIER_PATIENCE, verify)? {
+            Fetched::Entry(manifest, lease) => {
+                lease.keep_until_exit();
+                self.make_room(component);
+                Ok(Some(manifest))
+            }
+            Fetched::Nothing(_) => Ok(None),
+        }
+    }
+
+    /// So that other hosts need not build it.
+    pub(crate) fn offer(&self, recipe: &dyn Recipe) {
+        if is_shared(recipe.component()) {
+            self.directory.offer(&id(recipe));
+        }
+    }
+
+    fn make_room(&self, component: Component) {
         self.shelf.prune(component.name(), SystemTime::now());
         self.directory.make_room();
-        Ok(manifest)
     }
 
     /// Removes the entry, unless a process uses it. Answers whether there was one.
@@ -137,6 +190,19 @@ impl Cache {
 
     fn entry(&self, recipe: &dyn Recipe) -> PathBuf {
         self.shelf.entry(recipe.component().name(), recipe.key())
+    }
+}
+
+fn id(recipe: &dyn Recipe) -> EntryId {
+    EntryId { kind: Kind::Image, name: recipe.component().name().into(), key: recipe.key() }
+}
+
+/// The agent is part of every binary that could ask for it. QEMU is a program of the host's, outside of any VM: nobody gets one
+/// from a bucket.
+fn is_shared(component: Component) -> bool {
+    match component {
+        Component::Kernel | Component::Root => true,
+        Component::Agent | Component::Qemu => false,
     }
 }
 

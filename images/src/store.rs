@@ -11,7 +11,7 @@ use crate::agent::Agent;
 use crate::cache::Cache;
 use crate::error::{BuildError, LoadError};
 use crate::kernel::Kernel;
-use crate::progress::{Progress, Silent};
+use crate::progress::{Progress, Silent, Unit};
 use crate::qemu::Qemu;
 use crate::recipe::{Recipe, Workshop};
 use crate::root::Root;
@@ -42,9 +42,16 @@ impl ImageStore {
     }
 
     /// The image, verified; it stays where it is until this process ends. A file is read again only when it is not the
-    /// very one that was verified before. The agent is part of this binary and is written if it is not there.
+    /// very one that was verified before. The agent is part of this binary and is written if it is not there; the rest comes
+    /// from where other hosts have put it, if there is such a place.
     pub fn load(&self) -> Result<BootImage, LoadError> {
         let digest = |component| {
+            let recipe = self.recipe(component);
+            // What went wrong with fetching it is told by who fetched, and what is wrong here below.
+            if let Ok(Some(manifest)) = self.cache.pull(recipe) {
+                self.cache.offer(recipe);
+                return Ok(manifest.sha256);
+            }
             let manifest = self.load_component(component)?.ok_or(LoadError::Missing { component })?;
             Ok::<_, LoadError>(manifest.sha256)
         };
@@ -58,9 +65,12 @@ impl ImageStore {
         Ok(self.load_component(Component::Qemu)?.map(|_| self.cache.artefact(&self.qemu)))
     }
 
-    /// Builds what is missing or corrupt; QEMU only where it is asked for, or was. Of several processes that build into one
+    /// Builds what is missing or corrupt, and other hosts have not; QEMU only where it is asked for, or was. Of several processes that build into one
     /// cache, one does and the others wait.
     pub fn build(&self, with_qemu: bool, progress: &dyn Progress) -> Result<BootImage, BuildError> {
+        if self.cache.has_tiers() {
+            self.pull(progress)?;
+        }
         // What is there is in use from here on: whoever makes room for a component must not remove another one.
         let is_to_build = |component: &Component| match self.cache.load(self.recipe(*component)) {
             ComponentState::Present { .. } => false,
@@ -86,6 +96,9 @@ impl ImageStore {
                     [kernel, root, agent]
                 }
             };
+            for component in Component::ALL {
+                self.cache.offer(self.recipe(component));
+            }
             Ok(self.boot_image(kernel.sha256, root.sha256, agent.sha256))
         })
     }
@@ -106,6 +119,26 @@ impl ImageStore {
                 Err(LoadError::Corrupt { component, path: self.cache.artefact(recipe), reason })
             }
         }
+    }
+
+    /// Fetches what is missing or corrupt from where other hosts have put it. What they have not is left as it is: the answer
+    /// is whether all is there.
+    pub fn pull(&self, progress: &dyn Progress) -> Result<bool, BuildError> {
+        let mut is_complete = true;
+        for component in [Component::Kernel, Component::Root] {
+            let recipe = self.recipe(component);
+            if matches!(self.cache.load(recipe), ComponentState::Present { .. }) {
+                continue;
+            }
+            let stage = progress.stage(&format!("{component}: fetching"), None, Unit::None);
+            let is_there = self.cache.pull(recipe)?.is_some();
+            if is_there {
+                stage.finish();
+            }
+            is_complete &= is_there;
+        }
+        self.with_workshop(progress, |workshop| self.cache.obtain(&self.agent, workshop))?;
+        Ok(is_complete)
     }
 
     fn obtain(&self, component: Component, workshop: &Workshop<'_>) -> Result<Manifest, BuildError> {

@@ -15,6 +15,7 @@ pub mod wire;
 
 pub mod accelerator;
 pub mod image;
+pub mod remote;
 pub mod template;
 
 pub mod environment;

@@ -40,6 +40,8 @@ pub struct PoolStatus {
     pub private_memory_mb: f64,
     /// What images and templates take on the disk.
     pub cache: CacheSize,
+    /// Where templates and images are asked for when they are not on the disk; none unless one is set.
+    pub tiers: Vec<TierStatus>,
     /// The limits in force.
     pub limits: LimitsInForce,
 }
@@ -148,6 +150,60 @@ pub struct CacheSize {
     pub size_mb: f64,
     /// What they may take; more is removed after the next build, as far as it is not in use.
     pub limit_mb: f64,
+}
+
+/// A place that entries are fetched from and sent to, and what it was good for since the server started. Whatever ails it, runs
+/// go on without.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
+pub struct TierStatus {
+    /// What it is: `s3`.
+    pub name: String,
+    /// Whether it answers.
+    pub state: TierState,
+    /// What went wrong last; absent when nothing has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+    /// Which key its entries are authenticated with, the same on all hosts that share them; absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hmac_key_id: Option<String>,
+    /// Entries that were fetched.
+    pub hits: u64,
+    /// Entries that it did not have, or did not say in time.
+    pub misses: u64,
+    /// Entries that were damaged, forged or of another make, and not used.
+    pub rejected: u64,
+    /// Read from it, in MB (1,000,000 bytes), compressed as it is stored.
+    pub downloaded_mb: f64,
+    /// Written to it, in MB.
+    pub uploaded_mb: f64,
+    /// Entries that wait for being sent, or are being sent.
+    pub uploads_pending: u64,
+    /// Entries that were sent.
+    pub uploads_done: u64,
+    /// Entries that could not be sent, and were given up.
+    pub uploads_failed: u64,
+}
+
+impl TierStatus {
+    /// A tier that was not asked yet.
+    pub fn new(name: &str) -> TierStatus {
+        TierStatus { name: name.into(), ..TierStatus::default() }
+    }
+}
+
+/// Whether a tier answers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum TierState {
+    /// It was not asked yet.
+    #[default]
+    Unknown,
+    /// It answered when it was last asked.
+    Ok,
+    /// It did not, and is not asked for some time.
+    Failing,
 }
 
 /// A distribution of times.

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use sandbox_engine::{Engine, StartError};
 use sandbox_images::{ImageStore, LoadError};
@@ -26,6 +27,9 @@ pub(crate) enum BackendError {
     #[error("{0}")]
     Internal(String),
 }
+
+/// How long ending an upload may take: two or three requests.
+const TIERS_CLOSE: Duration = Duration::from_millis(500);
 
 /// What the calls that run and wait may hold together, in KiB of code, stdin and environment. Each may be some 5 MiB, and a
 /// client can send two thousand before it reads the first answer.
@@ -90,6 +94,10 @@ impl Backend {
         let engine = self.engine.try_lock().ok().and_then(|mut engine| engine.take());
         if let Some(engine) = engine {
             engine.shut_down().await;
+        }
+        // What is half sent is given up: whoever uses it next sends it.
+        if let Ok(cache) = self.settings.cache() {
+            let _ = tokio::task::spawn_blocking(move || cache.close_tiers(TIERS_CLOSE)).await;
         }
     }
 

@@ -17,7 +17,7 @@ pub(crate) struct Cli {
     pub(crate) flags: Flags,
 }
 
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub(crate) enum Command {
     /// Build or show what the VMs boot
     Image {
@@ -44,6 +44,8 @@ pub(crate) enum ImageAction {
         #[arg(long)]
         with_qemu: bool,
     },
+    /// Fetch what is missing or damaged from the S3 bucket; exits with 1 when it does not have all
+    Pull,
     /// Show what is there; exits with 1 when something is missing
     Status,
     /// Remove a part, unless a process uses it: it is built again from what Debian has by then, or not used any more
@@ -64,7 +66,7 @@ pub(crate) enum Part {
     Qemu,
 }
 
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub(crate) enum CacheAction {
     /// Show what is there, what it takes on the disk, and whether a process uses it
     Status {
@@ -74,6 +76,16 @@ pub(crate) enum CacheAction {
     },
     /// Remove all that no process uses; what is needed is built again
     Clear,
+    /// Send an entry to the S3 bucket, unless it is there
+    Push {
+        /// Its key, or the first digits of it, as `cache status` shows it
+        key: String,
+    },
+    /// Fetch an entry from the S3 bucket, unless it is here
+    Pull {
+        /// Its key, or the first digits of it
+        key: String,
+    },
 }
 
 #[cfg(test)]

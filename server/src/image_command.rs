@@ -1,4 +1,4 @@
-//! `sandbox-mcp image build|status|remove`.
+//! `sandbox-mcp image build|pull|status|remove`.
 
 use std::io::Write;
 use std::time::Duration;
@@ -7,6 +7,7 @@ use anyhow::Context;
 use sandbox_engine::{Engine, EngineConfig};
 use sandbox_images::{ImageStore, Progress, TerminalProgress, Unit};
 use sandbox_schemas::image::{Component, ComponentState, ComponentStatus};
+use sandbox_store::CacheDir;
 
 use crate::cli::{ImageAction, Part};
 use crate::settings::Settings;
@@ -14,10 +15,18 @@ use crate::settings::Settings;
 /// A template that is there is ready by then, usually; one that is not takes seconds.
 const LOADED_WITHIN: Duration = Duration::from_millis(500);
 
+/// A whole image over a slow line takes minutes.
+const SENT_WITHIN: Duration = Duration::from_secs(1800);
+
 pub(crate) fn run(action: ImageAction, settings: &Settings) -> anyhow::Result<()> {
-    let store = ImageStore::new(settings.cache()?);
+    let cache = settings.cache()?;
+    let store = ImageStore::new(cache.clone());
     match action {
-        ImageAction::Build { with_qemu } => build(&store, with_qemu, settings),
+        ImageAction::Build { with_qemu } => {
+            build(&store, with_qemu, settings)?;
+            send(&cache)
+        }
+        ImageAction::Pull => pull(&store, settings),
         ImageAction::Status => status(&store),
         ImageAction::Remove { part } => remove(&store, part),
     }
@@ -38,6 +47,29 @@ fn build(store: &ImageStore, with_qemu: bool, settings: &Settings) -> anyhow::Re
     let built = runtime.block_on(build_template(config, &progress));
     runtime.shutdown_background();
     built.context("the image is built; building the template")
+}
+
+/// Who builds by hand has time to wait until other hosts can have it.
+fn send(cache: &CacheDir) -> anyhow::Result<()> {
+    if cache.tier_status().iter().any(|tier| tier.uploads_pending > 0) {
+        let progress = TerminalProgress::new();
+        let stage = progress.stage("sending what was built to the bucket", None, Unit::None);
+        let is_sent = cache.flush_tiers(SENT_WITHIN);
+        let failed = cache.tier_status().into_iter().filter(|tier| !is_sent || tier.uploads_failed > 0);
+        if let Some(reason) = failed.filter_map(|tier| tier.last_error).next() {
+            tracing::warn!(reason, "not all that was built could be sent to the bucket");
+        } else {
+            stage.finish();
+        }
+    }
+    Ok(())
+}
+
+fn pull(store: &ImageStore, settings: &Settings) -> anyhow::Result<()> {
+    anyhow::ensure!(settings.s3_bucket.value.is_some(), "no bucket is set: name one with --s3-bucket");
+    let is_complete = store.pull(&TerminalProgress::new()).context("fetching the image")?;
+    anyhow::ensure!(is_complete, "the bucket does not have all of this image: `sandbox-mcp image build` builds it");
+    status(store)
 }
 
 /// So that not even the first program waits for it.

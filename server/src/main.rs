@@ -9,6 +9,7 @@ mod cache_command;
 mod image_command;
 mod schema_command;
 mod settings_command;
+mod tier_command;
 
 mod serve;
 
@@ -37,7 +38,7 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{CacheAction, Cli, Command};
 use crate::log::{Log, Tellable};
 use crate::settings::Settings;
 
@@ -50,9 +51,17 @@ fn main() -> ExitCode {
     };
     let log = Log::default();
     start_logging(&settings, &log);
+    let uses_tier = match &cli.command {
+        None | Some(Command::Image { .. }) => true,
+        Some(Command::Cache { action }) => matches!(action, CacheAction::Push { .. } | CacheAction::Pull { .. }),
+        Some(Command::Settings | Command::Schema) => false,
+    };
+    if uses_tier && let Err(error) = settings.open_tier() {
+        return fail(&error, 2);
+    }
     let result = match cli.command {
         Some(Command::Image { action }) => image_command::run(action, &settings),
-        Some(Command::Cache { action }) => settings.cache().and_then(|cache| cache_command::run(action, &cache)),
+        Some(Command::Cache { action }) => cache_command::run(action, &settings),
         Some(Command::Settings) => settings_command::run(&settings),
         Some(Command::Schema) => schema_command::run(),
         None => serve::run(settings, log),

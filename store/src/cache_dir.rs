@@ -8,15 +8,17 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::entry::Entry;
 use crate::error::{At, FileError, NotRemoved};
 use crate::file::allocated_bytes;
 use crate::prune::excess;
 use crate::shelf::{Shelf, remove_directory};
+use crate::tier::Tier;
 
 /// What an entry is of. Everybody's are known here, because whoever makes room makes it among all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// What a VM boots.
     Image,
@@ -30,11 +32,22 @@ impl Kind {
     /// All of them.
     pub const ALL: [Kind; 3] = [Kind::Image, Kind::Template, Kind::Layer];
 
-    const fn folder(self) -> &'static str {
+    /// What the folder of its entries is called, here and in every tier.
+    pub const fn folder(self) -> &'static str {
         match self {
             Kind::Image => "images",
             Kind::Template => "templates",
             Kind::Layer => "layers",
+        }
+    }
+
+    /// Whether QEMU, on the host, takes it for its own: then one that somebody else could have made is never used.
+    pub const fn is_trusted_by_host(self) -> bool {
+        match self {
+            // A guest's programs and data. A guest may be hostile, and is held as one.
+            Kind::Image | Kind::Layer => false,
+            // The state of devices, which QEMU does not promise to withstand.
+            Kind::Template => true,
         }
     }
 }
@@ -53,6 +66,8 @@ const ROUNDS: usize = 3;
 pub struct CacheDir {
     root: PathBuf,
     limit_bytes: u64,
+    /// Asked for what is not here, in this order.
+    pub(crate) tiers: Arc<[Arc<dyn Tier>]>,
 }
 
 /// What is in the cache beside entries.
@@ -81,7 +96,12 @@ impl CacheDir {
         // Tools run in directories of their own, where a relative path would lead elsewhere. It stays relative only
         // when there is no working directory, and then it leads nowhere.
         let root = std::path::absolute(&root).unwrap_or(root);
-        CacheDir { root, limit_bytes }
+        CacheDir { root, limit_bytes, tiers: Arc::default() }
+    }
+
+    /// The same with other places behind it, the one that is asked first at the front.
+    pub fn with_tiers(self, tiers: Vec<Arc<dyn Tier>>) -> CacheDir {
+        CacheDir { tiers: tiers.into(), ..self }
     }
 
     /// Where it is.

@@ -3,13 +3,14 @@
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use crate::error::{At, NotRemoved};
+use crate::error::{At, FileError, NotRemoved};
 use crate::file::allocated_bytes;
 use crate::lease::is_same;
 use crate::shelf::remove_directory;
+use crate::stamp::STAMP;
 
 /// What entries on their way out are called.
 pub(crate) const REMOVING: &str = ".removing-";
@@ -79,6 +80,30 @@ impl Entry {
     }
 }
 
+/// Whether a file of this name is part of an entry. Others say something about this host's copy of it: that it was verified, or
+/// whatever begins with a dot.
+pub fn is_part_name(name: &str) -> bool {
+    name != STAMP && !name.starts_with('.')
+}
+
+/// What the parts of an entry are called, in their order. One with anything but files in it is refused.
+pub fn part_names(folder: &Path) -> Result<Vec<String>, FileError> {
+    let refuse = |path: &Path, reason| Err(std::io::Error::other(reason)).at("read", path);
+    let mut names = Vec::new();
+    for found in fs::read_dir(folder).at("read", folder)? {
+        let found = found.at("read", folder)?;
+        let path = found.path();
+        match found.file_name().into_string() {
+            Ok(name) if !is_part_name(&name) => {}
+            Ok(name) if found.file_type().at("look at", &path)?.is_file() => names.push(name),
+            Ok(_) => return refuse(&path, "it is no file"),
+            Err(_) => return refuse(&path, "its name is no text"),
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
 /// Name and key, if `directory` is what an entry's is called.
 fn parse(directory: &str) -> Option<(&str, &str)> {
     let (name, key) = directory.rsplit_once('-')?;
@@ -90,7 +115,6 @@ fn parse(directory: &str) -> Option<(&str, &str)> {
 mod tests {
     use super::*;
     use crate::lease::Lease;
-    use std::path::Path;
 
     fn entry(folder: &Path) -> Entry {
         let path = folder.join("thing-0123456789abcdef");
@@ -123,6 +147,17 @@ mod tests {
         let file = folder.path().join("kernel-0808080808080808");
         fs::write(&file, "").unwrap();
         assert!(Entry::look(file).is_none());
+    }
+
+    #[test]
+    fn parts_are_all_files_but_those_about_this_copy() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["ram", "manifest.json", STAMP, ".tmp123", ".sent-0123"] {
+            fs::write(folder.path().join(name), "x").unwrap();
+        }
+        assert_eq!(part_names(folder.path()).unwrap(), ["manifest.json", "ram"]);
+        std::os::unix::fs::symlink("/etc/passwd", folder.path().join("link")).unwrap();
+        assert!(part_names(folder.path()).unwrap_err().to_string().ends_with("/link: it is no file"));
     }
 
     #[test]

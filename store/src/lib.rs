@@ -18,8 +18,11 @@ pub use shelf::{LOCK_POLL, Lock, Shelf};
 mod workplace;
 pub use workplace::Workplace;
 
+mod tier;
+pub use tier::{EntryId, Fetched, Tier};
+
 mod entry;
-pub use entry::Entry;
+pub use entry::{Entry, is_part_name, part_names};
 
 mod lease;
 pub use lease::Lease;
@@ -30,13 +33,16 @@ mod stamp;
 pub use stamp::{identity, verify_once};
 
 mod trust;
-pub use trust::{Untrusted, check_owner, check_private, open_own};
+pub use trust::{Untrusted, check_owner, check_private, open_own, open_private};
 
 mod key;
 pub use key::KeyHasher;
 
 mod file;
 pub use file::{create_private_directory, write_json};
+
+mod sparse;
+pub use sparse::{PAGE_BYTES, RUN_MAX_BYTES, for_each_extent, for_each_run};
 
 mod error;
 pub use error::{At, FileError, NotRemoved, ShelfError};

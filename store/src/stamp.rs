@@ -13,7 +13,7 @@ use crate::file::write_json;
 use crate::trust::open_own;
 
 /// Beside the files of an entry.
-const STAMP: &str = "verified.json";
+pub(crate) const STAMP: &str = "verified.json";
 
 /// What a file is, so that a later look can tell whether it is still the one that hashed to `sha256`.
 pub fn identity(metadata: &Metadata, sha256: Digest) -> VerifiedStamp {

@@ -60,6 +60,14 @@ pub fn open_own(path: &Path) -> Result<(File, Metadata), Untrusted> {
     Ok((file, metadata))
 }
 
+/// Opens a file that nobody but this user can have written to, or looked into.
+pub fn open_private(path: &Path) -> Result<(File, Metadata), Untrusted> {
+    let file = File::open(path)?;
+    let metadata = file.metadata()?;
+    check(&metadata, Forbidden::Everything)?;
+    Ok((file, metadata))
+}
+
 fn check(metadata: &Metadata, forbidden: Forbidden) -> Result<(), Untrusted> {
     trust(metadata.uid(), metadata.mode() & 0o7777, forbidden, geteuid().as_raw())
 }

@@ -22,7 +22,7 @@ pub struct Workplace {
     scratch: PathBuf,
     // In this order: as long as something is here, nobody else may sweep it away.
     directory: TempDir,
-    _lock: Lock,
+    lock: Lock,
 }
 
 impl Workplace {
@@ -38,7 +38,7 @@ impl Workplace {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).at("replace", &entry),
             _ => {}
         }
-        Ok(Workplace { entry, made, scratch, directory, _lock: lock })
+        Ok(Workplace { entry, made, scratch, directory, lock })
     }
 
     /// An empty directory that becomes the entry.
@@ -49,6 +49,11 @@ impl Workplace {
     /// An empty directory that is removed afterwards.
     pub fn scratch(&self) -> &Path {
         &self.scratch
+    }
+
+    /// Nothing was made: what is here goes, and the right to build stays.
+    pub(crate) fn give_up(self) -> Lock {
+        self.lock
     }
 
     /// Moves what was made into its place. It is in use from the first moment: nobody removes it before its builder has

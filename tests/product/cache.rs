@@ -13,7 +13,7 @@ use crate::harness::{DEADLINE, Server, command, execute_request, initialize_para
 
 const KEYS: [&str; 2] = ["1111111111111111", "2222222222222222"];
 
-fn with_cache(cache: &Path, arguments: &[&str]) -> Command {
+pub(crate) fn with_cache(cache: &Path, arguments: &[&str]) -> Command {
     let mut command = command();
     command.env_remove("SANDBOX_MCP_CACHE_MAX_GB").arg("--cache-dir").arg(cache).args(arguments);
     command
@@ -21,7 +21,7 @@ fn with_cache(cache: &Path, arguments: &[&str]) -> Command {
 
 /// Both outputs of a command that succeeds.
 #[track_caller]
-fn run(command: &mut Command) -> (String, String) {
+pub(crate) fn run(command: &mut Command) -> (String, String) {
     let (stdout, stderr, status) = pipe_through(command, b"");
     assert!(status.success(), "{status}: {stdout}{stderr}");
     (stdout, stderr)
@@ -108,7 +108,7 @@ fn what_is_there_is_shown_and_only_what_nobody_uses_is_removed() {
 }
 
 /// A cache of its own with the kernel and the root that the user's cache holds: they are not built by a test.
-fn with_image() -> TempDir {
+pub(crate) fn with_image() -> TempDir {
     let (shown, _, _) = pipe_through(command().args(["image", "status"]), b"");
     let folder = tempfile::tempdir().unwrap();
     for name in ["kernel", "root"] {

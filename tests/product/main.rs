@@ -11,8 +11,12 @@
 )]
 
 mod harness;
+#[path = "../../remote/tests/s3/weed.rs"]
+#[allow(dead_code, reason = "what only the tier's own tests do")]
+mod weed;
 
 mod bad_input;
+mod bucket;
 mod bundle;
 mod cache;
 mod cancelling;

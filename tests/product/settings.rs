@@ -10,7 +10,7 @@ use crate::harness::{DEADLINE, Server, command, execute_request, pipe_through};
 
 /// A setting's values in a file, in the environment and as a flag, as TOML has them. Each differs from the next, and the
 /// first from the default where that does not depend on the machine.
-const SAMPLES: [(&str, [&str; 3]); 9] = [
+const SAMPLES: [(&str, [&str; 3]); 16] = [
     ("accel", [r#""kvm""#, r#""auto""#, r#""tcg""#]),
     ("require_kvm", ["true", "false", "true"]),
     ("qemu", [r#""/file/qemu""#, r#""/variable/qemu""#, r#""/flag/qemu""#]),
@@ -19,6 +19,13 @@ const SAMPLES: [(&str, [&str; 3]); 9] = [
     ("templates", ["false", "true", "false"]),
     ("cache_dir", [r#""/file/cache""#, r#""/variable/cache""#, r#""/flag/cache""#]),
     ("cache_max_gb", ["1", "2", "3"]),
+    ("s3_bucket", [r#""file-bucket""#, r#""variable-bucket""#, r#""flag-bucket""#]),
+    ("s3_region", [r#""eu-central-1""#, r#""eu-west-1""#, r#""us-east-2""#]),
+    ("s3_prefix", [r#""file/""#, r#""variable/""#, r#""/""#]),
+    ("s3_endpoint_url", [r#""http://file""#, r#""http://variable""#, r#""https://flag:1""#]),
+    ("s3_force_path_style", ["true", "false", "true"]),
+    ("max_concurrent_s3_uploads", ["3", "4", "5"]),
+    ("s3_hmac_key_file", [r#""/file/key""#, r#""/variable/key""#, r#""/flag/key""#]),
     ("log", [r#""error""#, r#""info""#, r#""debug""#]),
 ];
 

@@ -6,19 +6,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::unistd::{Whence, lseek};
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::template::RamPart;
+use sandbox_store::{PAGE_BYTES, RUN_MAX_BYTES, for_each_extent, for_each_run};
 use sha2::{Digest as _, Sha256};
 
-/// What is stored or left out as a whole.
-const PAGE_BYTES: usize = 4096;
-
-/// Read at once: large enough that calls do not count.
-const CHUNK_BYTES: usize = 1024 * 1024;
+/// Copied at once.
+const CHUNK_BYTES: usize = RUN_MAX_BYTES;
 
 /// Memory for a VM: a file that has no name, gone with its last user.
 pub(crate) fn create(size_bytes: u64) -> io::Result<File> {
@@ -80,57 +76,16 @@ pub(crate) fn seal(ram: &impl AsFd) -> io::Result<()> {
 
 /// Hashes the pages that hold anything, each with its offset before it, and hands runs of them to `take`.
 fn summarise(ram: &File, mut take: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<RamPart> {
-    let size_bytes = ram.metadata()?.len();
     let (mut hasher, mut data_bytes) = (Sha256::new(), 0);
-    let mut chunk = vec![0; CHUNK_BYTES];
-    for_each_extent(ram, |start, end| {
-        // Extents need not begin at a page where the file system's blocks are smaller.
-        let mut at = start - start % PAGE_BYTES as u64;
-        while at < end {
-            let length = usize::try_from(end - at).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
-            let length =
-                length.next_multiple_of(PAGE_BYTES).min(usize::try_from(size_bytes - at).unwrap_or(CHUNK_BYTES));
-            ram.read_exact_at(&mut chunk[..length], at)?;
-            let mut run_start = None;
-            for (index, page) in chunk[..length].chunks(PAGE_BYTES).enumerate() {
-                let offset = index * PAGE_BYTES;
-                if is_zero(page) {
-                    if let Some(run) = run_start.take() {
-                        take(at + run as u64, &chunk[run..offset])?;
-                    }
-                } else {
-                    hasher.update((at + offset as u64).to_le_bytes());
-                    hasher.update(page);
-                    data_bytes += page.len() as u64;
-                    run_start.get_or_insert(offset);
-                }
-            }
-            if let Some(run) = run_start {
-                take(at + run as u64, &chunk[run..length])?;
-            }
-            at += length as u64;
+    for_each_run(ram, |start, run| {
+        for (index, page) in run.chunks(PAGE_BYTES).enumerate() {
+            hasher.update((start + (index * PAGE_BYTES) as u64).to_le_bytes());
+            hasher.update(page);
         }
-        Ok(())
+        data_bytes += run.len() as u64;
+        take(start, run)
     })?;
-    Ok(RamPart { size_bytes, data_bytes, sha256: Digest(hasher.finalize().into()) })
-}
-
-fn is_zero(page: &[u8]) -> bool {
-    page.iter().all(|&byte| byte == 0)
-}
-
-/// Each part of a file that is not a hole, from its first byte to the one behind its last.
-fn for_each_extent(file: &File, mut take: impl FnMut(u64, u64) -> io::Result<()>) -> io::Result<()> {
-    let mut at = 0;
-    loop {
-        let start = match lseek(file, at, Whence::SeekData) {
-            Ok(start) => start,
-            Err(Errno::ENXIO) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        };
-        at = lseek(file, start, Whence::SeekHole)?;
-        take(start.unsigned_abs(), at.unsigned_abs())?;
-    }
+    Ok(RamPart { size_bytes: ram.metadata()?.len(), data_bytes, sha256: Digest(hasher.finalize().into()) })
 }
 
 #[cfg(test)]

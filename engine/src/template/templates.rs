@@ -1,15 +1,16 @@
 //! The templates of an engine: each is loaded, or built, once; all who want it meanwhile wait for the same.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use sandbox_schemas::environment::EnvironmentId;
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::limits::{MEMORY_MAX_MB, VM_OVERHEAD_MB};
 use sandbox_schemas::status::{EnvironmentStatus, TemplateState, TemplateStatus};
-use sandbox_store::{CacheDir, FileError, Kind, LOCK_POLL, Lock, Shelf, ShelfError};
+use sandbox_store::{CacheDir, EntryId, Fetched, FileError, Kind, LOCK_POLL, Lock, Shelf, ShelfError};
 
 use crate::entry::Unusable;
 use crate::environment::Environment;
@@ -34,6 +35,9 @@ const FAILURES_MAX: u32 = 3;
 /// Templates of package sets that stay loaded. A QEMU that must not have the file gets a copy of 150-400 MB in memory, which is made
 /// anew in 0.1-0.2 s.
 const SETS_LOADED_MAX: usize = 4;
+
+/// What building one takes under TCG: a tier that would take longer is of no use.
+const TIER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why there is no template. Programs still run: in VMs that boot.
 #[derive(Debug, thiserror::Error)]
@@ -194,6 +198,18 @@ impl Templates {
         environment: Option<&Arc<Environment>>,
         build: impl Future<Output = Result<build::Saved, E>>,
     ) -> Result<Template, TemplateError> {
+        let template = self.load_or_make(name, origin, environment, build).await?;
+        self.cache.offer(&id(name, origin));
+        Ok(template)
+    }
+
+    async fn load_or_make<E: Into<TemplateError>>(
+        &self,
+        name: &str,
+        origin: &Origin,
+        environment: Option<&Arc<Environment>>,
+        build: impl Future<Output = Result<build::Saved, E>>,
+    ) -> Result<Template, TemplateError> {
         match self.load(name, origin, environment).await? {
             Ok(template) => return Ok(template),
             Err(Unusable::Missing) => {}
@@ -204,6 +220,10 @@ impl Templates {
         if let Ok(template) = self.load(name, origin, environment).await? {
             return Ok(template);
         }
+        let lock = match self.fetch(lock, name, origin, environment).await? {
+            Fetched::Entry(template, _lease) => return Ok(template),
+            Fetched::Nothing(lock) => lock,
+        };
         tracing::info!(name, "building a template, which takes some seconds");
         let saved = build.await.map_err(Into::into)?;
         let (shelf, owned) = (self.shelf.clone(), origin.clone());
@@ -219,6 +239,31 @@ impl Templates {
             tracing::warn!(%error, "no room was made in the cache");
         }
         Ok(template)
+    }
+
+    /// What another host has built.
+    async fn fetch(
+        &self,
+        lock: Lock,
+        name: &str,
+        origin: &Origin,
+        environment: Option<&Arc<Environment>>,
+    ) -> Result<Fetched<Template>, TemplateError> {
+        let (cache, wanted) = (self.cache.clone(), id(name, origin));
+        let (origin, copies, environment) = (origin.clone(), self.copies, environment.cloned());
+        let fetched = in_background(move || {
+            let load = |folder: &Path| {
+                entry::load(folder, &origin, copies, environment.clone()).map_err(|reason| reason.to_string())
+            };
+            cache.fetch(&wanted, lock, TIER_PATIENCE, load)
+        });
+        let fetched = fetched.await??;
+        if matches!(fetched, Fetched::Entry(..))
+            && let Err(error) = self.make_room(name).await
+        {
+            tracing::warn!(%error, "no room was made in the cache");
+        }
+        Ok(fetched)
     }
 
     /// Waits for the right to build; who does not want the template any more drops this.
@@ -297,6 +342,10 @@ impl From<Result<Template, TemplateError>> for State {
             }
         }
     }
+}
+
+fn id(name: &str, origin: &Origin) -> EntryId {
+    EntryId { kind: Kind::Template, name: name.into(), key: origin.key }
 }
 
 fn inputs(qemu: &Qemu, spec: &LaunchSpec) -> TemplateInputs {

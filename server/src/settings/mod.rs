@@ -10,19 +10,21 @@ mod file;
 mod flags;
 
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
 use sandbox_engine::{AcceleratorChoice, EngineConfig, Limits};
 use sandbox_packages::{Allowlist, GatewayConfig};
+use sandbox_remote::{S3, S3Config, Secret, Timing};
 use sandbox_schemas::image::BootImage;
 use sandbox_schemas::language::Language;
-use sandbox_store::{CacheDir, DEFAULT_LIMIT_GB, GIGABYTE};
+use sandbox_store::{CacheDir, DEFAULT_LIMIT_GB, GIGABYTE, Tier};
 
 pub(crate) use flags::Flags;
 pub(crate) use sources::{ConfigFile, Origin, SettingError};
 
 use sources::Sources;
-use value::{LogFilter, Names, Number, PackageSets, RegistryUrl, Value};
+use value::{LogFilter, Name, Names, Number, PackageSets, Prefix, RegistryUrl, Value};
 
 /// A setting's value, and who has set it.
 #[derive(Debug, Clone)]
@@ -71,6 +73,8 @@ macro_rules! settings {
             pub(crate) file: Option<ConfigFile>,
             /// Variables that look like ours and are not.
             pub(crate) unknown_variables: Vec<String>,
+            /// Where the cache looks for what is not on the disk: once for all who ask for the cache.
+            tier: Arc<OnceLock<Arc<S3>>>,
         }
 
         /// The table.
@@ -89,6 +93,7 @@ macro_rules! settings {
                     $($key: sources.setting(stringify!($key), || $default)?,)+
                     file: sources.file,
                     unknown_variables: sources.unknown_variables,
+                    tier: Arc::default(),
                 })
             }
 
@@ -127,6 +132,29 @@ settings! {
 
     /// What images and templates may take on the disk; after a build, the least recently used go that no process uses
     cache_max_gb: Number<0, 1_000_000> as "GB" = Number::of(DEFAULT_LIMIT_GB as usize), "10";
+
+    /// S3 bucket in which hosts share what they have built: images, package layers, and templates if they share a key. Nothing is
+    /// contacted unless it is set
+    s3_bucket: Option<Name> as "NAME" = None, "none";
+
+    /// The bucket's region
+    s3_region: Option<Name> as "NAME" = None, "as AWS's variables and files say";
+
+    /// What the keys of all objects begin with
+    s3_prefix: Prefix as "PREFIX" = Prefix("sandbox-mcp/".into()), "sandbox-mcp/";
+
+    /// S3 service that is not Amazon's
+    s3_endpoint_url: Option<RegistryUrl> as "URL" = None, "Amazon's";
+
+    /// Name the bucket in the path, not in the host's name, as services other than Amazon's often want it
+    s3_force_path_style: bool as "" = false, "false";
+
+    /// Entries that are sent to the bucket at the same time
+    max_concurrent_s3_uploads: Number<1, 16> as "ENTRIES" = Number::of(2), "2";
+
+    /// Key of 32 bytes or more that the hosts share: with it, nothing is taken from the bucket that another host with the key did
+    /// not put there; without it, templates are not shared
+    s3_hmac_key_file: Option<PathBuf> as "FILE" = None, "none: templates are not shared";
 
     /// Install only packages whose names are on the allowlist, those that others need included
     package_allowlist: bool as "" = true, "true";
@@ -174,7 +202,29 @@ impl Settings {
     pub(crate) fn cache(&self) -> anyhow::Result<CacheDir> {
         let root = self.cache_dir.value.clone();
         let root = root.context("no home directory is known: set HOME, or name a folder with --cache-dir")?;
-        Ok(CacheDir::new(root, self.cache_max_gb.value.get() as u64 * GIGABYTE))
+        let cache = CacheDir::new(root, self.cache_max_gb.value.get() as u64 * GIGABYTE);
+        let tiers = self.tier.get().map(|s3| s3.clone() as Arc<dyn Tier>);
+        Ok(cache.with_tiers(tiers.into_iter().collect()))
+    }
+
+    /// Puts the bucket behind the cache, if there is one. Contacts nobody.
+    pub(crate) fn open_tier(&self) -> anyhow::Result<Option<Arc<S3>>> {
+        let Some(Name(bucket)) = &self.s3_bucket.value else { return Ok(None) };
+        let key_file = &self.s3_hmac_key_file;
+        let secret = key_file.value.as_ref().map(|path| Secret::read(path)).transpose();
+        let secret = secret.with_context(|| format!("{}: s3_hmac_key_file", key_file.origin))?;
+        let s3 = S3::new(S3Config {
+            bucket: bucket.clone(),
+            region: self.s3_region.value.as_ref().map(|Name(region)| region.clone()),
+            prefix: self.s3_prefix.value.0.clone(),
+            endpoint_url: self.s3_endpoint_url.value.as_ref().map(|RegistryUrl(url)| url.clone()),
+            force_path_style: self.s3_force_path_style.value,
+            uploads: self.max_concurrent_s3_uploads.value.get(),
+            secret,
+            timing: Timing::default(),
+        });
+        let s3 = Arc::new(s3.context("starting the threads that fetch and send")?);
+        Ok(Some(self.tier.get_or_init(|| s3).clone()))
     }
 
     /// Which packages may be installed, and where they come from.

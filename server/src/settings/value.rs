@@ -226,6 +226,70 @@ impl Value for RegistryUrl {
     }
 }
 
+impl<T: Value> Value for Option<T> {
+    const TOML_TYPE: &'static str = T::TOML_TYPE;
+
+    fn allowed() -> String {
+        T::allowed()
+    }
+
+    fn parse(text: &OsStr, folder: &Path) -> Option<Self> {
+        T::parse(text, folder).map(Some)
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        self.as_ref().and_then(T::to_toml)
+    }
+}
+
+/// What something is called elsewhere: a bucket, a region.
+#[derive(Debug, Clone)]
+pub(crate) struct Name(pub(crate) String);
+
+impl Value for Name {
+    const TOML_TYPE: &'static str = "string";
+
+    fn allowed() -> String {
+        "a name of letters, digits, `.`, `_` and `-`".into()
+    }
+
+    fn parse(text: &OsStr, _: &Path) -> Option<Self> {
+        let text = text.to_str()?;
+        let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+        (!text.is_empty() && text.bytes().all(is_allowed)).then(|| Name(text.into()))
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        Some(quoted(&self.0))
+    }
+}
+
+/// What the keys of objects begin with. A slash at its end goes without saying.
+#[derive(Debug, Clone)]
+pub(crate) struct Prefix(pub(crate) String);
+
+impl Value for Prefix {
+    const TOML_TYPE: &'static str = "string";
+
+    fn allowed() -> String {
+        "names of letters, digits, `.`, `_` and `-`, with slashes between them, or `/` for none".into()
+    }
+
+    fn parse(text: &OsStr, folder: &Path) -> Option<Self> {
+        let text = text.to_str()?;
+        if text == "/" {
+            return Some(Prefix(String::new()));
+        }
+        let text = text.strip_suffix('/').unwrap_or(text);
+        let are_names = text.split('/').all(|name| Name::parse(name.as_ref(), folder).is_some());
+        are_names.then(|| Prefix(format!("{text}/")))
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        Some(quoted(if self.0.is_empty() { "/" } else { &self.0 }))
+    }
+}
+
 /// A string of TOML: those of JSON are.
 fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()

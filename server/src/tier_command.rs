@@ -1,0 +1,98 @@
+//! `sandbox-mcp cache push|pull`: an entry, by its key.
+
+use std::fs;
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use sandbox_remote::{Pushed, S3};
+use sandbox_schemas::image::Digest;
+use sandbox_store::{CacheDir, EntryId, Fetched, ShelfError, Tier};
+use serde::Deserialize;
+
+use crate::settings::Settings;
+
+/// Fewer digits of a key than this are a slip of the hand.
+const DIGITS_MIN: usize = 4;
+
+/// A whole image over a slow line. Whoever asks for it by hand can also end it.
+const PATIENCE: Duration = Duration::from_secs(3600);
+
+/// What every manifest of an entry has in it.
+#[derive(Deserialize)]
+struct Keyed {
+    key: Digest,
+}
+
+/// Sends an entry, and says what it was.
+pub(crate) fn push(settings: &Settings, digits: &str) -> anyhow::Result<()> {
+    let (s3, cache) = open(settings, digits)?;
+    let mut found = Vec::new();
+    for (kind, entry) in cache.entries() {
+        // The folder's name has some digits only.
+        if entry.key.starts_with(digits) || digits.starts_with(&entry.key) {
+            let path = entry.path.join("manifest.json");
+            let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            let Keyed { key } = serde_json::from_slice(&text).with_context(|| format!("{}", path.display()))?;
+            if key.to_string().starts_with(digits) {
+                found.push((EntryId { kind, name: entry.name, key }, entry.path));
+            }
+        }
+    }
+    ensure!(!found.is_empty(), "no entry here has a key that begins with {digits}: see `sandbox-mcp cache status`");
+    let ids: Vec<_> = found.iter().map(|(id, _)| id.clone()).collect();
+    only(&ids)?;
+    for (id, path) in found {
+        let what = match s3.push(&id, &path).with_context(|| format!("{id} was not sent"))? {
+            Pushed::Sent => "sent",
+            Pushed::WasThere => "was there",
+        };
+        writeln!(std::io::stdout(), "{what}  {id}")?;
+    }
+    Ok(())
+}
+
+/// Fetches an entry, and says where it is.
+pub(crate) fn pull(settings: &Settings, digits: &str) -> anyhow::Result<()> {
+    let (s3, cache) = open(settings, digits)?;
+    let found = s3.find(digits).context("the bucket cannot be searched")?;
+    ensure!(!found.is_empty(), "no entry in the bucket has a key that begins with {digits}");
+    let id = only(&found)?;
+    let shelf = cache.shelf(id.kind);
+    let path = shelf.entry(&id.name, id.key);
+    if !path.exists() {
+        let lock = shelf.lock::<ShelfError>(&id.name, || Ok(()))?;
+        // What is in it is looked at by who uses it; that it is what was sent is the tier's to see to.
+        if let Fetched::Nothing(_) = cache.fetch(id, lock, PATIENCE, |_| Ok(()))? {
+            let status = s3.status();
+            let needs_key = id.kind.is_trusted_by_host() && status.hmac_key_id.is_none();
+            let reason = match status.last_error {
+                _ if needs_key => "QEMU trusts what is in it, so it is taken only with s3_hmac_key_file".into(),
+                Some(reason) => reason,
+                None if status.hmac_key_id.is_some() => "no host with the key of s3_hmac_key_file has sent it".into(),
+                None => "no host without a key has sent it".into(),
+            };
+            bail!("{id} was not fetched: {reason}");
+        }
+    }
+    writeln!(std::io::stdout(), "{}", path.display())?;
+    Ok(())
+}
+
+fn open(settings: &Settings, digits: &str) -> anyhow::Result<(Arc<S3>, CacheDir)> {
+    let s3 = settings.open_tier()?.context("no bucket is set: name one with --s3-bucket")?;
+    let is_key = digits.len() >= DIGITS_MIN && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    ensure!(is_key, "`{digits}` is no key: it must be {DIGITS_MIN} to 64 digits of 0-9 and a-f");
+    Ok((s3, settings.cache()?))
+}
+
+fn only(found: &[EntryId]) -> anyhow::Result<&EntryId> {
+    match found {
+        [id] => Ok(id),
+        several => {
+            let names: Vec<_> = several.iter().map(ToString::to_string).collect();
+            bail!("several keys begin so: {}", names.join(", "))
+        }
+    }
+}
