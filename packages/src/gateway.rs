@@ -162,7 +162,8 @@ impl Gateway {
         }
     }
 
-    fn resolution_key(&self, language: Language, requirements: &[Requirement]) -> Digest {
+    /// All that decides what these requirements become, but for what the registry has.
+    pub fn resolution_key(&self, language: Language, requirements: &[Requirement]) -> Digest {
         let PythonTarget { python_minor, glibc_minor } = self.0.python;
         let hasher = KeyHasher::new("resolution")
             .field("language", language.name().as_bytes())

@@ -141,6 +141,7 @@ fn word(kind: Kind) -> &'static str {
         Kind::Image => "image",
         Kind::Template => "template",
         Kind::Layer => "layer",
+        Kind::Resolution => "resolution",
     }
 }
 

@@ -1,9 +1,9 @@
 //! The directory that holds everything, and the bound on what it takes. Only its user may look into it.
 //!
 //! ```text
-//! images/  templates/  layers/   shelves, whose entries are bounded together
-//! downloads/  logs/              what builders keep for the next time
-//! packages/                      what registries sent, bounded on its own
+//! images/  templates/  layers/  resolutions/   shelves, whose entries are bounded together
+//! downloads/  logs/                            what builders keep for the next time
+//! packages/                                    what registries sent, bounded on its own
 //! ```
 
 use std::fs;
@@ -26,11 +26,13 @@ pub enum Kind {
     Template,
     /// Packages, installed.
     Layer,
+    /// Which exact packages a request became.
+    Resolution,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 3] = [Kind::Image, Kind::Template, Kind::Layer];
+    pub const ALL: [Kind; 4] = [Kind::Image, Kind::Template, Kind::Layer, Kind::Resolution];
 
     /// What the folder of its entries is called, here and in every tier.
     pub const fn folder(self) -> &'static str {
@@ -38,6 +40,7 @@ impl Kind {
             Kind::Image => "images",
             Kind::Template => "templates",
             Kind::Layer => "layers",
+            Kind::Resolution => "resolutions",
         }
     }
 
@@ -45,7 +48,7 @@ impl Kind {
     pub const fn is_trusted_by_host(self) -> bool {
         match self {
             // A guest's programs and data. A guest may be hostile, and is held as one.
-            Kind::Image | Kind::Layer => false,
+            Kind::Image | Kind::Layer | Kind::Resolution => false,
             // The state of devices, which QEMU does not promise to withstand.
             Kind::Template => true,
         }

@@ -4,11 +4,13 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::cache::{run, with_cache, with_image};
-use crate::harness::{Server, execute_request, initialize_params, pipe_through, request};
+use crate::harness::{DEADLINE, Server, execute_request, initialize_params, pipe_through, request};
+use crate::packages::has_registries;
 use crate::weed::{self, Weed};
 
 /// A host's product: its cache, the bucket, and the key if it has it.
@@ -113,4 +115,37 @@ fn a_key_that_others_can_read_ends_the_server() {
         stderr.contains("SANDBOX_MCP_S3_HMAC_KEY_FILE: s3_hmac_key_file: ") && stderr.contains("(mode 644)"),
         "{stderr}"
     );
+}
+
+#[test]
+fn packages_that_one_host_has_installed_another_has_without_a_registry() {
+    let Some(weed) = weed::shared() else { return };
+    if !has_registries() {
+        return;
+    }
+    let fleet = Fleet::new(weed);
+    let (builder, fresh) = (with_image(), with_image());
+    let program = json!({"language": "python", "code": "import click; print(click.__name__)", "packages": ["click"]});
+    let mut server = Server::start_as(&mut fleet.host(builder.path(), &[]));
+    let run = |server: &mut Server| {
+        server.send(&execute_request(1, program.clone()));
+        let response = server.receive();
+        assert_eq!(response["result"]["structuredContent"]["stdout"], "click\n", "{response}");
+        response["result"]["structuredContent"].clone()
+    };
+    run(&mut server);
+    let until = Instant::now() + DEADLINE;
+    loop {
+        server.send(&request(2, "tools/call", json!({"name": "pool_status", "arguments": {}})));
+        let tier = server.receive()["result"]["structuredContent"]["tiers"][0].clone();
+        // Kernel and root, the templates of nothing and of the set, the layer, and what the request became.
+        if tier["uploads_pending"] == 0 && tier["uploads_done"].as_u64() >= Some(6) {
+            break;
+        }
+        assert!(Instant::now() < until, "{tier}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    // It has the image alone, and nobody to ask but the bucket.
+    let mut server = Server::start_as(fleet.host(fresh.path(), &[]).env("HTTPS_PROXY", "http://127.0.0.1:9"));
+    assert_eq!(run(&mut server)["template_hit"], true);
 }

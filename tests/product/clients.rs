@@ -54,7 +54,10 @@ async fn call(client: &Client, arguments: Value) -> CallToolResult {
 fn the_rust_sdk_lists_and_calls() {
     with_client(|client| async {
         let tools = client.service.list_all_tools().await.unwrap();
-        assert_eq!(tools.iter().map(|tool| tool.name.as_ref()).collect::<Vec<_>>(), ["execute_code", "pool_status"]);
+        assert_eq!(
+            tools.iter().map(|tool| tool.name.as_ref()).collect::<Vec<_>>(),
+            ["execute_code", "install_packages", "pool_status"]
+        );
         let result = call(&client, json!({"language": "python", "code": "print(6*7)"})).await;
         assert_eq!(result.is_error, Some(false));
         assert_eq!(result.structured_content.unwrap()["stdout"], "42\n");

@@ -23,7 +23,7 @@ fn in_cache(cache: &TempDir, arguments: &[&str]) -> Command {
 }
 
 /// Whether both registries can be reached. Says so loudly if not: what needs them is not tested then.
-fn has_registries() -> bool {
+pub fn has_registries() -> bool {
     let answers = |url: &str| {
         let mut curl = Command::new("curl");
         curl.args(["--silent", "--fail", "--max-time", "20", "--output", "/dev/null", url]);

@@ -1,6 +1,6 @@
 //! The environments of an engine: known, on the disk, or to be installed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,14 +9,14 @@ use sandbox_schemas::environment::{EnvironmentId, Lock};
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::install::{InstallOutcome, InstallTiming, InstalledPackage};
 use sandbox_schemas::language::Language;
-use sandbox_store::{CacheDir, KeyHasher, Kind, LOCK_POLL, Shelf};
+use sandbox_store::{CacheDir, EntryId, Fetched, KeyHasher, Kind, LOCK_POLL, Shelf};
 use tokio::sync::OnceCell;
 use tokio_util::task::TaskTracker;
 
 use crate::entry::Unusable;
 use crate::environment::build::{Builds, Words};
 use crate::environment::install::{self, install};
-use crate::environment::{Environment, InstallError, layer};
+use crate::environment::{Environment, InstallError, layer, resolution};
 use crate::host::Host;
 use crate::run::OutputSink;
 
@@ -28,6 +28,9 @@ const RECENT_MAX: usize = 16;
 
 /// How long an answer from there is good: what is resolved anew after a day must not be hidden for long.
 const RECENT_FOR: Duration = Duration::from_secs(600);
+
+/// Installing takes longer: a tier is given as long.
+const TIER_PATIENCE: Duration = Duration::from_secs(15);
 
 /// What an engine knows of environments.
 #[derive(Debug)]
@@ -129,7 +132,7 @@ impl Environments {
         }
         let gateway = self.gateway().await?;
         if let Some(lock) = self.resolved(&gateway, language, &requirements).await
-            && let Some(environment) = self.load(self.id(&lock)).await
+            && let Some(environment) = self.load_or_fetch(&lock).await
         {
             self.note(request, &environment);
             return Ok(Obtained::cached(environment));
@@ -174,8 +177,19 @@ impl Environments {
     }
 
     async fn resolved(&self, gateway: &Gateway, language: Language, requirements: &[Requirement]) -> Option<Lock> {
-        let (gateway, requirements) = (gateway.clone(), requirements.to_owned());
-        tokio::task::spawn_blocking(move || gateway.resolved(language, &requirements)).await.ok()?
+        let (gateway, cache, requirements) = (gateway.clone(), self.cache.clone(), requirements.to_owned());
+        let recalled = tokio::task::spawn_blocking(move || {
+            let known = gateway.resolved(language, &requirements);
+            known.or_else(|| {
+                let fetched = resolution::fetch(&cache, &gateway, language, &requirements)?;
+                gateway.remember(&requirements, &fetched);
+                Some(fetched)
+            })
+        });
+        let lock = recalled.await.ok()??;
+        // Who had no key to vouch for it can have written anything.
+        let is_allowed = |name: &str| self.packages.allowlist.check(language, name).is_ok();
+        lock.packages.iter().all(|package| is_allowed(&package.name)).then_some(lock)
     }
 
     async fn install(
@@ -190,7 +204,13 @@ impl Environments {
         let session = gateway.session(language, requirements.clone(), None);
         let installed = install(host, &folder, language, &requirements, &session, &mut words).await?;
         let report = session.report();
-        gateway.remember(&requirements, &installed.lock);
+        let (resolved, asked, cache) = (installed.lock.clone(), requirements.clone(), self.cache.clone());
+        let sharing = gateway.clone();
+        let remembered = tokio::task::spawn_blocking(move || {
+            sharing.remember(&asked, &resolved);
+            resolution::offer(&cache, &sharing, &asked, &resolved);
+        });
+        remembered.await.map_err(InstallError::internal)?;
         let key = self.layer_key(&installed.lock);
         let id = EnvironmentId::new(language, key);
         let environment = match self.load(id.clone()).await {
@@ -230,9 +250,42 @@ impl Environments {
             let _lease = place.publish().map_err(InstallError::internal)?;
             let environment = layer::load(&shelf.entry(name, key), &id).map_err(InstallError::internal)?;
             cache.make_room();
+            cache.offer(&EntryId { kind: Kind::Layer, name: name.into(), key });
             Ok(Arc::new(environment))
         });
         published.await.map_err(InstallError::internal)?
+    }
+
+    /// An environment that is on the disk, or that another host has installed.
+    async fn load_or_fetch(self: &Arc<Self>, lock: &Lock) -> Option<Arc<Environment>> {
+        let (id, key) = (self.id(lock), self.layer_key(lock));
+        let entry = EntryId { kind: Kind::Layer, name: id.language().name().into(), key };
+        if let Some(environment) = self.load(id.clone()).await {
+            self.cache.offer(&entry);
+            return Some(environment);
+        }
+        let this = self.clone();
+        let fetched = tokio::task::spawn_blocking(move || {
+            let right = this.shelf.try_lock(&entry.name).ok().flatten()?;
+            let check = |folder: &Path| match layer::load(folder, &id) {
+                // Who had no key to vouch for it can have written anything into its manifest.
+                Ok(environment) if this.layer_key(&environment.lock) == key => Ok(environment),
+                Ok(_) => Err("its packages are not those that its key is of".into()),
+                Err(reason) => Err(reason.to_string()),
+            };
+            match this.cache.fetch(&entry, right, TIER_PATIENCE, check) {
+                Ok(Fetched::Entry(environment, _lease)) => {
+                    this.cache.make_room();
+                    Some(Arc::new(environment))
+                }
+                Ok(Fetched::Nothing(_)) => None,
+                Err(error) => {
+                    tracing::warn!(%error, "a package layer cannot be fetched");
+                    None
+                }
+            }
+        });
+        fetched.await.ok()?
     }
 
     /// An environment that is on the disk, and sound.

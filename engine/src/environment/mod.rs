@@ -17,6 +17,8 @@ pub(crate) use install::run_installer;
 
 mod layer;
 
+mod resolution;
+
 mod error;
 pub use error::InstallError;
 
