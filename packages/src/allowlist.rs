@@ -29,27 +29,47 @@ const DISTANCE_MAX: usize = 2;
 #[derive(Debug, Clone)]
 pub struct Allowlist {
     // In the order of `CATALOGS`. `None` allows everything.
-    names: [Option<Arc<Names>>; 2],
+    lists: [Option<List>; 2],
+}
+
+/// The names of one language.
+#[derive(Debug, Clone)]
+enum List {
+    /// Those that come with this program, by their place.
+    Builtin(usize),
+    /// Somebody's own.
+    Own(Arc<Names>),
+}
+
+/// Read when they are first needed, and once: most servers never are asked for a package.
+static BUILTIN: LazyLock<[Arc<Names>; 2]> = LazyLock::new(|| {
+    CATALOGS.map(|(language, catalog)| {
+        let names = catalog.lines().filter_map(|name| normalise(language, name).ok());
+        Arc::new(names.enumerate().map(|(rank, name)| (name.into(), rank)).collect())
+    })
+});
+
+impl List {
+    fn names(&self) -> &Arc<Names> {
+        match self {
+            List::Builtin(place) => &BUILTIN[*place],
+            List::Own(names) => names,
+        }
+    }
 }
 
 /// Names, and how much each is used: the lower, the more.
 type Names = HashMap<Box<str>, usize>;
 
 impl Allowlist {
-    /// The names that come with this program. They are read when they are first needed, and once.
+    /// The names that come with this program.
     pub fn builtin() -> Allowlist {
-        static BUILTIN: LazyLock<[Arc<Names>; 2]> = LazyLock::new(|| {
-            CATALOGS.map(|(language, catalog)| {
-                let names = catalog.lines().filter_map(|name| normalise(language, name).ok());
-                Arc::new(names.enumerate().map(|(rank, name)| (name.into(), rank)).collect())
-            })
-        });
-        Allowlist { names: BUILTIN.clone().map(Some) }
+        Allowlist { lists: [0, 1].map(|place| Some(List::Builtin(place))) }
     }
 
     /// Allows everything.
     pub fn off() -> Allowlist {
-        Allowlist { names: [None, None] }
+        Allowlist { lists: [None, None] }
     }
 
     /// Has the names in a file instead of those it has for a language: one a line, `#` begins a comment.
@@ -71,7 +91,7 @@ impl Allowlist {
             }
         }
         if let Some(place) = place(language) {
-            self.names[place] = Some(Arc::new(names));
+            self.lists[place] = Some(List::Own(Arc::new(names)));
         }
         Ok(self)
     }
@@ -82,21 +102,27 @@ impl Allowlist {
         language: Language,
         names: impl IntoIterator<Item = &'n str>,
     ) -> Result<Allowlist, ListError> {
-        let Some(list) = place(language).and_then(|place| self.names[place].as_mut()) else { return Ok(self) };
+        let Some(list) = place(language).and_then(|place| self.lists[place].as_mut()) else { return Ok(self) };
+        let mut names = names.into_iter().peekable();
+        if names.peek().is_none() {
+            return Ok(self);
+        }
+        let mut own = list.names().clone();
         for name in names {
             let normal = normalise(language, name);
             let normal = normal.map_err(|reason| ListError::Addition { name: name.into(), language, reason })?;
-            if !list.contains_key(&*normal) {
-                let list = Arc::make_mut(list);
-                list.insert(normal.into(), list.len());
+            if !own.contains_key(&*normal) {
+                let rank = own.len();
+                Arc::make_mut(&mut own).insert(normal.into(), rank);
             }
         }
+        *list = List::Own(own);
         Ok(self)
     }
 
     /// Whether a package may be installed; if not, which one may have been meant.
     pub fn check(&self, language: Language, name: &str) -> Result<(), Refused> {
-        let names = match place(language).map(|place| self.names[place].as_deref()) {
+        let names = match place(language).map(|place| self.lists[place].as_ref().map(|list| &**list.names())) {
             Some(None) => return Ok(()),
             Some(Some(names)) => Some(names),
             None => None,
@@ -115,7 +141,8 @@ impl Allowlist {
     /// What stands for the whole list: of two that have the same, the same is allowed.
     pub fn digest(&self) -> Digest {
         let mut hasher = KeyHasher::new("allowlist");
-        for ((language, _), names) in CATALOGS.iter().zip(&self.names) {
+        for ((language, _), list) in CATALOGS.iter().zip(&self.lists) {
+            let names = list.as_ref().map(List::names);
             let mut sorted: Vec<_> = names.iter().flat_map(|names| names.keys()).collect();
             sorted.sort_unstable();
             hasher = hasher.field(language.name(), if names.is_some() { b"only" } else { b"everything" });
@@ -208,9 +235,9 @@ mod tests {
 
     #[test]
     fn catalogs_hold_names_and_nothing_else() {
-        for ((language, catalog), names) in CATALOGS.iter().zip(Allowlist::builtin().names) {
+        for ((language, catalog), names) in CATALOGS.iter().zip(BUILTIN.iter()) {
             let count = catalog.lines().count();
-            assert!(count > 9000 && names.unwrap().len() == count, "{language}: each name once, normalised");
+            assert!(count > 9000 && names.len() == count, "{language}: each name once, normalised");
         }
     }
 
