@@ -10,7 +10,7 @@ use crate::harness::{DEADLINE, Server, command, execute_request, pipe_through};
 
 /// A setting's values in a file, in the environment and as a flag, as TOML has them. Each differs from the next, and the
 /// first from the default where that does not depend on the machine.
-const SAMPLES: [(&str, [&str; 3]); 16] = [
+const SAMPLES: [(&str, [&str; 3]); 24] = [
     ("accel", [r#""kvm""#, r#""auto""#, r#""tcg""#]),
     ("require_kvm", ["true", "false", "true"]),
     ("qemu", [r#""/file/qemu""#, r#""/variable/qemu""#, r#""/flag/qemu""#]),
@@ -26,6 +26,14 @@ const SAMPLES: [(&str, [&str; 3]); 16] = [
     ("s3_force_path_style", ["true", "false", "true"]),
     ("max_concurrent_s3_uploads", ["3", "4", "5"]),
     ("s3_hmac_key_file", [r#""/file/key""#, r#""/variable/key""#, r#""/flag/key""#]),
+    ("package_allowlist", ["false", "true", "false"]),
+    ("pypi_allowlist", [r#""/file/pypi""#, r#""/variable/pypi""#, r#""/flag/pypi""#]),
+    ("npm_allowlist", [r#""/file/npm""#, r#""/variable/npm""#, r#""/flag/npm""#]),
+    ("allow_pypi", [r#""one""#, r#""two three""#, r#""four""#]),
+    ("allow_npm", [r#""@one/one""#, r#""two three""#, r#""four""#]),
+    ("pypi_index_url", [r#""http://file/simple/""#, r#""http://variable/simple/""#, r#""https://flag/simple/""#]),
+    ("npm_registry_url", [r#""http://file/""#, r#""http://variable/""#, r#""https://flag/""#]),
+    ("warm_sets", [r#""python numpy""#, r#""javascript lodash""#, r#""python a b>=2 | javascript c""#]),
     ("log", [r#""error""#, r#""info""#, r#""debug""#]),
 ];
 
