@@ -135,8 +135,12 @@ fn a_server_that_is_killed_and_comes_back_loses_nothing() {
     });
     weed.restart();
     proxy.set(Manner::Pass);
-    std::thread::sleep(Duration::from_millis(800));
-    assert!(receiver.fetch(&template));
+    // On a busy machine the server is not there at once, and each failure makes the tier wait for longer.
+    let until = Instant::now() + Duration::from_secs(60);
+    while !receiver.fetch(&template) {
+        assert!(Instant::now() < until, "{:?}", receiver.s3.status());
+        std::thread::sleep(Duration::from_millis(800));
+    }
     content.check(&receiver.path(&template));
 }
 
