@@ -119,12 +119,9 @@ impl Engine {
             closing: CancellationToken::new(),
         });
         // What is half done when it is not wanted any more is dropped, and its VM with it.
-        let closing = inner.closing.clone();
-        let filling = fill(inner.clone());
-        let warming = keep_warm(inner.clone(), config.warm_sets);
-        let closing_too = closing.clone();
-        inner.runs.spawn(async move { closing_too.run_until_cancelled(warming).await });
-        inner.runs.spawn(async move { closing.run_until_cancelled(filling).await });
+        let (closing, filled, warmed) = (inner.closing.clone(), inner.clone(), inner.clone());
+        let preparing = async move { tokio::join!(fill(filled), keep_warm(warmed, config.warm_sets)) };
+        inner.runs.spawn(async move { closing.run_until_cancelled(preparing).await });
         Ok(Engine(inner))
     }
 

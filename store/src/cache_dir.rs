@@ -207,7 +207,7 @@ fn content_bytes(folder: &Path) -> u64 {
 }
 
 /// The folder itself stays: who is about to build may have made sure of it already.
-fn remove_content(folder: &Path) -> Result<(), FileError> {
+pub(crate) fn remove_content(folder: &Path) -> Result<(), FileError> {
     for found in fs::read_dir(folder).at("read", folder)? {
         let found = found.at("read", folder)?;
         let path = found.path();

@@ -2,17 +2,16 @@
 //! what was built. A new tier is a new implementation of [`Tier`]; who keeps entries knows only that there are some.
 
 use std::fmt::Debug;
-use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::status::TierStatus;
 
-use crate::cache_dir::{CacheDir, Kind};
-use crate::error::{At, FileError};
+use crate::cache_dir::{CacheDir, Kind, remove_content};
+use crate::error::FileError;
 use crate::lease::Lease;
-use crate::shelf::{Lock, remove_directory};
+use crate::shelf::Lock;
 
 /// What an entry is, wherever it lies.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -85,7 +84,7 @@ impl CacheDir {
                     Err(reason) => tier.reject(wanted, &reason),
                 }
             }
-            empty(place.made())?;
+            remove_content(place.made())?;
         }
         Ok(Fetched::Nothing(place.give_up()))
     }
@@ -118,22 +117,10 @@ impl CacheDir {
     }
 }
 
-fn empty(folder: &Path) -> Result<(), FileError> {
-    for found in fs::read_dir(folder).at("read", folder)? {
-        let found = found.at("read", folder)?;
-        let path = found.path();
-        if found.file_type().at("look at", &path)?.is_dir() {
-            remove_directory(&path)?;
-        } else {
-            fs::remove_file(&path).at("remove", &path)?;
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::sync::{Arc, Mutex};
 
     /// Has one file for every entry, or leaves rubbish.

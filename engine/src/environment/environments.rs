@@ -9,7 +9,7 @@ use sandbox_schemas::environment::{EnvironmentId, Lock};
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::install::{InstallOutcome, InstallTiming, InstalledPackage};
 use sandbox_schemas::language::Language;
-use sandbox_store::{CacheDir, EntryId, Fetched, KeyHasher, Kind, LOCK_POLL, Shelf};
+use sandbox_store::{CacheDir, EntryId, Fetched, KeyHasher, Kind, Shelf, ShelfError};
 use tokio::sync::OnceCell;
 use tokio_util::task::TaskTracker;
 
@@ -238,12 +238,8 @@ impl Environments {
         requested.dedup();
         let published = tokio::task::spawn_blocking(move || {
             let name = id.language().name();
-            let lock = loop {
-                match shelf.try_lock(name).map_err(InstallError::internal)? {
-                    Some(lock) => break lock,
-                    None => std::thread::sleep(LOCK_POLL),
-                }
-            };
+            // Whoever publishes another set is done in a moment.
+            let lock = shelf.lock(name, || Ok::<_, ShelfError>(())).map_err(InstallError::internal)?;
             let place = shelf.begin(lock, key).map_err(InstallError::internal)?;
             layer::write(place.made(), &installed.image, key, installed.lock, requested)
                 .map_err(InstallError::internal)?;
