@@ -97,18 +97,11 @@ pub(crate) fn contradict(one: &Requirement, other: &Requirement) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::requirement::parse;
+    use crate::requirement;
 
     #[track_caller]
     fn check(specifiers: &[&str], expected: Result<&[&str], &str>) {
-        let specifiers: Vec<_> = specifiers.iter().map(|text| text.to_string()).collect();
-        match (parse(Language::Javascript, &specifiers), expected) {
-            (Ok(found), Ok(expected)) => {
-                assert_eq!(found.iter().map(|found| found.text()).collect::<Vec<_>>(), expected);
-            }
-            (Err(error), Err(expected)) => assert!(error.to_string().contains(expected), "{error}"),
-            (found, expected) => panic!("{found:?} instead of {expected:?}"),
-        }
+        requirement::tests::check(Language::Javascript, specifiers, expected);
     }
 
     #[test]

@@ -243,7 +243,7 @@ impl fmt::Display for Quoted {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     #[track_caller]

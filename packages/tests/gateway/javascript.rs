@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::process::Output;
-use std::time::Instant;
 
 use sandbox_packages::Allowlist;
 use sandbox_schemas::language::Language;
@@ -10,19 +9,7 @@ use sandbox_schemas::language::Language;
 use crate::tools::{Install, assert_ok, is_there};
 
 async fn install(cache: &Path, allowlist: Allowlist, specifiers: &[&str]) -> (Install, Output) {
-    let install = Install::new(cache, allowlist, Language::Javascript, specifiers).await;
-    let start = Instant::now();
-    let output = install.npm(specifiers).await;
-    let report = install.client.session.report();
-    eprintln!(
-        "{specifiers:?}: {:.1} s, {} bytes downloaded, {} cached, {} packuments, {} files",
-        start.elapsed().as_secs_f64(),
-        report.downloaded_bytes,
-        report.cached_bytes,
-        report.packages_looked_up,
-        report.files.len()
-    );
-    (install, output)
+    Install::run_new(cache, allowlist, Language::Javascript, specifiers).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,30 +1,15 @@
 //! uv and PyPI.
 
-use std::time::Instant;
+use std::path::Path;
+use std::process::Output;
 
 use sandbox_packages::Allowlist;
 use sandbox_schemas::language::Language;
 
 use crate::tools::{Install, assert_ok, is_there};
 
-async fn install(
-    cache: &std::path::Path,
-    allowlist: Allowlist,
-    specifiers: &[&str],
-) -> (Install, std::process::Output) {
-    let install = Install::new(cache, allowlist, Language::Python, specifiers).await;
-    let start = Instant::now();
-    let output = install.uv(specifiers).await;
-    let report = install.client.session.report();
-    eprintln!(
-        "{specifiers:?}: {:.1} s, {} bytes downloaded, {} cached, {} pages, {} files",
-        start.elapsed().as_secs_f64(),
-        report.downloaded_bytes,
-        report.cached_bytes,
-        report.packages_looked_up,
-        report.files.len()
-    );
-    (install, output)
+async fn install(cache: &Path, allowlist: Allowlist, specifiers: &[&str]) -> (Install, Output) {
+    Install::run_new(cache, allowlist, Language::Python, specifiers).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,6 +6,7 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Instant;
 
 use sandbox_packages::{Allowlist, Gateway, GatewayConfig, parse};
 use sandbox_schemas::language::Language;
@@ -54,6 +55,31 @@ impl Install {
         let requirements = parse(language, &specifiers).unwrap();
         let session = gateway(cache, allowlist).session(language, requirements, None);
         Install { client: Client::of(session).await, folder: tempfile::tempdir().unwrap() }
+    }
+
+    /// An install of these by the language's own installer; its words say how long it took.
+    pub async fn run_new(
+        cache: &Path,
+        allowlist: Allowlist,
+        language: Language,
+        specifiers: &[&str],
+    ) -> (Install, Output) {
+        let install = Install::new(cache, allowlist, language, specifiers).await;
+        let start = Instant::now();
+        let output = match language {
+            Language::Python => install.uv(specifiers).await,
+            _ => install.npm(specifiers).await,
+        };
+        let report = install.client.session.report();
+        eprintln!(
+            "{specifiers:?}: {:.1} s, {} bytes downloaded, {} cached, {} looked up, {} files",
+            start.elapsed().as_secs_f64(),
+            report.downloaded_bytes,
+            report.cached_bytes,
+            report.packages_looked_up,
+            report.files.len()
+        );
+        (install, output)
     }
 
     /// Runs uv for these in a folder of its own, with nothing cached.
