@@ -25,7 +25,15 @@ def threads():
 
 
 def processes():
-    return sum(name.isdigit() for name in os.listdir("/proc"))
+    """Of this user: the kernel starts threads of its own when it likes."""
+    return sum(is_ours(name) for name in os.listdir("/proc") if name.isdigit())
+
+
+def is_ours(process):
+    try:
+        return os.stat(f"/proc/{process}").st_uid == os.getuid()
+    except FileNotFoundError:
+        return False  # It has just ended.
 
 
 def try_import(package):
@@ -43,7 +51,9 @@ def try_import(package):
         return "it starts a process when it is imported"
 
 
-site.addsitedir("/packages/python")
+for folder in ("/packages/python", "/packages-added/python"):
+    if os.path.isdir(folder) and folder not in sys.path:
+        site.addsitedir(folder)
 importlib.invalidate_caches()
 unfit = []
 for package in WANTED:
