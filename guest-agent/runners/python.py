@@ -23,7 +23,7 @@ def main():
     os.set_inheritable(CONTROL, False)
     runner_pid = os.getpid()
     keep_order()
-    known = settle()
+    settled = Settled()
     os.write(CONTROL, b"R")
     while True:
         told = os.read(REQUEST, 2)
@@ -34,14 +34,13 @@ def main():
         if told[:1] == b"E":
             apply_environment(read(os.path.join(os.path.dirname(program), "env")))
         # A clone of this VM has the same generators until they are seeded anew.
-        for name in ("random", "numpy.random"):
-            if seed := getattr(sys.modules.get(name), "seed", None):
-                seed()
+        for seed in settled.seeds:
+            seed()
         code = run(program)
-        code = finish(code, known, is_last)
+        code = finish(code, settled, is_last)
         if not is_last:
             # Before the agent hears of it: a VM that is saved then would have it to do in every clone.
-            known = settle()
+            settled = Settled()
         if os.getpid() == runner_pid:
             try:
                 os.write(CONTROL, b"D%d\n" % code)
@@ -73,12 +72,44 @@ def flushing(function):
     return flushed
 
 
-def settle():
-    """Makes what is here part of the interpreter; the names of the modules whose output needs no care."""
-    gc.collect()
-    # What is here now is never garbage: later collections need not look at it.
-    gc.freeze()
-    return {name for name in sys.modules if not is_native(name)}
+class Settled:
+    """What is here now, as a part of the interpreter. In a clone each step that it takes first is translated anew, so what a
+    program's begin and end need of the modules that are here is prepared."""
+
+    def __init__(self):
+        # The modules whose output needs no care.
+        self.known = {name for name in sys.modules if not is_native(name)}
+        self.flush = native_flush() if "ctypes" in sys.modules else None
+        seeds = [getattr(sys.modules.get("random"), "seed", None), numpy_seed(sys.modules.get("numpy.random"))]
+        self.seeds = [seed for seed in seeds if seed]
+        gc.collect()
+        # It is never garbage: later collections need not look at it.
+        gc.freeze()
+
+
+def native_flush():
+    """What empties the buffers of C code."""
+    import ctypes
+
+    flush = ctypes.CDLL(None).fflush
+    return lambda: flush(None)
+
+
+def numpy_seed(random):
+    """What seeds numpy's old generator. Its own means take 30 ms in a clone, so random bytes become its state where that is seen to
+    lie where it is known to."""
+    seed = getattr(random, "seed", None)
+    try:
+        import ctypes
+
+        seed()  # No number is left over, either.
+        key = random.get_state()[1]
+        address = random.mtrand._rand._bit_generator.ctypes.state_address
+        if ctypes.string_at(address, key.nbytes) == key.tobytes():
+            return lambda: ctypes.memmove(address, os.urandom(key.nbytes), key.nbytes)
+    except Exception:
+        pass  # There is none, or another one.
+    return seed
 
 
 def read(path):
@@ -130,7 +161,7 @@ def report(error):
     return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
-def finish(code, known, is_last):
+def finish(code, settled, is_last):
     """What an interpreter does when it ends, as far as a program can see it."""
     steps = (wait_for_threads, run_exit_functions, drop_main, flush_streams)
     # Of these, the first two can be done once only, if there is anything to do.
@@ -140,10 +171,8 @@ def finish(code, known, is_last):
             step()
         except BaseException as error:
             code = report(error) or code
-    if any(is_native(name) for name in set(sys.modules) - known):
-        import ctypes
-
-        ctypes.CDLL(None).fflush(None)
+    if any(is_native(name) for name in set(sys.modules) - settled.known):
+        (settled.flush or native_flush())()
     return code
 
 
