@@ -141,7 +141,10 @@ impl Inner {
         }
         let deadline = boot_deadline(self.host.spec.accelerator);
         let started = async {
-            let hello = Hello { has_packages: wanted.environment.is_some(), ..hello(vec![wanted.language])? };
+            let hello = Hello {
+                layers: wanted.environment.as_ref().map_or(0, |environment| environment.layers()),
+                ..hello(vec![wanted.language])?
+            };
             let vm = Booting::launch(&self.host.qemu, &spec, hello, place).await?.ready(deadline).await?;
             // Its clock was set before it had booted.
             vm.into_waiting().start(&wanted.program, START_DEADLINE).await

@@ -296,7 +296,7 @@ pub(crate) fn hello(warm: Vec<Language>) -> Result<Hello, VmError> {
         vm_id: id.iter().map(|byte| format!("{byte:02x}")).collect(),
         warm,
         role: Role::Runs,
-        has_packages: false,
+        layers: 0,
     };
     hello.entropy.copy_from_slice(entropy);
     Ok(hello)

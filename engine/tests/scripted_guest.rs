@@ -222,7 +222,7 @@ async fn install(script: &str, frames: &[u8]) -> Result<ExecuteOutcome, ExecuteE
         let _stream = stream;
         std::future::pending().await
     };
-    let installation = Installation { writable_mb: 1024, disk: None, handler: Arc::new(handler) };
+    let installation = Installation { writable_mb: 1024, layers: 0, disk: None, handler: Arc::new(handler) };
     let result = engine.run_installer(installation, request, &mut Text::default(), CancellationToken::new()).await;
     let ended = tokio::time::timeout(Duration::from_secs(5), engine.shut_down()).await;
     assert!(ended.is_ok(), "a process was left behind");

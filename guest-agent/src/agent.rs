@@ -28,6 +28,8 @@ pub(crate) struct Agent {
     /// Languages that [`Hello`] asked for and that are not warm yet.
     warming: Vec<Language>,
     run: Option<Run>,
+    /// Parts of the second disk that are mounted.
+    layers: usize,
     /// Only in a VM that installs.
     tunnel: Option<Tunnel>,
 }
@@ -50,7 +52,7 @@ impl Agent {
         mask.thread_block().context("blocking SIGCHLD")?;
         let children = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
             .context("watching for children's ends")?;
-        Ok(Agent { port, children, runners: Vec::new(), warming: Vec::new(), run: None, tunnel: None })
+        Ok(Agent { port, children, runners: Vec::new(), warming: Vec::new(), run: None, layers: 0, tunnel: None })
     }
 
     /// Serves until the host is gone.
@@ -141,9 +143,9 @@ impl Agent {
             self.runners.push(Runner::spawn(language, &[])?);
             self.warming.push(language);
         }
-        if hello.has_packages {
-            boot::mount_packages()?;
-        }
+        let layers = usize::from(hello.layers);
+        boot::mount_packages(self.layers, layers)?;
+        self.layers = self.layers.max(layers);
         if let Role::Installs { writable_mb, has_disk } = hello.role {
             self.equip(writable_mb, has_disk)?;
         }
@@ -154,7 +156,7 @@ impl Agent {
     fn equip(&mut self, writable_mb: u64, has_disk: bool) -> Result<()> {
         boot::resize_writable(writable_mb)?;
         if has_disk {
-            boot::give_second_disk()?;
+            boot::give_disk(self.layers)?;
         }
         // It is there before the host hears that the VM is ready, so that no program comes too early for it.
         self.tunnel = Some(Tunnel::open()?);

@@ -14,6 +14,7 @@ use sandbox_schemas::limits;
 use crate::cgroup;
 use crate::confine::{USER_GID, USER_UID};
 use crate::error::{Context, Error, Result};
+use crate::partition;
 use crate::port::Port;
 
 /// Where a program and its environment lie while it runs. The user may write here: a runner gives the file the ending
@@ -43,8 +44,11 @@ const PORT_WAIT: Duration = Duration::from_secs(10);
 const WRITABLE_DIR: &str = "/run/writable";
 const WRITABLE_FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
 
-/// The disk that an installer writes its result to.
+/// The disk that packages are on, or are installed to.
 const SECOND_DISK: &str = "/dev/vdb";
+
+/// Its parts, and where interpreters look for what is in them. The second one has what was added to the first.
+const LAYERS: [(&str, &str); 2] = [("/dev/vdb1", "/packages"), ("/dev/vdb2", "/packages-added")];
 
 /// Brings the guest up and opens the port.
 pub(crate) fn bring_up() -> Result<Port> {
@@ -53,15 +57,18 @@ pub(crate) fn bring_up() -> Result<Port> {
     mount_writable()?;
     let_memory_rest()?;
     bring_up_loopback()?;
+    partition::divide(SECOND_DISK, limits::LAYER_ADDED_AT_BYTES, limits::LAYER_SLOT_BYTES)?;
     cgroup::set_up()?;
     come_first()?;
     open_port()
 }
 
-/// Puts the package layer, which is on the second disk, where interpreters look for it.
-pub(crate) fn mount_packages() -> Result<()> {
+/// Puts package layers, which are on the second disk, where interpreters look for them: as many as are to be there, of which
+/// so many are there already.
+pub(crate) fn mount_packages(mounted: usize, wanted: usize) -> Result<()> {
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
-    attach("/dev/vdb", "/packages", "erofs", flags, "")
+    let missing = LAYERS.iter().take(wanted).skip(mounted);
+    missing.into_iter().try_for_each(|(part, target)| attach(part, target, "erofs", flags, ""))
 }
 
 /// Stops the VM: the kernel command line makes a reboot a triple fault, at which QEMU (`-no-reboot`) exits.
@@ -82,9 +89,11 @@ pub(crate) fn resize_writable(size_mb: u64) -> Result<()> {
         .context("resizing the writable space")
 }
 
-/// Lets the user write to the second disk.
-pub(crate) fn give_second_disk() -> Result<()> {
-    give_to_user(SECOND_DISK)
+/// Lets the user write to the part of the second disk that comes after so many others.
+pub(crate) fn give_disk(layers: usize) -> Result<()> {
+    let (part, _) =
+        LAYERS.get(layers).ok_or_else(|| Error::new("giving a disk to the user", "it has no further part"))?;
+    give_to_user(part)
 }
 
 /// Leaves the initramfs for the root image, read-only.

@@ -15,6 +15,7 @@ mod agent;
 
 mod boot;
 mod identity;
+mod partition;
 mod port;
 
 mod cgroup;

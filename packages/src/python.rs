@@ -42,6 +42,11 @@ pub(crate) fn versions(requirement: &pep508_rs::Requirement) -> Option<&VersionS
     }
 }
 
+pub(crate) fn allows(requirement: &pep508_rs::Requirement, version: &str) -> bool {
+    let allows = |version: Version| versions(requirement).is_none_or(|versions| versions.contains(&version));
+    version.parse().is_ok_and(allows)
+}
+
 pub(crate) fn is_pinned(requirement: &pep508_rs::Requirement) -> bool {
     let is_exact = |operator: &Operator| matches!(operator, Operator::Equal | Operator::ExactEqual);
     versions(requirement).is_some_and(|specifiers| specifiers.iter().any(|one| is_exact(one.operator())))
@@ -102,6 +107,13 @@ mod tests {
         check(&["requests==2.32.3", "Requests==2.31.0"], Err("requests==2.31.0 and requests==2.32.3 contradict"));
         check(&["a<2", "a>=2"], Err("a<2 and a>=2 contradict each other"));
         check(&["a<2", "a>=1", "a[x]"], Ok(&["a<2", "a>=1", "a[x]"]));
+    }
+
+    #[test]
+    fn a_version_is_held_against_what_is_asked_for() {
+        let allows = |text: &str, version: &str| read(text).unwrap().allows(version);
+        assert!(allows("a", "1.0") && allows("a[x]>=1,<2", "1.5.post1") && allows("a==1.0", "1"));
+        assert!(!allows("a>=1,<2", "2") && !allows("a==1.0", "1.0.1") && !allows("a", "one"));
     }
 
     #[test]

@@ -49,6 +49,14 @@ impl Requirement {
         &self.specifier
     }
 
+    /// Whether this version will do. What is no version will not, nor what is not known to.
+    pub fn allows(&self, version: &str) -> bool {
+        match &self.specifier {
+            Specifier::Python(requirement) => python::allows(requirement, version),
+            Specifier::Javascript(_) => false,
+        }
+    }
+
     /// Whether only one version will do.
     pub fn is_pinned(&self) -> bool {
         match &self.specifier {

@@ -7,7 +7,7 @@ use crate::image::{Digest, VerifiedStamp};
 use crate::template::RamPart;
 
 /// Version of [`LayerManifest`]'s layout. An entry that has another one is installed anew.
-pub const LAYER_FORMAT: u32 = 1;
+pub const LAYER_FORMAT: u32 = 2;
 
 /// `manifest.json` of a layer: what its file is, and what is in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,10 +20,22 @@ pub struct LayerManifest {
     pub lock: Lock,
     /// Names of those that were asked for; the rest are what these need.
     pub requested: Vec<String>,
-    /// The file system, a sparse file.
+    /// The layer that it begins with, where its packages were added to one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub added_to: Option<LayerReference>,
+    /// The file systems, a sparse file.
     pub image: RamPart,
     /// When it was installed, in seconds since 1970.
     pub created_unix_seconds: u64,
+}
+
+/// A layer as another one names it: what is in it, and to the byte.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerReference {
+    /// Its key.
+    pub key: Digest,
+    /// SHA-256 of its image, as its manifest has it.
+    pub image_sha256: Digest,
 }
 
 /// `verified.json` of a layer: the identity that its file had when it was last hashed.

@@ -85,6 +85,10 @@ pub const INSTALL_TIMEOUT_SECONDS: u64 = 900;
 /// what a layer does not fill is a hole that takes nothing. Larger than any usual set: torch without CUDA unpacks to 0.9 GB.
 pub const LAYER_SLOT_BYTES: u64 = 4 * 1024 * 1024 * 1024;
 
+/// Where on that disk, in bytes, the packages begin that were added to a layer. What is before it is the layer that they were
+/// added to, byte by byte: a VM that has that one mounted can be given the other.
+pub const LAYER_ADDED_AT_BYTES: u64 = 3 * 1024 * 1024 * 1024;
+
 /// Bytes of the tunnel in one frame, either way. Large enough that a frame's own cost is lost in it, small enough that what is
 /// said of the program meanwhile does not wait for long.
 pub const TUNNEL_CHUNK_MAX_BYTES: usize = 64 * 1024;

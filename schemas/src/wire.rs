@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::language::Language;
 
 /// Version of this protocol. Host and agent are built together; it catches an image that was mixed by hand.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// Bytes of a frame's length prefix.
 pub const PREFIX_BYTES: usize = 4;
@@ -47,8 +47,9 @@ pub struct Hello {
     pub warm: Vec<Language>,
     /// What the VM is for.
     pub role: Role,
-    /// Whether the second disk has packages that are to be mounted, before any interpreter starts.
-    pub has_packages: bool,
+    /// How many parts of the second disk have packages that are to be mounted, before any interpreter starts: none, the first,
+    /// or also what was added to that.
+    pub layers: u8,
 }
 
 /// What a VM is for. Only the host gives it more than a program needs.

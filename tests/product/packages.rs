@@ -284,6 +284,68 @@ fn an_installation_is_shared_reported_and_ends_with_its_last_waiter() {
     assert_eq!(outcome["stdout"], "click\n", "{outcome}");
 }
 
+/// What the manifest of an environment says.
+#[track_caller]
+fn manifest(cache: &TempDir, installed: &Value) -> Value {
+    let path = cache.path().join("layers").join(installed["environment_id"].as_str().unwrap()).join("manifest.json");
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn what_is_added_to_a_set_is_all_that_is_installed_and_imported() {
+    if !has_registries() {
+        return;
+    }
+    let cache = new_cache();
+    let mut server = Server::start_as(&mut in_cache(&cache, &[]));
+    // One that is older than what the registry has: it stays what it is when more comes to it.
+    let first = install(&mut server, "python", &["idna>=3", "markupsafe==3.0.2"]);
+    let more = install(&mut server, "python", &["idna>=3", "jinja2==3.1.6", "markupsafe"]);
+    assert_eq!(manifest(&cache, &more)["added_to"]["key"], manifest(&cache, &first)["key"]);
+    assert_eq!(versions(&more)[1..], ["jinja2==3.1.6", "markupsafe==3.0.2"], "{more}");
+    assert_eq!((&more["cached"], &more["template"]), (&json!(false), &json!(true)));
+    // Imported already, found by every interpreter, without a network, and when what they were added to is gone.
+    let code = "import sys\nprint([name in sys.modules for name in ('idna', 'jinja2', 'markupsafe')])\n\
+                import subprocess, jinja2\nprint(jinja2.Template('{{ 6 * 7 }}').render())\n\
+                print(subprocess.run(['python3', '-c', 'import idna, jinja2; print(jinja2.__file__)'], \
+                capture_output=True, text=True).stdout)";
+    let expected = "[True, True, True]\n42\n/packages-added/python/jinja2/__init__.py\n\n";
+    let arguments = json!({"language": "python", "code": code, "environment_id": more["environment_id"]});
+    assert_eq!(run(&mut server, arguments.clone())["stdout"], expected);
+    drop(server);
+    fs::remove_dir_all(cache.path().join("layers").join(first["environment_id"].as_str().unwrap())).unwrap();
+    let templates = fs::read_dir(cache.path().join("templates")).unwrap().flatten().map(|found| found.path());
+    let of_packages =
+        |path: &PathBuf| path.is_dir() && path.file_name().unwrap().to_str().unwrap().starts_with("python-");
+    templates.filter(of_packages).for_each(|path| fs::remove_dir_all(path).unwrap());
+    let mut server = Server::start_as(&mut in_cache(&cache, &NOWHERE));
+    let outcome = run(&mut server, arguments);
+    assert_eq!((&outcome["stdout"], &outcome["template_hit"]), (&json!(expected), &json!(true)), "{outcome}");
+}
+
+#[test]
+fn what_cannot_be_added_to_a_set_is_installed_anew() {
+    if !has_registries() {
+        return;
+    }
+    let cache = new_cache();
+    let mut server = Server::start_as(&mut in_cache(&cache, &[]));
+    let base = install(&mut server, "python", &["markupsafe==3.0.2", "zope.event==5.0"]);
+    assert!(manifest(&cache, &base).get("added_to").is_none());
+    for (packages, why) in [
+        (["markupsafe==3.0.3", "zope.event==5.0", "idna==3.10"], "another version is asked for"),
+        (["markupsafe", "werkzeug==3.1.3", "zope.event>=6"], "a newer version is needed"),
+        (["markupsafe", "zope.event", "zope.deprecation==5.0"], "both have files in one directory"),
+    ] {
+        let installed = install(&mut server, "python", &packages);
+        assert!(manifest(&cache, &installed).get("added_to").is_none(), "{why}: {installed}");
+        let code = "import markupsafe, zope.event; print(zope.event.subscribers)";
+        let environment = &installed["environment_id"];
+        let outcome = run(&mut server, json!({"language": "python", "code": code, "environment_id": environment}));
+        assert_eq!(outcome["stdout"], "[]\n", "{why}: {outcome}");
+    }
+}
+
 #[test]
 fn a_set_that_was_used_waits_in_the_pool() {
     if !has_registries() {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sandbox_packages::{Gateway, GatewayConfig, Requirement, lock_key, parse};
+use sandbox_packages::{Gateway, GatewayConfig, Requirement, SessionReport, lock_key, parse};
 use sandbox_schemas::environment::{EnvironmentId, Lock};
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::install::{InstallOutcome, InstallTiming, InstalledPackage};
@@ -15,8 +15,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::entry::Unusable;
 use crate::environment::build::{Builds, Words};
-use crate::environment::install::{self, install};
-use crate::environment::{Environment, InstallError, layer, resolution};
+use crate::environment::install::{self, Installed, install};
+use crate::environment::{Environment, InstallError, layer, parent, resolution};
 use crate::host::Host;
 use crate::run::OutputSink;
 
@@ -188,22 +188,23 @@ impl Environments {
         });
         let lock = recalled.await.ok()??;
         // Who had no key to vouch for it can have written anything.
-        let is_allowed = |name: &str| self.packages.allowlist.check(language, name).is_ok();
-        lock.packages.iter().all(|package| is_allowed(&package.name)).then_some(lock)
+        self.is_allowed(&lock).then_some(lock)
+    }
+
+    fn is_allowed(&self, lock: &Lock) -> bool {
+        let is_allowed = |name: &str| self.packages.allowlist.check(lock.language, name).is_ok();
+        lock.packages.iter().all(|package| is_allowed(&package.name))
     }
 
     async fn install(
-        &self,
+        self: &Arc<Self>,
         host: &Host,
         gateway: &Gateway,
         language: Language,
         requirements: Vec<Requirement>,
         mut words: Words,
     ) -> Result<Obtained, InstallError> {
-        let folder = self.folder()?;
-        let session = gateway.session(language, requirements.clone(), None);
-        let installed = install(host, &folder, language, &requirements, &session, &mut words).await?;
-        let report = session.report();
+        let (installed, report) = self.install_packages(host, gateway, language, &requirements, &mut words).await?;
         let (resolved, asked, cache) = (installed.lock.clone(), requirements.clone(), self.cache.clone());
         let sharing = gateway.clone();
         let remembered = tokio::task::spawn_blocking(move || {
@@ -226,11 +227,48 @@ impl Environments {
         })
     }
 
+    /// Behind a layer that has some of them if there is one, so that only the rest is installed, and imported.
+    async fn install_packages(
+        self: &Arc<Self>,
+        host: &Host,
+        gateway: &Gateway,
+        language: Language,
+        requirements: &[Requirement],
+        words: &mut Words,
+    ) -> Result<(Installed, SessionReport), InstallError> {
+        let folder = self.folder()?;
+        if let Some(parent) = self.parent(language, requirements).await {
+            let session = gateway.session(language, requirements.to_owned(), None);
+            let installed = install(host, &folder, language, requirements, Some(&parent), &session, words).await?;
+            if let Some(installed) = installed {
+                return Ok((installed, session.report()));
+            }
+            tracing::info!(parent = %parent.id, "packages cannot be added to those of another set; all are installed anew");
+        }
+        let session = gateway.session(language, requirements.to_owned(), None);
+        let installed = install(host, &folder, language, requirements, None, &session, words).await?;
+        let installed = installed.ok_or_else(|| InstallError::internal("the installer has installed nothing"))?;
+        Ok((installed, session.report()))
+    }
+
+    /// What some of `requirements` are in already, as far as more can be added to it.
+    async fn parent(self: &Arc<Self>, language: Language, requirements: &[Requirement]) -> Option<Arc<Environment>> {
+        if !install::can_add(language) {
+            return None;
+        }
+        let (this, requirements) = (self.clone(), requirements.to_owned());
+        let found = tokio::task::spawn_blocking(move || {
+            let fits = |lock: &Lock, key| this.layer_key(lock) == key && this.is_allowed(lock);
+            parent::find(&this.shelf, language, &requirements, fits).map(Arc::new)
+        });
+        found.await.ok()?
+    }
+
     async fn publish(
         &self,
         id: EnvironmentId,
         key: Digest,
-        installed: install::Installed,
+        installed: Installed,
         requirements: Vec<Requirement>,
     ) -> Result<Arc<Environment>, InstallError> {
         let (shelf, cache) = (self.shelf.clone(), self.cache.clone());
@@ -241,10 +279,10 @@ impl Environments {
             // Whoever publishes another set is done in a moment.
             let lock = shelf.lock(name, || Ok::<_, ShelfError>(())).map_err(InstallError::internal)?;
             let place = shelf.begin(lock, key).map_err(InstallError::internal)?;
-            layer::write(place.made(), &installed.image, key, installed.lock, requested)
+            layer::write(place.made(), &installed.image, key, installed.lock, requested, installed.added_to)
                 .map_err(InstallError::internal)?;
             let _lease = place.publish().map_err(InstallError::internal)?;
-            let environment = layer::load(&shelf.entry(name, key), &id).map_err(InstallError::internal)?;
+            let environment = layer::load_with_parent(shelf.folder(), &id).map_err(InstallError::internal)?;
             cache.make_room();
             cache.offer(&EntryId { kind: Kind::Layer, name: name.into(), key });
             Ok(Arc::new(environment))
@@ -286,8 +324,8 @@ impl Environments {
 
     /// An environment that is on the disk, and sound.
     async fn load(&self, id: EnvironmentId) -> Option<Arc<Environment>> {
-        let folder = self.shelf.folder().join(id.to_string());
-        let loaded = tokio::task::spawn_blocking(move || layer::load(&folder, &id)).await.ok()?;
+        let folder = self.shelf.folder().to_owned();
+        let loaded = tokio::task::spawn_blocking(move || layer::load_with_parent(&folder, &id)).await.ok()?;
         match loaded {
             Ok(environment) => Some(Arc::new(environment)),
             Err(Unusable::Missing) => None,
@@ -304,12 +342,11 @@ impl Environments {
 
     /// All that decides what is in a layer.
     fn layer_key(&self, lock: &Lock) -> Digest {
-        KeyHasher::new("layer")
-            .field("recipe", &RECIPE_VERSION.to_le_bytes())
-            .field("root", &self.root_sha256.0)
-            .field("script", install::script(lock.language).as_bytes())
-            .field("lock", &lock_key(lock).0)
-            .finish()
+        let hasher =
+            KeyHasher::new("layer").field("recipe", &RECIPE_VERSION.to_le_bytes()).field("root", &self.root_sha256.0);
+        let scripts = install::scripts(lock.language);
+        let hasher = scripts.fold(hasher, |hasher, script| hasher.field("script", script.as_bytes()));
+        hasher.field("lock", &lock_key(lock).0).finish()
     }
 
     fn recall(&self, request: Digest) -> Option<Arc<Environment>> {

@@ -10,6 +10,7 @@ use sandbox_packages::{Refusal, Requirement, Session};
 use sandbox_schemas::environment::{Lock, LockedPackage};
 use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::language::Language;
+use sandbox_schemas::layer::LayerReference;
 use sandbox_schemas::limits::{INSTALL_MEMORY_MB, INSTALL_TIMEOUT_SECONDS, INSTALL_WRITABLE_MB, VM_OVERHEAD_MB};
 use sandbox_schemas::outcome::ExecuteOutcome;
 use sandbox_schemas::tunnel::{REGISTRY_PORT, Target};
@@ -18,7 +19,7 @@ use serde::Deserialize;
 use tokio::sync::oneshot;
 
 use crate::acquire::boot_deadline;
-use crate::environment::{InstallError, layer};
+use crate::environment::{Environment, InstallError, layer};
 use crate::error::VmError;
 use crate::host::Host;
 use crate::qemu::{LaunchSpec, Slot};
@@ -31,7 +32,9 @@ use crate::vm::{Booting, hello};
 pub struct Installation {
     /// Size of its writable space, in MiB. It is memory, and counts against the program's too.
     pub writable_mb: u64,
-    /// What it writes its result to.
+    /// How many parts of the disk have packages already.
+    pub layers: u8,
+    /// What it writes its result to, behind those parts.
     pub disk: Option<Arc<OwnedFd>>,
     /// Serves its connections to the registry.
     pub handler: Arc<dyn TunnelHandler>,
@@ -43,43 +46,69 @@ const LOG_LINES: usize = 20;
 /// How a language's packages are installed.
 struct Installer {
     script: &'static str,
+    /// The same where a layer is there already, to which the rest is added.
+    adds: Option<&'static str>,
     /// The packages that are there, as the script has told them.
     read: fn(&str) -> Result<Vec<LockedPackage>, String>,
 }
 
 fn installer(language: Language) -> Option<Installer> {
     match language {
-        Language::Python => Some(Installer { script: include_str!("python.sh"), read: read_python }),
-        Language::Javascript => Some(Installer { script: include_str!("javascript.sh"), read: read_javascript }),
+        Language::Python => Some(Installer {
+            script: include_str!("python.sh"),
+            adds: Some(include_str!("python-add.sh")),
+            read: read_python,
+        }),
+        Language::Javascript => {
+            Some(Installer { script: include_str!("javascript.sh"), adds: None, read: read_javascript })
+        }
         Language::Shell => None,
     }
 }
 
 /// What decides, beside the packages, what is in a layer.
-pub(crate) fn script(language: Language) -> &'static str {
-    installer(language).map_or("", |installer| installer.script)
+pub(crate) fn scripts(language: Language) -> impl Iterator<Item = &'static str> {
+    let installer = installer(language);
+    installer.into_iter().flat_map(|installer| [Some(installer.script), installer.adds]).flatten()
 }
+
+/// Whether packages of this language can be added to a layer.
+pub(crate) fn can_add(language: Language) -> bool {
+    installer(language).is_some_and(|installer| installer.adds.is_some())
+}
+
+/// How a script says that what is wanted cannot be added to what is there.
+const DOES_NOT_FIT: i32 = 75;
+
+/// What a script puts before a package that it has added to a layer.
+const ADDED: char = '+';
 
 /// What came of an installation: a disk that nobody writes to any more.
 pub(crate) struct Installed {
     pub(crate) image: File,
     pub(crate) lock: Lock,
+    /// The layer that the disk begins with, if there was one.
+    pub(crate) added_to: Option<LayerReference>,
 }
 
-/// Installs `requirements` in a VM of its own. `folder` has room for the disk.
+/// Installs `requirements` in a VM of its own. `folder` has room for the disk. With a `parent`, only what that has not is
+/// installed, behind it; `None` when that cannot be.
 pub(crate) async fn install(
     host: &Host,
     folder: &Path,
     language: Language,
     requirements: &[Requirement],
+    parent: Option<&Arc<Environment>>,
     session: &Session,
     words: &mut dyn OutputSink,
-) -> Result<Installed, InstallError> {
+) -> Result<Option<Installed>, InstallError> {
     let Some(installer) = installer(language) else {
         return Err(InstallError::internal(format!("there is no installer for {language}")));
     };
     let place = host.enter(INSTALL_MEMORY_MB + VM_OVERHEAD_MB).await?;
-    let image = layer::blank(folder).map_err(InstallError::internal)?;
+    let (owned_folder, owned_parent) = (folder.to_owned(), parent.cloned());
+    let blank = tokio::task::spawn_blocking(move || layer::blank(&owned_folder, owned_parent.as_deref())).await;
+    let image = blank.map_err(InstallError::internal)?.map_err(InstallError::internal)?;
     let disk = Arc::new(image.try_clone().map_err(InstallError::internal)?.into());
     let session_too = session.clone();
     let serve = move |_: Target, stream: TunnelStream| {
@@ -91,13 +120,22 @@ pub(crate) async fn install(
             }
         }
     };
-    let installation = Installation { writable_mb: INSTALL_WRITABLE_MB, disk: Some(disk), handler: Arc::new(serve) };
+    let installation = Installation {
+        writable_mb: INSTALL_WRITABLE_MB,
+        layers: parent.map_or(0, |parent| parent.layers()),
+        disk: Some(disk),
+        handler: Arc::new(serve),
+    };
     let (gone, is_gone) = oneshot::channel::<()>();
-    let request = request(&installer, requirements);
+    let script = parent.and(installer.adds).unwrap_or(installer.script);
+    let request = request(script, requirements);
     let outcome = run_installer(host, installation, request, (place, gone), words).await;
     let outcome = outcome.map_err(InstallError::internal)?;
     // Whoever could still write to the disk is gone.
     let _ = is_gone.await;
+    if parent.is_some() && outcome.exit_code == DOES_NOT_FIT {
+        return Ok(None);
+    }
     if outcome.exit_code != 0 || refusal(session).is_some() {
         return Err(failure(&outcome, session));
     }
@@ -105,7 +143,9 @@ pub(crate) async fn install(
     if packages.is_empty() {
         return Err(InstallError::Failed { reason: "nothing was installed".into(), log: log_of(&outcome) });
     }
-    Ok(Installed { image, lock: Lock::new(language, packages) })
+    let was_added = outcome.stdout.lines().any(|line| line.starts_with(ADDED));
+    let added_to = parent.filter(|_| was_added).map(|parent| parent.reference());
+    Ok(Some(Installed { image, lock: Lock::new(language, packages), added_to }))
 }
 
 /// Runs a program in a VM that boots for it, as an installer. `keep` is dropped once the VM is gone.
@@ -118,10 +158,10 @@ pub(crate) async fn run_installer(
 ) -> Result<ExecuteOutcome, VmError> {
     let accepted = Instant::now();
     let timeout = Duration::from_secs(request.timeout_seconds);
-    let Installation { writable_mb, disk, handler } = installation;
+    let Installation { writable_mb, layers, disk, handler } = installation;
     let mut spec = LaunchSpec { memory_mb: request.memory_mb + VM_OVERHEAD_MB, ..host.spec.clone() };
     let mut hello = hello(Vec::new())?;
-    hello.role = Role::Installs { writable_mb, has_disk: disk.is_some() };
+    (hello.layers, hello.role) = (layers, Role::Installs { writable_mb, has_disk: disk.is_some() });
     if let Some(file) = disk {
         spec.slot = Slot { file, is_writable: true };
     }
@@ -140,13 +180,13 @@ pub(crate) async fn run_installer(
     run(vm, timeout, preparation, words).await
 }
 
-fn request(installer: &Installer, requirements: &[Requirement]) -> ExecuteInput {
+fn request(script: &str, requirements: &[Requirement]) -> ExecuteInput {
     ExecuteInput {
         timeout_seconds: INSTALL_TIMEOUT_SECONDS,
         env: [("INSTALL_REGISTRY".into(), format!("http://127.0.0.1:{REGISTRY_PORT}"))].into(),
         stdin: requirements.iter().map(|requirement| format!("{requirement}\n")).collect(),
         memory_mb: INSTALL_MEMORY_MB,
-        ..ExecuteInput::new(Language::Shell, installer.script)
+        ..ExecuteInput::new(Language::Shell, script)
     }
 }
 
@@ -185,6 +225,7 @@ fn log_of(outcome: &ExecuteOutcome) -> String {
 /// `name-version` a line, as the directory of a distribution's metadata is called.
 fn read_python(said: &str) -> Result<Vec<LockedPackage>, String> {
     let read = |line: &str| {
+        let line = line.trim_start_matches(ADDED);
         let (name, version) = line.split_once('-').ok_or_else(|| format!("{line:?} is no distribution"))?;
         let name = sandbox_packages::normalise(Language::Python, name).map_err(|error| error.to_string())?;
         Ok(LockedPackage { name: name.into(), version: version.into(), place: None, hash: None })
@@ -224,7 +265,7 @@ mod tests {
             hash: hash.map(Into::into),
         };
         assert_eq!(
-            read_python("typing_extensions-4.12.2\nJinja2-3.1.6\n").unwrap(),
+            read_python("typing_extensions-4.12.2\n+Jinja2-3.1.6\n").unwrap(),
             [package("typing-extensions", "4.12.2", None, None), package("jinja2", "3.1.6", None, None)]
         );
         assert!(read_python("nothing").is_err());

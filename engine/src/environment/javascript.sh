@@ -12,4 +12,4 @@ npm install --ignore-scripts --no-audit --no-fund --no-update-notifier --no-prog
 jq -c '.packages | to_entries[] | {place: .key, version: .value.version, hash: .value.integrity}' node_modules/.package-lock.json
 rm -rf /tmp/cache package-lock.json
 echo 'Packing' >&2
-mkfs.erofs --quiet -x-1 -T0 --all-root -U00000000-0000-4000-8000-73616e64626f /dev/vdb "$root" >&2
+mkfs.erofs --quiet -x-1 -T0 --all-root -U00000000-0000-4000-8000-73616e64626f /dev/vdb1 "$root" >&2

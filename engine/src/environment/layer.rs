@@ -1,16 +1,16 @@
 //! A package layer on disk: `layer.erofs`, `manifest.json`, and `verified.json` beside them.
 
 use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use sandbox_schemas::environment::{EnvironmentId, Lock};
 use sandbox_schemas::image::Digest;
-use sandbox_schemas::layer::{LAYER_FORMAT, LayerManifest, LayerStamp};
+use sandbox_schemas::layer::{LAYER_FORMAT, LayerManifest, LayerReference, LayerStamp};
 use sandbox_schemas::limits::LAYER_SLOT_BYTES;
-use sandbox_store::{At, FileError, identity, verify_once, write_json};
+use sandbox_store::{At, FileError, for_each_run, identity, verify_once, write_json};
 
 use crate::entry::{MANIFEST, Opened, Unusable};
 use crate::environment::Environment;
@@ -18,12 +18,16 @@ use crate::template::ram;
 
 const IMAGE: &str = "layer.erofs";
 
-/// A disk that a VM can write a layer to. It has no name, and is gone with its last user.
-pub(crate) fn blank(folder: &Path) -> Result<File, FileError> {
+/// A disk that a VM can write a layer to, behind what is on the parent's. It has no name, and is gone with its last user.
+pub(crate) fn blank(folder: &Path, parent: Option<&Environment>) -> Result<File, FileError> {
     let file = tempfile::tempfile_in(folder).at("create a file in", folder)?;
     file.set_len(LAYER_SLOT_BYTES).at("extend a file in", folder)?;
     // QEMU may run as another user, and opens it by its descriptor; by name nobody can.
     file.set_permissions(fs::Permissions::from_mode(0o666)).at("set the mode of a file in", folder)?;
+    if let Some(parent) = parent {
+        let image = File::from(parent.layer.try_clone().at("open a layer of", folder)?);
+        for_each_run(&image, |at, pages| file.write_all_at(pages, at)).at("write to a file in", folder)?;
+    }
     Ok(file)
 }
 
@@ -34,6 +38,7 @@ pub(crate) fn write(
     key: Digest,
     lock: Lock,
     requested: Vec<String>,
+    added_to: Option<LayerReference>,
 ) -> Result<(), FileError> {
     let path = folder.join(IMAGE);
     let file = File::create_new(&path).at("create", &path)?;
@@ -44,8 +49,26 @@ pub(crate) fn write(
     write_json(
         folder,
         MANIFEST,
-        &LayerManifest { format: LAYER_FORMAT, key, lock, requested, image, created_unix_seconds },
+        &LayerManifest { format: LAYER_FORMAT, key, lock, requested, added_to, image, created_unix_seconds },
     )
+}
+
+/// What an entry says of itself. That it is what it says is for [`load`] to find out.
+pub(crate) fn look(folder: &Path) -> Option<LayerManifest> {
+    let manifest: LayerManifest = Opened::open(folder).ok()?.manifest().ok()?;
+    (manifest.format == LAYER_FORMAT).then_some(manifest)
+}
+
+/// Reads an entry of the shelf in `folder`, and what it was made of if that is there as well.
+pub(crate) fn load_with_parent(folder: &Path, id: &EnvironmentId) -> Result<Environment, Unusable> {
+    let mut environment = load(&folder.join(id.to_string()), id)?;
+    if let Some(LayerReference { key, image_sha256 }) = &environment.added_to {
+        let id = EnvironmentId::new(environment.language, *key);
+        let parent = load(&folder.join(id.to_string()), &id).ok();
+        let is_same = |parent: &Environment| parent.key == *key && parent.image_sha256 == *image_sha256;
+        environment.parent = parent.filter(is_same).map(Arc::new);
+    }
+    Ok(environment)
 }
 
 /// Reads an entry, and believes nothing of it that it has not seen.
@@ -74,6 +97,9 @@ pub(crate) fn load(folder: &Path, id: &EnvironmentId) -> Result<Environment, Unu
         requested: manifest.requested,
         size_bytes: manifest.image.data_bytes,
         layer: Arc::new(image.into()),
+        image_sha256: manifest.image.sha256,
+        added_to: manifest.added_to,
+        parent: None,
         _lease: Some(entry.lease),
     })
 }
@@ -82,7 +108,6 @@ pub(crate) fn load(folder: &Path, id: &EnvironmentId) -> Result<Environment, Unu
 mod tests {
     use super::*;
     use sandbox_schemas::language::Language;
-    use std::os::unix::fs::FileExt;
     use std::path::PathBuf;
 
     const KEY: Digest = Digest([7; 32]);
@@ -96,9 +121,9 @@ mod tests {
         let path = folder.path().join("entry");
         fs::create_dir(&path).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
-        let image = blank(folder.path()).unwrap();
+        let image = blank(folder.path(), None).unwrap();
         image.write_all_at(&[9; 10_000], 8192).unwrap();
-        write(&path, &image, KEY, Lock::new(Language::Python, Vec::new()), vec!["numpy".into()]).unwrap();
+        write(&path, &image, KEY, Lock::new(Language::Python, Vec::new()), vec!["numpy".into()], None).unwrap();
         (folder, path)
     }
 

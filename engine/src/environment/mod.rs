@@ -17,6 +17,8 @@ pub(crate) use install::run_installer;
 
 mod layer;
 
+mod parent;
+
 mod resolution;
 
 mod error;
@@ -28,6 +30,7 @@ use std::sync::Arc;
 use sandbox_schemas::environment::{EnvironmentId, Lock};
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::language::Language;
+use sandbox_schemas::layer::LayerReference;
 use sandbox_store::Lease;
 
 use crate::qemu::Slot;
@@ -47,12 +50,28 @@ pub(crate) struct Environment {
     pub(crate) requested: Vec<String>,
     /// What it takes on the disk, in bytes.
     pub(crate) size_bytes: u64,
-    /// The file system that they are in.
+    /// The disk that they are on.
     pub(crate) layer: Arc<OwnedFd>,
+    /// SHA-256 of that disk: what was installed twice need not be the same to the byte.
+    pub(crate) image_sha256: Digest,
+    /// The layer that it begins with, where its packages were added to one.
+    pub(crate) added_to: Option<LayerReference>,
+    /// That one, as long as it is here as well.
+    pub(crate) parent: Option<Arc<Environment>>,
     _lease: Option<Lease>,
 }
 
 impl Environment {
+    /// How many parts of its disk have packages.
+    pub(crate) fn layers(&self) -> u8 {
+        1 + u8::from(self.added_to.is_some())
+    }
+
+    /// As a layer that begins with it names it.
+    pub(crate) fn reference(&self) -> LayerReference {
+        LayerReference { key: self.key, image_sha256: self.image_sha256 }
+    }
+
     /// The disk of a VM that has these packages.
     pub(crate) fn slot(&self) -> Slot {
         Slot { file: self.layer.clone(), is_writable: false }
@@ -70,6 +89,9 @@ impl Environment {
             requested: Vec::new(),
             size_bytes: 0,
             layer: Arc::new(tempfile::tempfile().unwrap().into()),
+            image_sha256: Digest([number; 32]),
+            added_to: None,
+            parent: None,
             _lease: None,
         })
     }

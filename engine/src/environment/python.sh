@@ -13,4 +13,4 @@ for info in "$root"/python/*.dist-info; do
   echo "${name%.dist-info}"
 done
 echo 'Packing' >&2
-mkfs.erofs --quiet -x-1 -T0 --all-root -U00000000-0000-4000-8000-73616e64626f /dev/vdb "$root" >&2
+mkfs.erofs --quiet -x-1 -T0 --all-root -U00000000-0000-4000-8000-73616e64626f /dev/vdb1 "$root" >&2

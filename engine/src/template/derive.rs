@@ -47,9 +47,16 @@ struct Report {
     unfit: Vec<(String, String)>,
 }
 
-/// Makes a template with `environment` of the one that `base` restores.
-pub(crate) async fn derive(qemu: &Qemu, base: &LaunchSpec, environment: &Environment) -> Result<Saved, VmError> {
-    let mut left_out: Vec<String> = Vec::new();
+/// Makes a template with `environment` of the one that `base` restores, in which what the environment's packages were added to may
+/// be imported already.
+pub(crate) async fn derive(
+    qemu: &Qemu,
+    base: &LaunchSpec,
+    base_has: Option<&Environment>,
+    environment: &Environment,
+) -> Result<Saved, VmError> {
+    // What is imported already, and what was left out there.
+    let mut left_out = base_has.map_or(Vec::new(), |parent| parent.requested.clone());
     for attempt in 1..=ATTEMPTS {
         let made = make(qemu, base, environment, &left_out).await;
         match made {
@@ -91,7 +98,7 @@ async fn make(
         ..base.clone()
     };
     let (keep, gone) = oneshot::channel::<()>();
-    let hello = Hello { has_packages: true, ..template_hello(Vec::new())? };
+    let hello = Hello { layers: environment.layers(), ..template_hello(Vec::new())? };
     let vm = Booting::launch(qemu, &spec, hello, keep).await?.ready(READY_DEADLINE).await?;
     let (vm, report) = import(vm, environment, left_out).await?;
     let state = vm.rest(REST).await?.save(SAVE_DEADLINE).await?;

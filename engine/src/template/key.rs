@@ -25,7 +25,7 @@ pub(crate) struct TemplateInputs {
     pub(crate) arguments: Vec<String>,
     /// The programs that it has rehearsed.
     pub(crate) rehearsals: Vec<String>,
-    /// The key of the package layer, if it has one.
+    /// What its package layer hashes to, if it has one.
     pub(crate) layer: Option<Digest>,
 }
 

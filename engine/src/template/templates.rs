@@ -121,8 +121,11 @@ impl Templates {
         let mut state = known.state.lock().await;
         if matches!(*state, State::Unknown) {
             let build = async {
-                let base = self.base(qemu).await.ok_or(TemplateError::NoBase)?;
-                Ok::<_, TemplateError>(derive::derive(qemu, &self.clone_of(&base), environment).await?)
+                let parent = environment.parent.as_ref();
+                // One level deep: a layer that others are added to was added to none.
+                let base = Box::pin(self.of(qemu, parent)).await.ok_or(TemplateError::NoBase)?;
+                let parent = parent.map(|parent| &**parent);
+                Ok::<_, TemplateError>(derive::derive(qemu, &self.clone_of(&base), parent, environment).await?)
             };
             *state = self.obtain(&environment.id.to_string(), &known.origin, Some(environment), build).await.into();
         }
@@ -133,7 +136,7 @@ impl Templates {
     fn known(&self, environment: &Arc<Environment>) -> Arc<Known> {
         let mut sets = lock(&self.sets);
         let known = sets.entry(environment.key).or_insert_with(|| {
-            let inputs = TemplateInputs { layer: Some(environment.key), ..self.inputs.clone() };
+            let inputs = TemplateInputs { layer: Some(environment.image_sha256), ..self.inputs.clone() };
             Arc::new(Known::new(origin(&inputs, &self.spec), Some(environment.id.clone())))
         });
         let known = known.clone();

@@ -1,0 +1,36 @@
+# Adds Python packages to those of a layer, which is mounted, and packs what is new onto the disk. In and out like python.sh; the
+# lines of what is new begin with `+`. Ends with 75 when the whole set has to be installed anew.
+set -euo pipefail
+export UV_CACHE_DIR=/tmp/cache UV_HTTP_TIMEOUT=120 UV_NO_CONFIG=1 UV_PYTHON_DOWNLOADS=never
+registry=(--python /usr/bin/python3 --only-binary :all: --default-index "$INSTALL_REGISTRY/pypi/simple/" --color never --no-progress)
+there=/packages/python root=/tmp/layer
+names() {
+  local info
+  for info in "$1"/*.dist-info; do info=${info##*/}; echo "${info%.dist-info}"; done
+}
+# As uv writes them.
+for package in $(names "$there"); do
+  name=${package%-*}
+  name=${name,,}
+  echo "${name//[_.]/-}==${package##*-}"
+done | sort >/tmp/there
+# What is there is preferred to what is newer, as installers do; what has to be another version after all, or is not needed, does
+# not fit.
+cp /tmp/there /tmp/wanted
+uv pip compile "${registry[@]}" --no-header --no-annotate --output-file /tmp/wanted - >/tmp/said
+sort -o /tmp/wanted /tmp/wanted
+[ -z "$(comm -23 /tmp/there /tmp/wanted)" ] || exit 75
+comm -13 /tmp/there /tmp/wanted >/tmp/added
+names "$there"
+[ -s /tmp/added ] || exit 0
+mkdir -p "$root/python"
+uv pip install "${registry[@]}" --target "$root/python" --link-mode hardlink --no-deps -r /tmp/added
+rm -rf "$UV_CACHE_DIR" "$root/python/.lock"
+cd "$root/python"
+for name in *; do
+  # A package that is in two places is only found in one.
+  case $name in bin | etc | share) ;; *) [ ! -e "$there/$name" ] || exit 75 ;; esac
+done
+names "$root/python" | sed 's/^/+/'
+echo 'Packing' >&2
+mkfs.erofs --quiet -x-1 -T0 --all-root -U00000000-0000-4000-8000-73616e64626f /dev/vdb2 "$root" >&2
