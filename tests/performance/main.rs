@@ -15,6 +15,12 @@
 mod rows;
 
 mod packages;
+
+mod bucket;
+#[path = "../../remote/tests/s3/weed.rs"]
+#[allow(dead_code, unreachable_pub, reason = "a file of tests, of which some do more with it")]
+mod weed;
+
 mod subject;
 mod table;
 
@@ -30,7 +36,7 @@ fn main() {
         [Subject::new(env!("CARGO_BIN_EXE_sandbox-mcp").into())].into_iter().chain(other).collect();
     let mut table = Table::new(&subjects, runs);
     let wanted = std::env::var("ROWS").unwrap_or_default();
-    for row in rows::ALL.iter().chain(packages::ALL).filter(|row| row.name.contains(&wanted)) {
+    for row in rows::ALL.iter().chain(packages::ALL).chain(bucket::ALL).filter(|row| row.name.contains(&wanted)) {
         table.measure(row, &subjects, runs);
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::rows::{Row, Sampler, new_cache};
 use crate::subject::{Subject, milliseconds};
 
-const DATA: [&str; 3] = ["numpy", "pandas", "matplotlib"];
+pub(crate) const DATA: [&str; 3] = ["numpy", "pandas", "matplotlib"];
 
 pub(crate) const ALL: &[Row] = &[
     Row {
@@ -89,6 +89,6 @@ fn one_more(subject: &Subject) -> Sampler {
     })
 }
 
-fn set(language: &str, packages: &[&str]) -> Value {
+pub(crate) fn set(language: &str, packages: &[&str]) -> Value {
     json!({"language": language, "packages": packages})
 }
