@@ -120,6 +120,17 @@ fn packages_are_installed_once_imported_already_and_there_without_a_network() {
     // Without them, nothing is there.
     let outcome = run(&mut server, json!({"language": "python", "code": "import requests"}));
     assert!(outcome["stderr"].as_str().unwrap().contains("No module named 'requests'"), "{outcome}");
+    drop(server);
+    // Who allows less than before does not have them by the name of their set either.
+    let list = cache.path().join("mine.txt");
+    fs::write(&list, "flask\nhttpx\n").unwrap();
+    let arguments = [&["--pypi-allowlist", list.to_str().unwrap()], &NOWHERE[..]].concat();
+    let mut server = Server::start_as(&mut in_cache(&cache, &arguments));
+    let known = json!({"language": "python", "code": "1", "environment_id": first["environment_id"]});
+    server.send(&execute_request(3, known));
+    let response = server.receive();
+    let text = response["result"]["content"][0]["text"].as_str().unwrap();
+    assert!(text.starts_with("refused: ") && text.contains("was made when more was allowed"), "{response}");
 }
 
 /// Debian's point release is not what is tested.

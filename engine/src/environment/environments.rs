@@ -161,8 +161,9 @@ impl Environments {
         // It may have been installed when more was allowed.
         for package in &environment.lock.packages {
             let checked = self.packages.allowlist.check(environment.language, &package.name);
-            checked
-                .map_err(|refused| InstallError::Refused { reason: format!("{id} has a package that {refused}") })?;
+            let refused =
+                |refused| InstallError::Refused { reason: format!("{id} was made when more was allowed: {refused}") };
+            checked.map_err(refused)?;
         }
         Ok(environment)
     }
