@@ -231,7 +231,8 @@ mod tests {
                 let mut byte = [0];
                 file.read_exact_at(&mut byte, at).unwrap();
                 file.write_all_at(&[byte[0] ^ 1], at).unwrap();
-                check(&path, &origin(), name);
+                // In the middle of the manifest is what another file hashes to.
+                check(&path, &origin(), name.trim_end_matches(".json"));
             }
         }
     }
