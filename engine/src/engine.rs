@@ -28,7 +28,7 @@ use crate::environment::{Environment, Environments, InstallError, Installation, 
 use crate::error::{ExecuteError, StartError};
 use crate::host::Host;
 use crate::pool::{Pool, layer_of};
-use crate::qemu::{LaunchSpec, Qemu, Slot, Start, tsc_khz};
+use crate::qemu::{Code, LaunchSpec, Qemu, Slot, Start, tsc_khz};
 use crate::run::{OutputSink, Preparation, program, run};
 use crate::stats::{Counted, Stats};
 use crate::template::Templates;
@@ -97,6 +97,7 @@ impl Engine {
             tsc_khz,
             image: config.image.clone(),
             slot: Slot { file: Arc::clone(&slot), is_writable: false },
+            code: Code::default(),
         };
         let accelerator = accelerate::decide(&qemu, config.accelerator, config.cache.root(), boot).await?;
         tracing::info!(qemu = qemu.words(), path = %qemu.path().display(), %accelerator, "engine started");

@@ -39,13 +39,14 @@ mkdir build
 cd build
 # What is not named is off. Of what QEMU's build does by itself, these stay: -fstack-protector-strong, _FORTIFY_SOURCE=2,
 # read-only relocations, cleared registers and local variables. Static and still relocated to another address each time.
+# The engine asks for what code-cache.patch does if the version says that it "keeps code".
 ../configure --disable-download --without-default-features --without-default-devices \
     --target-list=x86_64-softmmu --with-devices-x86_64=sandbox \
     --static --enable-pie --enable-stack-protector --disable-debug-info --disable-qom-cast-debug \
     --enable-tcg --enable-kvm --enable-seccomp --enable-fdt=system \
     --enable-avx2 --enable-membarrier --enable-coroutine-pool --enable-trace-backends=nop \
     --disable-tools --disable-docs --disable-guest-agent --disable-install-blobs --audio-drv-list= \
-    --with-pkgversion="Debian $version, built by sandbox-mcp as $SANDBOX_QEMU_KEY"
+    --with-pkgversion="Debian $version, built by sandbox-mcp as $SANDBOX_QEMU_KEY, keeps code"
 
 echo 'step: compiling'
 ninja qemu-system-x86_64
@@ -54,7 +55,7 @@ strip -s -o /inputs/qemu-system-x86_64 qemu-system-x86_64
 echo 'step: looking at what was built'
 /inputs/qemu-system-x86_64 --version
 # Whoever relies on it is told when it is not so.
-headers=$(readelf --wide --file-header --program-headers --dynamic --symbols qemu-system-x86_64)
+headers=$(readelf --wide --file-header --program-headers --dynamic --symbols --notes qemu-system-x86_64)
 holds() {
     printf '%s\n' "$headers" | grep -q "$1" || { echo "QEMU was built without: $2" >&2; exit 1; }
 }
@@ -64,6 +65,7 @@ holds 'FLAGS.*NOW' 'relocations that are all done at the start'
 holds 'GNU_STACK .* RW ' 'a stack that is not executable'
 holds '__stack_chk_fail' 'stack protector'
 holds '__memcpy_chk' '_FORTIFY_SOURCE'
+holds 'Build ID: [0-9a-f]\{40\}$' 'the hash of itself by which it knows translated code of its own'
 if printf '%s\n' "$headers" | grep -q -e INTERP -e '(NEEDED)'; then
     echo 'QEMU was built with libraries that it loads' >&2
     exit 1

@@ -21,8 +21,9 @@ const PACKAGES: &str = include_str!("../qemu/packages.list");
 /// How it is compiled.
 const SCRIPT: &str = include_str!("../qemu/build.sh");
 /// What the compiling finds in the tree, by name.
-const INPUTS: [(&str, &str); 4] = [
+const INPUTS: [(&str, &str); 5] = [
     ("devices.mak", include_str!("../qemu/devices.mak")),
+    ("code-cache.patch", include_str!("../qemu/code-cache.patch")),
     ("device-tree.patch", include_str!("../qemu/device-tree.patch")),
     ("firmware.patch", include_str!("../qemu/firmware.patch")),
     ("memory-map.patch", include_str!("../qemu/memory-map.patch")),
@@ -170,6 +171,8 @@ mod tests {
         }
         assert!(SCRIPT.contains(&format!("echo 'step: {COMPILING}'\nninja qemu-system-x86_64\n")));
         assert!(SCRIPT.contains("$SANDBOX_QEMU_KEY"));
+        // By which the engine knows what it can ask for (engine/src/qemu/binary.rs).
+        assert!(SCRIPT.contains("built by sandbox-mcp as $SANDBOX_QEMU_KEY, keeps code"));
         // What hosts that a guest attacks from within QEMU rely on.
         for hardening in ["--enable-pie", "--enable-stack-protector", "--enable-seccomp"] {
             assert!(SCRIPT.contains(hardening), "{hardening}");

@@ -8,7 +8,7 @@ use crate::image::{Digest, VerifiedStamp};
 /// Version of [`TemplateManifest`]'s layout. An entry that has another one is built anew.
 pub const TEMPLATE_FORMAT: u32 = 1;
 
-/// `manifest.json` of a template: what its two other files are, and where they came from.
+/// `manifest.json` of a template: what its other files are, and where they came from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TemplateManifest {
     /// Layout of this file, [`TEMPLATE_FORMAT`].
@@ -19,6 +19,9 @@ pub struct TemplateManifest {
     pub ram: RamPart,
     /// SHA-256 of the devices' state.
     pub state_sha256: Digest,
+    /// The translated code, if it has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<RamPart>,
     /// Frequency of the time stamp counter that the guest counts by, in kHz.
     pub tsc_khz: u64,
     /// What executed the guest, and will execute its clones.
@@ -29,7 +32,7 @@ pub struct TemplateManifest {
     pub created_unix_seconds: u64,
 }
 
-/// The memory of a template.
+/// The memory of a template, or another file with holes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RamPart {
     /// Length of the file, which is the memory of a clone, in bytes.
@@ -47,4 +50,7 @@ pub struct TemplateStamp {
     pub ram: VerifiedStamp,
     /// The devices' state.
     pub state: VerifiedStamp,
+    /// The translated code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<VerifiedStamp>,
 }

@@ -1,12 +1,16 @@
 //! The QEMU that `image build --with-qemu` builds: where it is there, VMs run in it. It is not built for the tests, since that
 //! takes minutes; where it is not there, they say that they were skipped.
 
+use std::fs;
 use std::io::Write;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Server, command, execute_request, request};
+use crate::harness::{DEADLINE, Server, command, execute_request, execute_with, new_cache, request};
 
 /// A server whose VMs run in the QEMU of the image, if there is one.
 fn own() -> Option<Command> {
@@ -86,4 +90,114 @@ fn whoever_names_another_gets_that() {
     server.send(&execute_request(1, json!({"language": "shell", "code": "true"})));
     let answer = server.receive();
     assert!(answer["result"]["content"][0]["text"].as_str().unwrap().contains("/nowhere/qemu"), "{answer}");
+}
+
+/// The same with a cache that has no templates.
+fn own_in(cache: &Path) -> Option<Command> {
+    let mut command = own()?;
+    command.args(["--cache-dir", cache.to_str().unwrap()]);
+    Some(command)
+}
+
+/// The one template in a cache, built if it is not there.
+fn template(cache: &Path) -> Option<PathBuf> {
+    let outcome = execute_with(&mut own_in(cache)?, json!({"language": "shell", "code": "true"}));
+    assert_eq!(outcome["template_hit"], true, "{outcome}");
+    let entries = fs::read_dir(cache.join("templates")).unwrap().flatten().map(|entry| entry.path());
+    entries.into_iter().find(|path| path.is_dir())
+}
+
+/// What a translator can get wrong, if it keeps what it has translated: code that the guest writes, again and again at the same
+/// place, across two pages too; a compiler within the guest; processes that come and go.
+const PROGRAMS: [(&str, &str, &str); 3] = [
+    (
+        "python",
+        r"
+import ctypes, json, mmap, re
+page = mmap.mmap(-1, 8192, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+base = ctypes.addressof(ctypes.c_char.from_buffer(page))
+for at in (0, 100, 4093):
+    answer = ctypes.CFUNCTYPE(ctypes.c_int)(base + at)
+    for value in range(300):
+        page[at:at + 6] = b'\xb8' + value.to_bytes(4, 'little') + b'\xc3'
+        assert answer() == value, (at, value)
+print(json.dumps(re.findall('b+', 'abba')))
+",
+        "[\"bb\"]\n",
+    ),
+    (
+        "javascript",
+        r"
+let sum = 0;
+for (let k = 0; k < 40; k++) {
+  const f = new Function('a', 'b', `let s = ${k}; for (let i = 0; i < 300; i++) s += (a * i) % (b + ${k}); return s;`);
+  for (let j = 0; j < 30; j++) sum = (sum + f(j, 7)) % 1000003;
+}
+const add = (o) => o.x + o.y;
+for (let i = 0; i < 20000; i++) add({ x: i, y: 1 });
+console.log(sum, add({ y: 'q', x: 'p' }));
+",
+        "191115 pq\n",
+    ),
+    ("shell", "for i in $(seq 9); do echo $i | sed s/1/x/ | tr 2-9 a; done | sort | uniq -c | tr -d ' '", "8a\n1x\n"),
+];
+
+#[track_caller]
+fn check_programs(server: &mut Server, is_from_pool: bool) {
+    for (language, code, stdout) in PROGRAMS {
+        if is_from_pool {
+            let until = Instant::now() + DEADLINE;
+            while pool_status(server)["vms"] != json!({"ready": 1, "restoring": 0, "running": 0}) {
+                assert!(Instant::now() < until, "the pool is not filled");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+        server.send(&execute_request(1, json!({"language": language, "code": code, "timeout_seconds": 120})));
+        let answer = server.receive();
+        let outcome = &answer["result"]["structuredContent"];
+        assert_eq!((&outcome["stdout"], &outcome["exit_code"]), (&json!(stdout), &json!(0)), "{answer}");
+        assert_eq!((&outcome["template_hit"], &outcome["warm_pool_hit"]), (&json!(true), &json!(is_from_pool)));
+    }
+}
+
+#[test]
+fn what_a_program_writes_and_executes_is_what_runs() {
+    for pool_size in ["0", "1"] {
+        let Some(mut command) = own() else { return };
+        let mut server = Server::start_as(command.args(["--warm-pool-size", pool_size]));
+        check_programs(&mut server, pool_size == "1");
+    }
+}
+
+#[test]
+fn code_that_was_translated_from_another_memory_is_not_used() {
+    let caches = [new_cache(), new_cache()];
+    let Some(one) = template(caches[0].path()) else { return };
+    let Some(other) = template(caches[1].path()) else { return };
+    // As if it belonged there: the guests' kernels lie elsewhere, and so does all else.
+    let manifest = |folder: &Path| fs::read_to_string(folder.join("manifest.json")).unwrap();
+    let parsed = |folder: &Path| serde_json::from_str::<Value>(&manifest(folder)).unwrap();
+    let (before, foreign) = (parsed(&one), parsed(&other)["code"].clone());
+    assert_ne!(before["code"], foreign, "two boots are alike");
+    fs::copy(other.join("code"), one.join("code")).unwrap();
+    let mut changed = before;
+    changed["code"] = foreign;
+    fs::write(one.join("manifest.json"), changed.to_string()).unwrap();
+
+    let mut server = Server::start_as(&mut own_in(caches[0].path()).unwrap());
+    check_programs(&mut server, false);
+    assert_eq!(parsed(&one), changed, "it was not built anew");
+}
+
+#[test]
+fn damaged_code_is_found_and_built_anew() {
+    let cache = new_cache();
+    let Some(entry) = template(cache.path()) else { return };
+    let inode = fs::metadata(&entry).unwrap().ino();
+    let file = fs::File::options().read(true).write(true).open(entry.join("code")).unwrap();
+    let at = file.metadata().unwrap().len() / 2;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x20], at).unwrap();
+    assert_ne!(fs::metadata(template(cache.path()).unwrap()).unwrap().ino(), inode);
 }

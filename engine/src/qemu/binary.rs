@@ -27,6 +27,9 @@ const USUAL_PLACES: [&str; 5] =
 /// The oldest QEMU on which templates were seen to work; Debian 12's own.
 const OLDEST: Version = Version { major: 7, minor: 2 };
 
+/// What a QEMU of our own says of its version if it can begin with code that another has translated.
+const KEEPS_CODE: &str = "keeps code";
+
 /// Asking for the version takes some 30 ms; a binary that hangs is none.
 const VERSION_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -81,6 +84,11 @@ impl Qemu {
 
     pub(crate) fn words(&self) -> &str {
         &self.words
+    }
+
+    /// Whether it can save what it has translated, and begin with what was saved.
+    pub(crate) fn keeps_code(&self) -> bool {
+        self.words.contains(KEEPS_CODE)
     }
 
     /// Starts a VM whose wire is `guest_end`. `keep` is dropped once its process is gone.

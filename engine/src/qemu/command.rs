@@ -29,6 +29,10 @@ pub(crate) const MONITOR_FD: RawFd = 8;
 pub(crate) const SLOT_FD: RawFd = 9;
 /// QEMU itself.
 pub(crate) const BINARY_FD: RawFd = 10;
+/// Translated code to begin with.
+pub(crate) const CODE_FD: RawFd = 11;
+/// Where translated code is saved.
+pub(crate) const SAVED_CODE_FD: RawFd = 12;
 
 /// What is to be launched.
 #[derive(Debug, Clone)]
@@ -43,6 +47,17 @@ pub(crate) struct LaunchSpec {
     pub(crate) image: BootImage,
     /// The disk for packages.
     pub(crate) slot: Slot,
+    /// Code that need not be translated. Only for a QEMU that [keeps code](crate::qemu::Qemu::keeps_code).
+    pub(crate) code: Code,
+}
+
+/// Guest code that QEMU has translated, in files of its own make. A guest does the same without them, later.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Code {
+    /// What is there already; as dangerous as QEMU itself, which executes it.
+    pub(crate) load: Option<Arc<OwnedFd>>,
+    /// An empty file with room, for what there is when the VM is saved.
+    pub(crate) save: Option<Arc<OwnedFd>>,
 }
 
 /// The second disk, which every VM has: a clone has the devices of its template, and what is in the slot may differ.
@@ -97,16 +112,16 @@ pub(crate) fn arguments(spec: &LaunchSpec, version: Version) -> Vec<String> {
 /// The arguments of a launch like `spec`, but with this start.
 pub(crate) fn arguments_to(start: StartKind, spec: &LaunchSpec, version: Version) -> Vec<String> {
     let (accelerator, cpu) = match spec.accelerator {
-        Accelerator::Kvm => ("kvm", "max"),
+        Accelerator::Kvm => ("kvm".to_string(), "max"),
         // One virtual CPU: a thread per CPU would only add locking. Told that string instructions are fast, the guest kernel copies
         // and clears with them, which takes twice as long where each is emulated byte by byte.
-        Accelerator::Tcg => ("tcg,thread=single", "max,-erms,-fsrm"),
+        Accelerator::Tcg => (format!("tcg,thread=single{}", code_options(&spec.code)), "max,-erms,-fsrm"),
     };
     let memory = spec.memory_mb;
     let mut pairs = vec![
         ("-name", format!("process={PROCESS_NAME}")),
         ("-cpu", cpu.to_string()),
-        ("-accel", accelerator.to_string()),
+        ("-accel", accelerator),
         ("-m", format!("{memory}M")),
         ("-smp", "1".to_string()),
         ("-object", format!("{},id=ram,size={memory}M,prealloc=off,merge=off,dump=off", backend(start, version))),
@@ -197,6 +212,12 @@ pub(crate) fn open(fd: RawFd) -> String {
     format!("/proc/self/fd/{fd}")
 }
 
+fn code_options(code: &Code) -> String {
+    let files = [("load", &code.load, CODE_FD), ("save", &code.save, SAVED_CODE_FD)];
+    let given = files.into_iter().filter(|(_, file, _)| file.is_some());
+    given.map(|(name, _, fd)| format!(",code-{name}={}", open(fd))).collect()
+}
+
 fn access(slot: &Slot) -> &'static str {
     if slot.is_writable { "discard=unmap,cache=unsafe" } else { "readonly=on" }
 }
@@ -248,8 +269,8 @@ mod tests {
             initrd_sha256: digest,
         };
         let slot = Slot { file: file(), is_writable: false };
-        arguments(&LaunchSpec { accelerator, memory_mb: 256, start, tsc_khz: 2_000_000, image, slot }, version)
-            .join(" ")
+        let (memory_mb, tsc_khz, code) = (256, 2_000_000, Code::default());
+        arguments(&LaunchSpec { accelerator, memory_mb, start, tsc_khz, image, slot, code }, version).join(" ")
     }
 
     fn file() -> Arc<OwnedFd> {
@@ -300,6 +321,14 @@ mod tests {
             line(Accelerator::Kvm, Start::Boot, OLD),
             tcg.replace(" tsc=reliable tsc_early_khz=2000000 no_timer_check nolapic_timer", "")
         );
+    }
+
+    #[test]
+    fn translated_code_is_an_option_of_the_translator() {
+        let options = |load: bool, save: bool| code_options(&Code { load: load.then(file), save: save.then(file) });
+        assert_eq!(options(false, false), "");
+        assert_eq!(options(true, false), ",code-load=/proc/self/fd/11");
+        assert_eq!(options(true, true), ",code-load=/proc/self/fd/11,code-save=/proc/self/fd/12");
     }
 
     #[test]

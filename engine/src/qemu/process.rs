@@ -23,7 +23,8 @@ use tokio::sync::oneshot;
 
 use crate::error::VmError;
 use crate::qemu::command::{
-    self, BINARY_FD, INITRD_FD, KERNEL_FD, LaunchSpec, MONITOR_FD, RAM_FD, ROOT_FD, SLOT_FD, WIRE_FD,
+    self, BINARY_FD, CODE_FD, INITRD_FD, KERNEL_FD, LaunchSpec, MONITOR_FD, RAM_FD, ROOT_FD, SAVED_CODE_FD, SLOT_FD,
+    WIRE_FD,
 };
 
 /// KVM's device.
@@ -78,6 +79,11 @@ pub(crate) fn spawn(
     mappings.push(FdMapping { parent_fd: share(&spec.slot.file, "slot")?, child_fd: SLOT_FD });
     if let Some(ram) = spec.start.ram() {
         mappings.push(FdMapping { parent_fd: share(ram, "memory")?, child_fd: RAM_FD });
+    }
+    for (file, child_fd) in [(&spec.code.load, CODE_FD), (&spec.code.save, SAVED_CODE_FD)] {
+        if let Some(file) = file {
+            mappings.push(FdMapping { parent_fd: share(file, "translated code")?, child_fd });
+        }
     }
     mappings.extend(monitor_end.map(|end| FdMapping { parent_fd: end.into(), child_fd: MONITOR_FD }));
 

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use crate::acquire::boot_deadline;
 use crate::error::VmError;
 use crate::qemu::{LaunchSpec, Qemu, Start};
-use crate::template::ram;
+use crate::template::{code, ram};
 use crate::vm::{Booting, Program, hello};
 
 /// What a template's VM has in its clock, less than what it is. Generators that are seeded anew after so much time (OpenSSL's
@@ -37,13 +37,16 @@ pub(crate) struct Rehearsal {
     pub(crate) code: &'static str,
     /// What begins a comment.
     comment: &'static str,
+    /// How often it is gone through before a template is saved.
+    times: usize,
 }
 
 /// One for each language.
 pub(crate) const REHEARSALS: [Rehearsal; 3] = [
-    Rehearsal { language: Language::Python, code: include_str!("rehearsal.py"), comment: "#" },
-    Rehearsal { language: Language::Javascript, code: include_str!("rehearsal.cjs"), comment: "//" },
-    Rehearsal { language: Language::Shell, code: include_str!("rehearsal.sh"), comment: "#" },
+    Rehearsal { language: Language::Python, code: include_str!("rehearsal.py"), comment: "#", times: 1 },
+    // V8 goes on to compile for a while what it has executed often, the part of Node.js that is in JavaScript included.
+    Rehearsal { language: Language::Javascript, code: include_str!("rehearsal.cjs"), comment: "//", times: 15 },
+    Rehearsal { language: Language::Shell, code: include_str!("rehearsal.sh"), comment: "#", times: 1 },
 ];
 
 /// What a saved VM is.
@@ -53,6 +56,8 @@ pub(crate) struct Saved {
     pub(crate) ram: File,
     /// The state of its devices.
     pub(crate) state: Vec<u8>,
+    /// What a clone of it has translated, where QEMU keeps that.
+    pub(crate) code: Option<File>,
 }
 
 /// Boots a VM by `spec`, whose memory it shall have, and saves it.
@@ -67,12 +72,15 @@ pub(crate) async fn build(qemu: &Qemu, spec: &LaunchSpec) -> Result<Saved, VmErr
     let deadline = boot_deadline(spec.accelerator);
     let mut vm = Booting::launch(qemu, &spec, hello, keep).await?.ready(deadline).await?;
     for rehearsal in &REHEARSALS {
-        vm = vm.rehearse(&rehearsal.program(0)?, REHEARSAL_DEADLINE).await?;
+        for round in 0..rehearsal.times {
+            vm = vm.rehearse(&rehearsal.program(round)?, REHEARSAL_DEADLINE).await?;
+        }
     }
     let state = vm.rest(REST).await?.save(SAVE_DEADLINE).await?;
     // Its end is the end of its mapping; only then is the memory what it will stay.
     let _ = gone.await;
-    Ok(Saved { ram: memory, state })
+    let saved = Saved { ram: memory, state, code: None };
+    Ok(Saved { code: code::of(qemu, &spec, &saved).await, ..saved })
 }
 
 /// What a VM that will be saved is told.
@@ -84,8 +92,13 @@ pub(crate) fn template_hello(warm: Vec<Language>) -> Result<Hello, VmError> {
 
 impl Rehearsal {
     /// As a program that no interpreter has seen yet: V8 keeps what it has compiled, and would not do so again.
-    pub(crate) fn program(&self, round: usize) -> Result<Program, VmError> {
+    fn program(&self, round: usize) -> Result<Program, VmError> {
         rehearsal(self.language, format!("{}{} {round}\n", self.code, self.comment))
+    }
+
+    /// The same for a clone, whose interpreter has seen those of its template.
+    pub(crate) fn in_clone(&self, round: usize) -> Result<Program, VmError> {
+        self.program(self.times + round)
     }
 }
 

@@ -14,7 +14,7 @@ use crate::environment::Environment;
 use crate::error::VmError;
 use crate::qemu::{LaunchSpec, Qemu, Start};
 use crate::template::build::{REST, SAVE_DEADLINE, Saved, rehearsal, template_hello};
-use crate::template::ram;
+use crate::template::{code, ram};
 use crate::vm::{Booting, Ready};
 
 /// A clone under TCG is there within 0.1 s.
@@ -104,7 +104,8 @@ async fn make(
     let state = vm.rest(REST).await?.save(SAVE_DEADLINE).await?;
     // Its end is the end of its mapping; only then is the memory what it will stay.
     let _ = gone.await;
-    Ok((Saved { ram: memory, state }, report))
+    let saved = Saved { ram: memory, state, code: None };
+    Ok((Saved { code: code::of(qemu, &spec, &saved).await, ..saved }, report))
 }
 
 async fn import(vm: Ready, environment: &Environment, left_out: &[String]) -> Result<(Ready, Report), VmError> {

@@ -1,6 +1,6 @@
-//! A template on disk: `ram`, `state`, `manifest.json`, and `verified.json` beside them.
+//! A template on disk: `ram`, `state`, `code` if its QEMU keeps that, `manifest.json`, and `verified.json` beside them.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::image::Digest;
-use sandbox_schemas::template::{TEMPLATE_FORMAT, TemplateManifest, TemplateStamp};
+use sandbox_schemas::template::{RamPart, TEMPLATE_FORMAT, TemplateManifest, TemplateStamp};
 use sandbox_store::{At, FileError, identity, verify_once, write_json};
 use sha2::{Digest as _, Sha256};
 
@@ -23,6 +23,7 @@ use crate::template::{Template, ram};
 
 const RAM: &str = "ram";
 const STATE: &str = "state";
+const CODE: &str = "code";
 
 /// How much the frequency of a host's time stamp counter may differ from the one that a template counts by. Two measurements
 /// on one host differ by some parts in a million; a clone's clock is wrong by as much.
@@ -39,12 +40,9 @@ pub(crate) struct Origin {
 
 /// Writes an entry's files into an empty directory.
 pub(crate) fn write(folder: &Path, saved: &Saved, origin: &Origin) -> Result<(), FileError> {
-    let (ram_path, state_path) = (folder.join(RAM), folder.join(STATE));
-    let file = File::create_new(&ram_path).at("create", &ram_path)?;
-    // QEMU may run as another user; that only its owner reaches it is the folder's doing.
-    file.set_permissions(fs::Permissions::from_mode(0o644)).at("set the mode of", &ram_path)?;
-    let ram = ram::save(&saved.ram, &file).at("write", &ram_path)?;
-    file.sync_all().at("sync", &ram_path)?;
+    let ram = write_sparse(&folder.join(RAM), &saved.ram)?;
+    let code = saved.code.as_ref().map(|code| write_sparse(&folder.join(CODE), code)).transpose()?;
+    let state_path = folder.join(STATE);
     let mut file = File::create_new(&state_path).at("create", &state_path)?;
     // Whatever the umask is: what others could write is not loaded.
     file.set_permissions(fs::Permissions::from_mode(0o600)).at("set the mode of", &state_path)?;
@@ -54,12 +52,23 @@ pub(crate) fn write(folder: &Path, saved: &Saved, origin: &Origin) -> Result<(),
         key: origin.key,
         ram,
         state_sha256: digest(&saved.state),
+        code,
         tsc_khz: origin.tsc_khz,
         accelerator: origin.accelerator,
         qemu: origin.qemu.clone(),
         created_unix_seconds: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
     };
     write_json(folder, MANIFEST, &manifest)
+}
+
+/// A copy of what QEMU will map.
+fn write_sparse(path: &Path, content: &File) -> Result<RamPart, FileError> {
+    let file = File::create_new(path).at("create", path)?;
+    // QEMU may run as another user; that only its owner reaches it is the folder's doing.
+    file.set_permissions(fs::Permissions::from_mode(0o644)).at("set the mode of", path)?;
+    let part = ram::save(content, &file).at("write", path)?;
+    file.sync_all().at("sync", path)?;
+    Ok(part)
 }
 
 /// Reads an entry, and believes nothing of it that it has not seen. `copies` is for a QEMU that must not have the file.
@@ -79,38 +88,64 @@ pub(crate) fn load(
         return Err(Unusable::damaged(MANIFEST, format!("it counts time by {saved} kHz, this host by {here} kHz")));
     }
 
-    let ((ram_file, ram_metadata), (state_file, state_metadata)) = (entry.file(RAM)?, entry.file(STATE)?);
-    if ram_metadata.len() != manifest.ram.size_bytes {
-        return Err(Unusable::damaged(RAM, format!("it has {} bytes", ram_metadata.len())));
-    }
+    let (state_file, state_metadata) = entry.file(STATE)?;
+    let ram = Mapped::open(&entry, RAM, manifest.ram)?;
+    let code = manifest.code.map(|part| Mapped::open(&entry, CODE, part)).transpose()?;
     // Small enough to be hashed each time.
     let state = read_state(state_file).map_err(|error| Unusable::damaged(STATE, error))?;
     if digest(&state) != manifest.state_sha256 {
         return Err(Unusable::damaged(STATE, "its SHA-256 is not the manifest's"));
     }
     let stamp = TemplateStamp {
-        ram: identity(&ram_metadata, manifest.ram.sha256),
+        ram: identity(&ram.metadata, manifest.ram.sha256),
         state: identity(&state_metadata, manifest.state_sha256),
+        code: code.as_ref().map(|code| identity(&code.metadata, code.part.sha256)),
     };
-    verify_once(folder, &stamp, || match ram::hash(&ram_file) {
-        Ok(found) if found == manifest.ram => Ok(()),
-        Ok(_) => Err(Unusable::damaged(RAM, "its SHA-256 is not the manifest's")),
-        Err(error) => Err(Unusable::damaged(RAM, error)),
-    })?;
-    let ram: OwnedFd = if copies {
-        ram::sealed_copy(&ram_file).map_err(|error| Unusable::damaged(RAM, error))?
-    } else {
-        ram_file.into()
-    };
+    verify_once(folder, &stamp, || [Some(&ram), code.as_ref()].into_iter().flatten().try_for_each(Mapped::verify))?;
     Ok(Template {
-        ram: Arc::new(ram),
+        ram: ram.for_qemu(copies)?,
         state: state.into(),
+        code: code.map(|code| code.for_qemu(copies)).transpose()?,
         memory_mb: manifest.ram.size_bytes / (1024 * 1024),
         tsc_khz: manifest.tsc_khz,
         failures: AtomicU32::new(0),
         environment,
         _lease: entry.lease,
     })
+}
+
+/// A file that QEMU maps.
+struct Mapped {
+    name: &'static str,
+    part: RamPart,
+    file: File,
+    metadata: Metadata,
+}
+
+impl Mapped {
+    fn open(entry: &Opened, name: &'static str, part: RamPart) -> Result<Mapped, Unusable> {
+        let (file, metadata) = entry.file(name)?;
+        if metadata.len() != part.size_bytes {
+            return Err(Unusable::damaged(name, format!("it has {} bytes", metadata.len())));
+        }
+        Ok(Mapped { name, part, file, metadata })
+    }
+
+    fn verify(&self) -> Result<(), Unusable> {
+        match ram::hash(&self.file) {
+            Ok(found) if found == self.part => Ok(()),
+            Ok(_) => Err(Unusable::damaged(self.name, "its SHA-256 is not the manifest's")),
+            Err(error) => Err(Unusable::damaged(self.name, error)),
+        }
+    }
+
+    /// What QEMU is given: the file, or a copy of it.
+    fn for_qemu(self, copies: bool) -> Result<Arc<OwnedFd>, Unusable> {
+        if !copies {
+            return Ok(Arc::new(self.file.into()));
+        }
+        ram::sealed_copy(&self.file).map(Arc::new).map_err(|error| Unusable::damaged(self.name, error))
+    }
 }
 
 fn read_state(file: File) -> io::Result<Vec<u8>> {
@@ -136,13 +171,22 @@ mod tests {
     }
 
     fn entry() -> (tempfile::TempDir, PathBuf) {
+        entry_with(true)
+    }
+
+    fn entry_with(has_code: bool) -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("entry");
         fs::create_dir(&path).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
         let ram = ram::create(SIZE).unwrap();
         ram.write_all_at(&[9; 10_000], 8192).unwrap();
-        write(&path, &Saved { ram, state: vec![5; 1000] }, &origin()).unwrap();
+        let code = has_code.then(|| {
+            let code = ram::create(SIZE / 2).unwrap();
+            code.write_all_at(&[3; 20_000], 4096).unwrap();
+            code
+        });
+        write(&path, &Saved { ram, state: vec![5; 1000], code }, &origin()).unwrap();
         (folder, path)
     }
 
@@ -163,12 +207,22 @@ mod tests {
             assert_eq!(bytes, [9; 10_000]);
             assert_eq!((ram.metadata().unwrap().len(), template.memory_mb), (SIZE, 4));
             assert_eq!(&*template.state, [5; 1000]);
+            let code = File::from(template.code().load.unwrap().try_clone().unwrap());
+            code.read_exact_at(&mut bytes, 4096).unwrap();
+            assert_eq!((bytes, code.metadata().unwrap().len()), ([3; 10_000], SIZE / 2));
         }
     }
 
     #[test]
+    fn there_need_be_no_code() {
+        let (_folder, path) = entry_with(false);
+        assert!(!path.join(CODE).exists());
+        assert!(load(&path, &origin(), false, None).unwrap().code().load.is_none());
+    }
+
+    #[test]
     fn a_changed_byte_in_any_file_is_found() {
-        for name in [RAM, STATE, MANIFEST] {
+        for name in [RAM, STATE, CODE, MANIFEST] {
             for at in [0, 9000] {
                 let (_folder, path) = entry();
                 load(&path, &origin(), false, None).unwrap();
@@ -177,14 +231,15 @@ mod tests {
                 let mut byte = [0];
                 file.read_exact_at(&mut byte, at).unwrap();
                 file.write_all_at(&[byte[0] ^ 1], at).unwrap();
-                check(&path, &origin(), name);
+                // In the middle of the manifest is what another file hashes to.
+                check(&path, &origin(), name.trim_end_matches(".json"));
             }
         }
     }
 
     #[test]
     fn a_truncated_or_missing_file_is_found() {
-        for name in [RAM, STATE, MANIFEST] {
+        for name in [RAM, STATE, CODE, MANIFEST] {
             let (_folder, path) = entry();
             let file = File::options().write(true).open(path.join(name)).unwrap();
             file.set_len(file.metadata().unwrap().len() / 2).unwrap();
@@ -208,7 +263,7 @@ mod tests {
         set_mode(&path, 0o755);
         check(&path, &origin(), "entry is open to others than its owner (mode 755)");
         set_mode(&path, 0o700);
-        for name in [RAM, STATE, MANIFEST] {
+        for name in [RAM, STATE, CODE, MANIFEST] {
             set_mode(&path.join(name), 0o664);
             check(&path, &origin(), &format!("{name} can be written by others than its owner (mode 664)"));
             set_mode(&path.join(name), 0o644);

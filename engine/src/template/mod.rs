@@ -7,6 +7,7 @@ pub(crate) use build::REHEARSALS;
 pub(crate) use templates::Templates;
 
 mod build;
+mod code;
 mod derive;
 mod entry;
 mod key;
@@ -19,13 +20,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use sandbox_store::Lease;
 
 use crate::environment::Environment;
-use crate::qemu::Start;
+use crate::qemu::{Code, Start};
 
 /// A template that can be restored. As long as it is there, nobody else may remove it from the disk.
 #[derive(Debug)]
 pub(crate) struct Template {
     ram: Arc<OwnedFd>,
     state: Arc<[u8]>,
+    /// What its QEMU has translated, if that keeps code.
+    code: Option<Arc<OwnedFd>>,
     /// Size of a clone's memory, in MiB.
     pub(crate) memory_mb: u64,
     /// The time stamp counter that clones count by, in kHz.
@@ -46,5 +49,10 @@ impl Template {
     /// What a clone begins with.
     pub(crate) fn start(&self) -> Start {
         Start::Restore { ram: self.ram.clone(), state: self.state.clone() }
+    }
+
+    /// The code that a clone need not translate.
+    pub(crate) fn code(&self) -> Code {
+        Code { load: self.code.clone(), save: None }
     }
 }

@@ -168,6 +168,7 @@ impl Templates {
     pub(crate) fn clone_of(&self, template: &Template) -> LaunchSpec {
         LaunchSpec {
             start: template.start(),
+            code: template.code(),
             memory_mb: template.memory_mb,
             tsc_khz: template.tsc_khz,
             slot: template.environment.as_ref().map_or(self.spec.slot.clone(), |environment| environment.slot()),

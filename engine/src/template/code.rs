@@ -1,0 +1,71 @@
+//! The translated code of a template: what its clones would each have to translate again before they run anything.
+//!
+//! It is not what the template's own VM has translated, most of which was for booting. A clone does what clones do, and what
+//! QEMU has translated for that is kept. Clones use of it what is still so in their memory; see `images/qemu/code-cache.patch`.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sandbox_schemas::accelerator::Accelerator;
+use tokio::sync::oneshot;
+
+use crate::error::VmError;
+use crate::qemu::{Code, LaunchSpec, Qemu, Start};
+use crate::template::build::{REHEARSALS, REST, SAVE_DEADLINE, Saved};
+use crate::template::ram;
+use crate::vm::{Booting, hello};
+
+/// Room for the code, in bytes: QEMU has a buffer of 128 MiB, and 100 bytes beside it for each block.
+const ROOM_BYTES: u64 = 256 * 1024 * 1024;
+
+/// How often each language is rehearsed: an interpreter does other things the second time, and V8 the third. Six times left a
+/// file that is larger by an eighth, and no VM faster.
+const TIMES: usize = 3;
+
+/// A clone is there within 0.1 s, a rehearsal takes as long.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// What clones of `saved`, which was launched by `spec`, will execute. Without it they are slower, and no worse.
+pub(crate) async fn of(qemu: &Qemu, spec: &LaunchSpec, saved: &Saved) -> Option<File> {
+    if !qemu.keeps_code() || spec.accelerator != Accelerator::Tcg {
+        return None;
+    }
+    match translate(qemu, spec, saved).await {
+        Ok(code) => Some(code),
+        Err(error) => {
+            tracing::warn!(%error, "a template will have no translated code");
+            None
+        }
+    }
+}
+
+async fn translate(qemu: &Qemu, spec: &LaunchSpec, saved: &Saved) -> Result<File, VmError> {
+    let failed = |error: std::io::Error| VmError::Spawn(format!("memory for translated code: {error}"));
+    let share = |file: &File| file.try_clone().map(|file| Arc::new(OwnedFd::from(file))).map_err(failed);
+    let original = saved.ram.try_clone().map_err(failed)?;
+    // A VM that is saved has its memory in a file that it may write to, or would save that as well.
+    let memory = tokio::task::spawn_blocking(move || ram::copy(&original)).await;
+    let memory = memory.map_err(|error| VmError::Spawn(error.to_string()))?.map_err(failed)?;
+    let code = ram::create(ROOM_BYTES).map_err(failed)?;
+    let spec = LaunchSpec {
+        start: Start::RestoreIn { ram: share(&memory)?, state: saved.state.clone().into() },
+        code: Code { save: Some(share(&code)?), ..spec.code.clone() },
+        ..spec.clone()
+    };
+    let (keep, gone) = oneshot::channel::<()>();
+    let mut vm = Booting::launch(qemu, &spec, hello(Vec::new())?, keep).await?.ready(DEADLINE).await?;
+    for round in 0..TIMES {
+        for rehearsal in &REHEARSALS {
+            vm = vm.rehearse(&rehearsal.in_clone(round)?, DEADLINE).await?;
+        }
+    }
+    vm.rest(REST).await?.save(SAVE_DEADLINE).await?;
+    let _ = gone.await;
+    // QEMU cuts it to its size when it is complete.
+    match code.metadata().map_err(failed)?.len() {
+        ROOM_BYTES => Err(VmError::Spawn("QEMU has saved none".into())),
+        _ => Ok(code),
+    }
+}
