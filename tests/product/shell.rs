@@ -46,7 +46,8 @@ set -x; echo traced; set +x
 unset -f exit
 trap 'echo bye' EXIT
 env | cut -d= -f1 | sort | tr '\n' ' '
-grep -h SigBlk /proc/self/status | tr -d '\t0'; ls /proc/$$/fd | tr '\n' ' '
+grep -h SigBlk /proc/self/status | tr -d '\t0'; # Not through a pipe, which the shell itself may hold while this looks.
+ls /proc/$$/fd >/tmp/fds; tr '\n' ' ' </tmp/fds
 "#;
     let stdout = "executed\ncontinued 2 3 /run/program/main.sh 0 unset\ntraced\nHOME LANG LOGNAME PATH PWD SHELL SHLVL TERM USER _ SigBlk:\n0 1 2 255 bye\n";
     check(code, 0, stdout, "+ echo traced\n+ set +x\n");
