@@ -80,8 +80,8 @@ class Settled:
         # The modules whose output needs no care.
         self.known = {name for name in sys.modules if not is_native(name)}
         self.flush = native_flush() if "ctypes" in sys.modules else None
-        seeds = [getattr(sys.modules.get("random"), "seed", None), numpy_seed(sys.modules.get("numpy.random"))]
-        self.seeds = [seed for seed in seeds if seed]
+        of_modules = (("random", lambda random: random.seed), ("numpy.random", numpy_seed))
+        self.seeds = [seed_of(sys.modules[name]) for name, seed_of in of_modules if name in sys.modules]
         gc.collect()
         # It is never garbage: later collections need not look at it.
         gc.freeze()
@@ -98,18 +98,17 @@ def native_flush():
 def numpy_seed(random):
     """What seeds numpy's old generator. Its own means take 30 ms in a clone, so random bytes become its state where that is seen to
     lie where it is known to."""
-    seed = getattr(random, "seed", None)
     try:
         import ctypes
 
-        seed()  # No number is left over, either.
+        random.seed()  # No number is left over, either.
         key = random.get_state()[1]
         address = random.mtrand._rand._bit_generator.ctypes.state_address
         if ctypes.string_at(address, key.nbytes) == key.tobytes():
             return lambda: ctypes.memmove(address, os.urandom(key.nbytes), key.nbytes)
     except Exception:
-        pass  # There is none, or another one.
-    return seed
+        pass  # It is another one.
+    return random.seed
 
 
 def read(path):
