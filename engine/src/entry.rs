@@ -1,11 +1,17 @@
 //! An entry of the cache as it is read: without trust.
 
-use std::fs::{File, Metadata};
+use std::fs::{File, Metadata, Permissions};
 use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use sandbox_store::{Lease, Untrusted, check_owner, check_private, open_own};
+use sandbox_schemas::template::RamPart;
+use sandbox_store::{At, FileError, Lease, Untrusted, check_owner, check_private, open_own};
 use serde::de::DeserializeOwned;
+
+use crate::template::ram;
 
 /// What every entry says of itself.
 pub(crate) const MANIFEST: &str = "manifest.json";
@@ -51,6 +57,50 @@ impl Opened {
         let (manifest, _) = self.file(MANIFEST)?;
         serde_json::from_reader(manifest).map_err(|error| Unusable::damaged(MANIFEST, error))
     }
+}
+
+/// A file that QEMU maps or reads, and what the manifest says of it.
+pub(crate) struct Mapped {
+    name: &'static str,
+    pub(crate) part: RamPart,
+    file: File,
+    pub(crate) metadata: Metadata,
+}
+
+impl Mapped {
+    pub(crate) fn open(entry: &Opened, name: &'static str, part: RamPart) -> Result<Mapped, Unusable> {
+        let (file, metadata) = entry.file(name)?;
+        if metadata.len() != part.size_bytes {
+            return Err(Unusable::damaged(name, format!("it has {} bytes", metadata.len())));
+        }
+        Ok(Mapped { name, part, file, metadata })
+    }
+
+    pub(crate) fn verify(&self) -> Result<(), Unusable> {
+        match ram::hash(&self.file) {
+            Ok(found) if found == self.part => Ok(()),
+            Ok(_) => Err(Unusable::damaged(self.name, "its SHA-256 is not the manifest's")),
+            Err(error) => Err(Unusable::damaged(self.name, error)),
+        }
+    }
+
+    /// What QEMU is given: the file, or a copy of it.
+    pub(crate) fn for_qemu(self, copies: bool) -> Result<Arc<OwnedFd>, Unusable> {
+        if !copies {
+            return Ok(Arc::new(self.file.into()));
+        }
+        ram::sealed_copy(&self.file).map(Arc::new).map_err(|error| Unusable::damaged(self.name, error))
+    }
+}
+
+/// Writes a file that QEMU will map or read, without the pages that hold nothing.
+pub(crate) fn write_mapped(path: &Path, content: &File) -> Result<RamPart, FileError> {
+    let file = File::create_new(path).at("create", path)?;
+    // QEMU may run as another user; that only its owner reaches it is the folder's doing.
+    file.set_permissions(Permissions::from_mode(0o644)).at("set the mode of", path)?;
+    let part = ram::save(content, &file).at("write", path)?;
+    file.sync_all().at("sync", path)?;
+    Ok(part)
 }
 
 /// A device state is trusted input to QEMU: nobody else may have had a hand in it. Nor may anybody look into a memory that

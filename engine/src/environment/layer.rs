@@ -12,9 +12,8 @@ use sandbox_schemas::layer::{LAYER_FORMAT, LayerManifest, LayerReference, LayerS
 use sandbox_schemas::limits::LAYER_SLOT_BYTES;
 use sandbox_store::{At, FileError, for_each_run, identity, verify_once, write_json};
 
-use crate::entry::{MANIFEST, Opened, Unusable};
+use crate::entry::{MANIFEST, Mapped, Opened, Unusable, write_mapped};
 use crate::environment::Environment;
-use crate::template::ram;
 
 const IMAGE: &str = "layer.erofs";
 
@@ -40,11 +39,7 @@ pub(crate) fn write(
     requested: Vec<String>,
     added_to: Option<LayerReference>,
 ) -> Result<(), FileError> {
-    let path = folder.join(IMAGE);
-    let file = File::create_new(&path).at("create", &path)?;
-    file.set_permissions(fs::Permissions::from_mode(0o644)).at("set the mode of", &path)?;
-    let image = ram::save(image, &file).at("write", &path)?;
-    file.sync_all().at("sync", &path)?;
+    let image = write_mapped(&folder.join(IMAGE), image)?;
     let created_unix_seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     write_json(
         folder,
@@ -79,16 +74,12 @@ pub(crate) fn load(folder: &Path, id: &EnvironmentId) -> Result<Environment, Unu
     if manifest.format != LAYER_FORMAT || EnvironmentId::new(language, manifest.key) != *id {
         return Err(Unusable::damaged(MANIFEST, "it is of another entry"));
     }
-    let (image, metadata) = entry.file(IMAGE)?;
-    if metadata.len() != LAYER_SLOT_BYTES {
-        return Err(Unusable::damaged(IMAGE, format!("it has {} bytes", metadata.len())));
+    let image = Mapped::open(&entry, IMAGE, manifest.image)?;
+    if manifest.image.size_bytes != LAYER_SLOT_BYTES {
+        return Err(Unusable::damaged(IMAGE, format!("it has {} bytes", manifest.image.size_bytes)));
     }
-    let stamp = LayerStamp { image: identity(&metadata, manifest.image.sha256) };
-    verify_once(folder, &stamp, || match ram::hash(&image) {
-        Ok(found) if found == manifest.image => Ok(()),
-        Ok(_) => Err(Unusable::damaged(IMAGE, "its SHA-256 is not the manifest's")),
-        Err(error) => Err(Unusable::damaged(IMAGE, error)),
-    })?;
+    let stamp = LayerStamp { image: identity(&image.metadata, manifest.image.sha256) };
+    verify_once(folder, &stamp, || image.verify())?;
     Ok(Environment {
         id: id.clone(),
         language,
@@ -96,7 +87,7 @@ pub(crate) fn load(folder: &Path, id: &EnvironmentId) -> Result<Environment, Unu
         lock: manifest.lock,
         requested: manifest.requested,
         size_bytes: manifest.image.data_bytes,
-        layer: Arc::new(image.into()),
+        layer: image.for_qemu(false)?,
         image_sha256: manifest.image.sha256,
         added_to: manifest.added_to,
         parent: None,

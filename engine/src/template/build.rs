@@ -1,7 +1,7 @@
 //! The making of a template: a VM boots, its interpreters become warm and rehearse, then it is saved.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -68,17 +68,15 @@ pub(crate) struct Saved {
 
 /// Boots a VM by `spec`, whose memory it shall have, and saves it.
 pub(crate) async fn build(qemu: &Qemu, spec: &LaunchSpec) -> Result<Saved, VmError> {
-    let no_memory = |error: std::io::Error| VmError::Spawn(format!("memory for a template: {error}"));
     let memory = ram::create(spec.memory_mb * 1024 * 1024).map_err(no_memory)?;
-    let shared: Arc<OwnedFd> = Arc::new(memory.try_clone().map_err(no_memory)?.into());
-    let spec = LaunchSpec { start: Start::BootIn(shared), ..spec.clone() };
+    let spec = LaunchSpec { start: Start::BootIn(share(&memory)?), ..spec.clone() };
 
     let hello = template_hello(REHEARSALS.iter().map(|rehearsal| rehearsal.language).collect())?;
     let (keep, gone) = oneshot::channel::<()>();
     let deadline = boot_deadline(spec.accelerator);
     let mut vm = Booting::launch(qemu, &spec, hello, keep).await?.ready(deadline).await?;
     for rehearsal in &REHEARSALS {
-        let times = if qemu.keeps_code() { rehearsal.times_with_code } else { 1 };
+        let times = if code::is_kept(qemu, &spec) { rehearsal.times_with_code } else { 1 };
         for round in 0..times {
             vm = vm.rehearse(&rehearsal.program(round)?, REHEARSAL_DEADLINE).await?;
         }
@@ -88,6 +86,22 @@ pub(crate) async fn build(qemu: &Qemu, spec: &LaunchSpec) -> Result<Saved, VmErr
     let _ = gone.await;
     let saved = Saved { ram: memory, state, code: None };
     Ok(Saved { code: code::of(qemu, &spec, &saved).await, ..saved })
+}
+
+/// A copy of a template's memory, for a VM that will write to it.
+pub(crate) async fn copy_of(memory: &impl AsFd) -> Result<File, VmError> {
+    let memory = File::from(memory.as_fd().try_clone_to_owned().map_err(no_memory)?);
+    let copy = tokio::task::spawn_blocking(move || ram::copy(&memory)).await;
+    copy.map_err(|error| VmError::Spawn(error.to_string()))?.map_err(no_memory)
+}
+
+/// The same file, as a VM is given it.
+pub(crate) fn share(file: &File) -> Result<Arc<OwnedFd>, VmError> {
+    file.try_clone().map(|file| Arc::new(file.into())).map_err(no_memory)
+}
+
+pub(crate) fn no_memory(error: std::io::Error) -> VmError {
+    VmError::Spawn(format!("memory for a template: {error}"))
 }
 
 /// What a VM that will be saved is told.

@@ -4,8 +4,6 @@
 //! QEMU has translated for that is kept. Clones use of it what is still so in their memory; see `images/qemu/code-cache.patch`.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::time::Duration;
 
 use sandbox_schemas::accelerator::Accelerator;
@@ -13,7 +11,7 @@ use tokio::sync::oneshot;
 
 use crate::error::VmError;
 use crate::qemu::{Code, LaunchSpec, Qemu, Start};
-use crate::template::build::{REHEARSALS, REST, SAVE_DEADLINE, Saved};
+use crate::template::build::{REHEARSALS, REST, SAVE_DEADLINE, Saved, copy_of, no_memory, share};
 use crate::template::ram;
 use crate::vm::{Booting, hello};
 
@@ -27,9 +25,14 @@ const TIMES: usize = 3;
 /// A clone is there within 0.1 s, a rehearsal takes as long.
 const DEADLINE: Duration = Duration::from_secs(60);
 
+/// Whether templates of such VMs have translated code.
+pub(crate) fn is_kept(qemu: &Qemu, spec: &LaunchSpec) -> bool {
+    qemu.keeps_code() && spec.accelerator == Accelerator::Tcg
+}
+
 /// What clones of `saved`, which was launched by `spec`, will execute. Without it they are slower, and no worse.
 pub(crate) async fn of(qemu: &Qemu, spec: &LaunchSpec, saved: &Saved) -> Option<File> {
-    if !qemu.keeps_code() || spec.accelerator != Accelerator::Tcg {
+    if !is_kept(qemu, spec) {
         return None;
     }
     match translate(qemu, spec, saved).await {
@@ -42,13 +45,9 @@ pub(crate) async fn of(qemu: &Qemu, spec: &LaunchSpec, saved: &Saved) -> Option<
 }
 
 async fn translate(qemu: &Qemu, spec: &LaunchSpec, saved: &Saved) -> Result<File, VmError> {
-    let failed = |error: std::io::Error| VmError::Spawn(format!("memory for translated code: {error}"));
-    let share = |file: &File| file.try_clone().map(|file| Arc::new(OwnedFd::from(file))).map_err(failed);
-    let original = saved.ram.try_clone().map_err(failed)?;
     // A VM that is saved has its memory in a file that it may write to, or would save that as well.
-    let memory = tokio::task::spawn_blocking(move || ram::copy(&original)).await;
-    let memory = memory.map_err(|error| VmError::Spawn(error.to_string()))?.map_err(failed)?;
-    let code = ram::create(ROOM_BYTES).map_err(failed)?;
+    let memory = copy_of(&saved.ram).await?;
+    let code = ram::create(ROOM_BYTES).map_err(no_memory)?;
     let spec = LaunchSpec {
         start: Start::RestoreIn { ram: share(&memory)?, state: saved.state.clone().into() },
         code: Code { save: Some(share(&code)?), ..spec.code.clone() },
@@ -64,7 +63,7 @@ async fn translate(qemu: &Qemu, spec: &LaunchSpec, saved: &Saved) -> Result<File
     vm.rest(REST).await?.save(SAVE_DEADLINE).await?;
     let _ = gone.await;
     // QEMU cuts it to its size when it is complete.
-    match code.metadata().map_err(failed)?.len() {
+    match code.metadata().map_err(no_memory)?.len() {
         ROOM_BYTES => Err(VmError::Spawn("QEMU has saved none".into())),
         _ => Ok(code),
     }

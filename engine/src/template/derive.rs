@@ -1,8 +1,5 @@
 //! The making of a template of another: a clone of the base is given packages, imports them, and is saved.
 
-use std::fs::File;
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::time::Duration;
 
 use sandbox_schemas::language::Language;
@@ -13,8 +10,8 @@ use tokio::sync::oneshot;
 use crate::environment::Environment;
 use crate::error::VmError;
 use crate::qemu::{LaunchSpec, Qemu, Start};
-use crate::template::build::{REST, SAVE_DEADLINE, Saved, rehearsal, template_hello};
-use crate::template::{code, ram};
+use crate::template::build::{REST, SAVE_DEADLINE, Saved, copy_of, rehearsal, share, template_hello};
+use crate::template::code;
 use crate::vm::{Booting, Ready};
 
 /// A clone under TCG is there within 0.1 s.
@@ -55,6 +52,18 @@ pub(crate) async fn derive(
     base_has: Option<&Environment>,
     environment: &Environment,
 ) -> Result<Saved, VmError> {
+    let base = &LaunchSpec { slot: environment.slot(), ..base.clone() };
+    let saved = saved(qemu, base, base_has, environment).await?;
+    Ok(Saved { code: code::of(qemu, base, &saved).await, ..saved })
+}
+
+/// The memory and the devices of that template.
+async fn saved(
+    qemu: &Qemu,
+    base: &LaunchSpec,
+    base_has: Option<&Environment>,
+    environment: &Environment,
+) -> Result<Saved, VmError> {
     // What is imported already, and what was left out there.
     let mut left_out = base_has.map_or(Vec::new(), |parent| parent.requested.clone());
     for attempt in 1..=ATTEMPTS {
@@ -84,19 +93,11 @@ async fn make(
     environment: &Environment,
     left_out: &[String],
 ) -> Result<(Saved, Report), VmError> {
-    let no_memory = |error: std::io::Error| VmError::Spawn(format!("memory for a template: {error}"));
     let Start::Restore { ram, state } = &base.start else {
         return Err(VmError::Spawn("a template is made of one that is restored".into()));
     };
-    let original = File::from(ram.try_clone().map_err(no_memory)?);
-    let memory = tokio::task::spawn_blocking(move || ram::copy(&original)).await;
-    let memory = memory.map_err(|error| VmError::Spawn(error.to_string()))?.map_err(no_memory)?;
-    let shared: Arc<OwnedFd> = Arc::new(memory.try_clone().map_err(no_memory)?.into());
-    let spec = LaunchSpec {
-        start: Start::RestoreIn { ram: shared, state: state.clone() },
-        slot: environment.slot(),
-        ..base.clone()
-    };
+    let memory = copy_of(ram).await?;
+    let spec = LaunchSpec { start: Start::RestoreIn { ram: share(&memory)?, state: state.clone() }, ..base.clone() };
     let (keep, gone) = oneshot::channel::<()>();
     let hello = Hello { layers: environment.layers(), ..template_hello(Vec::new())? };
     let vm = Booting::launch(qemu, &spec, hello, keep).await?.ready(READY_DEADLINE).await?;
@@ -104,8 +105,7 @@ async fn make(
     let state = vm.rest(REST).await?.save(SAVE_DEADLINE).await?;
     // Its end is the end of its mapping; only then is the memory what it will stay.
     let _ = gone.await;
-    let saved = Saved { ram: memory, state, code: None };
-    Ok((Saved { code: code::of(qemu, &spec, &saved).await, ..saved }, report))
+    Ok((Saved { ram: memory, state, code: None }, report))
 }
 
 async fn import(vm: Ready, environment: &Environment, left_out: &[String]) -> Result<(Ready, Report), VmError> {

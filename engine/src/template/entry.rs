@@ -1,8 +1,7 @@
 //! A template on disk: `ram`, `state`, `code` if its QEMU keeps that, `manifest.json`, and `verified.json` beside them.
 
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,15 +10,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::image::Digest;
-use sandbox_schemas::template::{RamPart, TEMPLATE_FORMAT, TemplateManifest, TemplateStamp};
+use sandbox_schemas::template::{TEMPLATE_FORMAT, TemplateManifest, TemplateStamp};
 use sandbox_store::{At, FileError, identity, verify_once, write_json};
 use sha2::{Digest as _, Sha256};
 
-use crate::entry::{MANIFEST, Opened, Unusable};
+use crate::entry::{MANIFEST, Mapped, Opened, Unusable, write_mapped};
 use crate::environment::Environment;
 use crate::qemu::STATE_MAX_BYTES;
+use crate::template::Template;
 use crate::template::build::Saved;
-use crate::template::{Template, ram};
 
 const RAM: &str = "ram";
 const STATE: &str = "state";
@@ -40,8 +39,8 @@ pub(crate) struct Origin {
 
 /// Writes an entry's files into an empty directory.
 pub(crate) fn write(folder: &Path, saved: &Saved, origin: &Origin) -> Result<(), FileError> {
-    let ram = write_sparse(&folder.join(RAM), &saved.ram)?;
-    let code = saved.code.as_ref().map(|code| write_sparse(&folder.join(CODE), code)).transpose()?;
+    let ram = write_mapped(&folder.join(RAM), &saved.ram)?;
+    let code = saved.code.as_ref().map(|code| write_mapped(&folder.join(CODE), code)).transpose()?;
     let state_path = folder.join(STATE);
     let mut file = File::create_new(&state_path).at("create", &state_path)?;
     // Whatever the umask is: what others could write is not loaded.
@@ -59,16 +58,6 @@ pub(crate) fn write(folder: &Path, saved: &Saved, origin: &Origin) -> Result<(),
         created_unix_seconds: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
     };
     write_json(folder, MANIFEST, &manifest)
-}
-
-/// A copy of what QEMU will map.
-fn write_sparse(path: &Path, content: &File) -> Result<RamPart, FileError> {
-    let file = File::create_new(path).at("create", path)?;
-    // QEMU may run as another user; that only its owner reaches it is the folder's doing.
-    file.set_permissions(fs::Permissions::from_mode(0o644)).at("set the mode of", path)?;
-    let part = ram::save(content, &file).at("write", path)?;
-    file.sync_all().at("sync", path)?;
-    Ok(part)
 }
 
 /// Reads an entry, and believes nothing of it that it has not seen. `copies` is for a QEMU that must not have the file.
@@ -114,40 +103,6 @@ pub(crate) fn load(
     })
 }
 
-/// A file that QEMU maps.
-struct Mapped {
-    name: &'static str,
-    part: RamPart,
-    file: File,
-    metadata: Metadata,
-}
-
-impl Mapped {
-    fn open(entry: &Opened, name: &'static str, part: RamPart) -> Result<Mapped, Unusable> {
-        let (file, metadata) = entry.file(name)?;
-        if metadata.len() != part.size_bytes {
-            return Err(Unusable::damaged(name, format!("it has {} bytes", metadata.len())));
-        }
-        Ok(Mapped { name, part, file, metadata })
-    }
-
-    fn verify(&self) -> Result<(), Unusable> {
-        match ram::hash(&self.file) {
-            Ok(found) if found == self.part => Ok(()),
-            Ok(_) => Err(Unusable::damaged(self.name, "its SHA-256 is not the manifest's")),
-            Err(error) => Err(Unusable::damaged(self.name, error)),
-        }
-    }
-
-    /// What QEMU is given: the file, or a copy of it.
-    fn for_qemu(self, copies: bool) -> Result<Arc<OwnedFd>, Unusable> {
-        if !copies {
-            return Ok(Arc::new(self.file.into()));
-        }
-        ram::sealed_copy(&self.file).map(Arc::new).map_err(|error| Unusable::damaged(self.name, error))
-    }
-}
-
 fn read_state(file: File) -> io::Result<Vec<u8>> {
     let mut state = Vec::new();
     file.take(STATE_MAX_BYTES as u64 + 1).read_to_end(&mut state)?;
@@ -163,6 +118,8 @@ mod tests {
     use super::*;
     use std::os::unix::fs::FileExt;
     use std::path::PathBuf;
+
+    use crate::template::ram;
 
     const SIZE: u64 = 4 * 1024 * 1024;
 
