@@ -128,6 +128,21 @@ impl Server {
             thread::sleep(Duration::from_millis(2));
         }
     }
+
+    /// Waits until so many VMs wait for a program, and nothing else goes on.
+    #[track_caller]
+    pub fn wait_for_pool(&mut self, size: u64) {
+        let until = Instant::now() + DEADLINE;
+        loop {
+            self.send(&request("status", "tools/call", json!({"name": "pool_status"})));
+            let vms = self.receive()["result"]["structuredContent"]["vms"].clone();
+            if vms == json!({"ready": size, "restoring": 0, "running": 0}) {
+                return;
+            }
+            assert!(Instant::now() < until, "the pool is not filled: {vms}");
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
 }
 
 impl Drop for Server {

@@ -6,11 +6,10 @@ use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{DEADLINE, Server, command, execute_request, execute_with, new_cache, request};
+use crate::harness::{Server, command, execute_request, execute_with, new_cache, request};
 
 /// A server whose VMs run in the QEMU of the image, if there is one.
 fn own() -> Option<Command> {
@@ -146,11 +145,7 @@ console.log(sum, add({ y: 'q', x: 'p' }));
 fn check_programs(server: &mut Server, is_from_pool: bool) {
     for (language, code, stdout) in PROGRAMS {
         if is_from_pool {
-            let until = Instant::now() + DEADLINE;
-            while pool_status(server)["vms"] != json!({"ready": 1, "restoring": 0, "running": 0}) {
-                assert!(Instant::now() < until, "the pool is not filled");
-                std::thread::sleep(Duration::from_millis(100));
-            }
+            server.wait_for_pool(1);
         }
         server.send(&execute_request(1, json!({"language": language, "code": code, "timeout_seconds": 120})));
         let answer = server.receive();

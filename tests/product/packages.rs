@@ -367,17 +367,7 @@ fn a_set_that_was_used_waits_in_the_pool() {
     let arguments =
         json!({"language": "python", "code": "import idna; print(idna.__name__)", "packages": ["idna==3.10"]});
     run(&mut server, arguments.clone());
-    let until = Instant::now() + crate::harness::DEADLINE;
-    loop {
-        let status = request("status", "tools/call", json!({"name": "pool_status"}));
-        server.send(&status);
-        let vms = server.receive()["result"]["structuredContent"]["vms"].clone();
-        if vms == json!({"ready": 2, "restoring": 0, "running": 0}) {
-            break;
-        }
-        assert!(Instant::now() < until, "the pool is not filled: {vms}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    server.wait_for_pool(2);
     let outcome = run(&mut server, arguments);
     assert_eq!((&outcome["stdout"], &outcome["warm_pool_hit"]), (&json!("idna\n"), &json!(true)), "{outcome}");
     assert_eq!(outcome["timing"]["setup_ms"], 0.0);

@@ -20,21 +20,6 @@ fn run(server: &mut Server, id: u32, language: &str, code: &str) -> Value {
     response["result"]["structuredContent"].clone()
 }
 
-/// Waits until so many VMs wait for a program, and nothing else goes on.
-#[track_caller]
-fn wait_for_pool(server: &mut Server, size: u64) {
-    let until = Instant::now() + DEADLINE;
-    loop {
-        server.send(&request("status", "tools/call", json!({"name": "pool_status"})));
-        let vms = server.receive()["result"]["structuredContent"]["vms"].clone();
-        if vms == json!({"ready": size, "restoring": 0, "running": 0}) {
-            return;
-        }
-        assert!(Instant::now() < until, "the pool is not filled: {vms}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
 fn with(arguments: &[&str]) -> Command {
     let mut command = command();
     command.args(arguments);
@@ -69,7 +54,7 @@ fn without_templates_every_vm_boots() {
 fn a_vm_that_waits_runs_whatever_comes() {
     let mut server = Server::start_as(&mut with(&["--warm-pool-size", "2"]));
     for (id, (language, code)) in (0..).zip(PROGRAMS) {
-        wait_for_pool(&mut server, 2);
+        server.wait_for_pool(2);
         let outcome = run(&mut server, id, language, code);
         assert_eq!((&outcome["stdout"], &outcome["warm_pool_hit"]), (&json!("42\n"), &json!(true)), "{outcome}");
         assert_eq!((&outcome["timing"]["setup_ms"], &outcome["timing"]["boot_ms"]), (&json!(0.0), &json!(0.0)));
@@ -112,7 +97,7 @@ fn a_vm_that_booted_knows_the_time_too() {
 #[test]
 fn vms_that_died_while_they_waited_are_not_missed() {
     let mut server = Server::start_as(&mut with(&["--warm-pool-size", "2"]));
-    wait_for_pool(&mut server, 2);
+    server.wait_for_pool(2);
     for pid in server.virtual_machines() {
         kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
     }
@@ -162,7 +147,7 @@ fn no_two_clones_share_a_secret() {
 #[test]
 fn a_clone_knows_what_time_it_is() {
     let mut server = Server::start_as(&mut with(&["--warm-pool-size", "1"]));
-    wait_for_pool(&mut server, 1);
+    server.wait_for_pool(1);
     std::thread::sleep(Duration::from_secs(5));
     let code = "import time; a = time.monotonic(); time.sleep(0.2); b = time.monotonic(); print(time.time(), b - a)";
     for id in 0..2 {
@@ -255,7 +240,7 @@ fn of_two_servers_one_builds_and_a_killed_builder_leaves_nothing() {
 #[test]
 fn a_server_that_nobody_uses_costs_no_cpu() {
     let mut server = Server::start_as(&mut with(&["--warm-pool-size", "2"]));
-    wait_for_pool(&mut server, 2);
+    server.wait_for_pool(2);
     std::thread::sleep(Duration::from_secs(1));
     let machines = server.virtual_machines();
     let ticks = |pid: u32| -> u64 {
@@ -281,7 +266,7 @@ fn the_status_tells_what_has_happened() {
         assert_eq!(response["result"]["isError"], false, "{response}");
         (response["result"]["structuredContent"].clone(), asked.elapsed())
     };
-    wait_for_pool(&mut server, 1);
+    server.wait_for_pool(1);
     let (first, _) = status(&mut server);
     assert_eq!((&first["accelerator"], &first["template"]["state"]), (&json!("tcg"), &json!("ready")), "{first}");
     assert_eq!(first["runs"], json!({"from_pool": 0, "from_template": 0, "booted": 0, "failed": 0}));
