@@ -73,10 +73,10 @@ fn whatever_is_damaged_is_a_miss_and_not_asked_for_again() {
                     key.contains("manifest") && !key.ends_with(".zst") && matches!(how, Damage::Missing);
                 let expected = (0, 1, u64::from(!is_no_manifest));
                 assert_eq!((status.hits, status.misses, status.rejected), expected, "{key} with {how:?}: {status:?}");
-                let asked = proxy.requests();
+                let asked = proxy.requests_at_rest();
                 if !is_no_manifest {
                     assert!(!host.fetch(&entry));
-                    assert_eq!(proxy.requests(), asked, "{key} with {how:?} was asked for again");
+                    assert_eq!(proxy.requests_at_rest(), asked, "{key} with {how:?} was asked for again");
                 }
                 owner.write(&key, sound.clone());
             }

@@ -74,6 +74,18 @@ impl Proxy {
         self.shared.requests.load(Ordering::Relaxed)
     }
 
+    /// The same, once no more come: what a fetch had under way when it was given up is counted when it arrives.
+    pub fn requests_at_rest(&self) -> u64 {
+        let mut before = self.requests();
+        loop {
+            std::thread::sleep(Duration::from_millis(50));
+            match self.requests() {
+                now if now == before => return now,
+                now => before = now,
+            }
+        }
+    }
+
     /// Connections that have come so far.
     pub fn connections(&self) -> u64 {
         self.shared.connections.load(Ordering::Relaxed)
