@@ -11,18 +11,29 @@ const { pathToFileURL } = require('node:url');
 const v8 = require('node:v8');
 const vm = require('node:vm');
 
-const REQUEST = 1000;
 const WORKSPACE = process.cwd();
 const IN_WORKSPACE = path.join(WORKSPACE, 'main.js');
 const written = process.argv[2];
-let programUrl;
+let programUrl = pathToFileURL(written).href;
 let isRehearsal;
+let isScript;
+let collectGarbage;
 
-// Opened anew, the control pipe is closed in children; the numbered one would be theirs too.
-const control = fs.openSync('/proc/self/fd/1001', 'w');
-fs.closeSync(1001);
+// What V8 compiles in a rehearsal, or is about to, the program would wait for: it is left to the program to have compiled what it
+// executes often.
+const COMPILERS = ['sparkplug', 'maglev', 'turbofan'];
+let areCompilersOff = false;
+
+// Opened anew, the pipes are closed in children; the numbered ones would be theirs too.
+const [request, control] = [[1000, 'r'], [1001, 'w']].map(([number, mode]) => {
+  const pipe = fs.openSync(`/proc/self/fd/${number}`, mode);
+  fs.closeSync(number);
+  return pipe;
+});
+const randomness = fs.openSync('/dev/urandom', 'r');
 
 warmUp();
+findInWorkspace();
 announceExit();
 registerResolver();
 say('R');
@@ -31,20 +42,47 @@ hear();
 /** Waits for word from the agent, and lets a program run. */
 function hear() {
   const told = Buffer.alloc(2);
-  if (fs.readSync(REQUEST, told) === 0) process.reallyExit(0); // The agent does not need this interpreter.
+  if (fs.readSync(request, told) === 0) process.reallyExit(0); // The agent does not need this interpreter.
   isRehearsal = told.toString().startsWith('P');
-  if (!isRehearsal) fs.closeSync(REQUEST);
   if (told.toString().startsWith('E')) applyEnvironment(path.join(path.dirname(written), 'env'));
-  const program = nameByKind(written);
-  process.argv = [process.argv[0], program];
-  process.execArgv = [];
-  resolveFromWorkspace(program);
   // Clones of this VM have the same generator state until it is seeded anew.
-  v8.setFlagsFromString(`--random-seed=${randomSeed()}`);
+  v8.setFlagsFromString(`--random-seed=${randomSeed()}${switchCompilers(isRehearsal)}`);
   // The clock was another when this process started.
   const timeOrigin = Date.now() - performance.now();
   Object.defineProperty(performance, 'timeOrigin', { value: timeOrigin, configurable: true, enumerable: true });
-  // From a tick of its own, so that the program's stack traces do not show this file.
+  process.execArgv = [];
+  const source = fs.readFileSync(written, 'utf8');
+  const script = compileScript(source);
+  isScript = script !== undefined;
+  if (isScript) runScript(script);
+  else runNamed(source);
+}
+
+/**
+ * As Node.js runs a CommonJS program, but compiled once, and not looked for. It begins in a tick of its own, so that its stack
+ * traces do not show this file.
+ */
+function runScript(script) {
+  const module = new Module('.', null);
+  module.filename = written;
+  module.paths = Module._nodeModulePaths(path.dirname(written));
+  process.argv = [process.argv[0], written];
+  process.mainModule = Module._cache[written] = module;
+  const require = Module.createRequire(IN_WORKSPACE);
+  const given = [module.exports, require, module, written, path.dirname(written)];
+  process.nextTick(Reflect.apply, script, module.exports, given);
+  process.nextTick(() => {
+    module.loaded = true;
+  });
+}
+
+/** Any other program has a name that tells Node.js what it is. */
+function runNamed(source) {
+  const program = written.replace(/\.js$/, kindOf(source));
+  fs.renameSync(written, program);
+  process.argv = [process.argv[0], program];
+  programUrl = pathToFileURL(program).href;
+  if (/\.m[jt]s$/.test(program)) giveRequire(program);
   process.nextTick(Module.runMain, program);
 }
 
@@ -52,6 +90,8 @@ function hear() {
 function endRehearsal() {
   delete Module._cache[process.argv[1]];
   delete process.mainModule;
+  // Else the program would have to collect it all, soon.
+  collectGarbage({ type: 'minor' });
   say('D0\n');
   // Only something to do keeps the loop from ending.
   setImmediate(hear);
@@ -64,14 +104,22 @@ function warmUp() {
   void require('node:util').inspect({ a: [1, 'x', new Map()] });
   void new vm.Script('(async () => { await 1; })()').runInThisContext();
   void Module.createRequire('/workspace/');
+  v8.setFlagsFromString('--expose-gc');
+  collectGarbage = vm.runInNewContext('gc');
+  v8.setFlagsFromString('--no-expose-gc');
+}
+
+/** The flags that do so. An interpreter that has rehearsed nothing keeps what it was started with. */
+function switchCompilers(off) {
+  if (off === areCompilersOff) return '';
+  areCompilersOff = off;
+  return COMPILERS.map((name) => ` --${off ? 'no-' : ''}${name}`).join('');
 }
 
 /** From 1 to 2^31 - 1: what V8 takes. */
 function randomSeed() {
-  const source = fs.openSync('/dev/urandom', 'r');
   const bytes = Buffer.alloc(4);
-  fs.readSync(source, bytes);
-  fs.closeSync(source);
+  fs.readSync(randomness, bytes);
   return (bytes.readUInt32LE() >>> 1) || 1;
 }
 
@@ -90,20 +138,12 @@ function applyEnvironment(file) {
   }
 }
 
-/** Gives the program the ending that tells Node.js what it is: a script, a module, or either in TypeScript. */
-function nameByKind(file) {
-  const source = fs.readFileSync(file, 'utf8');
-  const named = file.replace(/\.js$/, kindOf(source));
-  fs.renameSync(file, named);
-  return named;
-}
-
+/** The ending of a name that says what is in the file: a module, or either kind in TypeScript. */
 function kindOf(source) {
-  if (isScript(source)) return '.cjs';
   if (isModule(source)) return '.mjs';
   try {
     const stripped = Module.stripTypeScriptTypes(source, { mode: 'transform' });
-    if (isScript(stripped)) return '.cts';
+    if (compileScript(stripped)) return '.cts';
     if (isModule(stripped)) return '.mts';
   } catch {
     // Not TypeScript either: the error that JavaScript gives is the one to see.
@@ -111,12 +151,15 @@ function kindOf(source) {
   return /\b(import|export|await)\b/.test(source) ? '.mjs' : '.cjs';
 }
 
-function isScript(source) {
+/** The function that a CommonJS program is; nothing if it is no such program. */
+function compileScript(source) {
   try {
-    vm.compileFunction(source, ['exports', 'require', 'module', '__filename', '__dirname']);
-    return true;
+    return vm.compileFunction(source, ['exports', 'require', 'module', '__filename', '__dirname'], {
+      filename: written,
+      importModuleDynamically: vm.constants.USE_MAIN_CONTEXT_DEFAULT_LOADER,
+    });
   } catch {
-    return false;
+    return undefined;
   }
 }
 
@@ -129,25 +172,23 @@ function isModule(source) {
   }
 }
 
-/**
- * The program lies outside its working directory, and imports as if it lay there. A module gets `require` and its kin
- * as well: programs mix them with top-level await.
- */
-function resolveFromWorkspace(file) {
-  programUrl = pathToFileURL(file).href;
-  // `require` of a package looks beside the file whatever a hook says, and then here.
+/** The program lies outside its working directory, and finds packages as if it lay there. */
+function findInWorkspace() {
   const { NODE_PATH } = process.env;
+  // `require` of a package looks beside the file whatever a hook says, and then here.
   process.env.NODE_PATH = [path.join(WORKSPACE, 'node_modules'), NODE_PATH].filter(Boolean).join(path.delimiter);
   Module._initPaths();
   if (NODE_PATH === undefined) delete process.env.NODE_PATH;
   else process.env.NODE_PATH = NODE_PATH;
-  if (/\.m[jt]s$/.test(file)) {
-    const module = { exports: {}, filename: file, id: '.' };
-    const require = Module.createRequire(IN_WORKSPACE);
-    require.main = module;
-    for (const [name, value] of Object.entries({ require, module, __filename: file, __dirname: path.dirname(file) })) {
-      Object.defineProperty(globalThis, name, { value, writable: true, configurable: true, enumerable: false });
-    }
+}
+
+/** A module gets `require` and its kin as well: programs mix them with top-level await. */
+function giveRequire(file) {
+  const module = { exports: {}, filename: file, id: '.' };
+  const require = Module.createRequire(IN_WORKSPACE);
+  require.main = module;
+  for (const [name, value] of Object.entries({ require, module, __filename: file, __dirname: path.dirname(file) })) {
+    Object.defineProperty(globalThis, name, { value, writable: true, configurable: true, enumerable: false });
   }
 }
 
@@ -162,19 +203,33 @@ function registerResolver() {
   });
 }
 
-/** Says the exit code once all `exit` listeners have run, before the process takes itself apart. */
+/**
+ * Says the exit code once nothing of the program's can run any more, before the process takes itself apart: when there is
+ * nothing left to do and nobody listens, else when all `exit` listeners have run.
+ */
 function announceExit() {
   const pid = process.pid;
+  const listeners = process.listenerCount('exit');
   let isFatal = false;
   const emit = process.emit;
-  process.emit = function (event, ...rest) {
+  process.emit = announce;
+
+  function announce(event, ...rest) {
     // Node.js prints a fatal error after the `exit` event: then the end of the process is the end.
     if (event === 'uncaughtExceptionMonitor') isFatal = true;
+    const isLast = event === 'exit' || (event === 'beforeExit' && isUnheard());
     const result = Reflect.apply(emit, this, [event, ...rest]);
     if (event === 'beforeExit' && isRehearsal) endRehearsal();
-    if (event === 'exit' && this === process && !isFatal && process.pid === pid) {
+    else if (isLast && this === process && !isFatal && process.pid === pid) {
       say(`D${(process.exitCode ?? rest[0] ?? 0) & 0xff}\n`);
     }
     return result;
-  };
+  }
+
+  // A module that waits for ever has Node.js itself change the code.
+  function isUnheard() {
+    if (!isScript) return false;
+    const count = (event) => process.listenerCount(event);
+    return process.emit === announce && count('beforeExit') === 0 && count('exit') === listeners;
+  }
 }

@@ -14,7 +14,7 @@ fn a_script_is_a_script() {
     let code = "
 const fs = require('fs'); const { execSync } = require('child_process');
 process.stdout.write('a'); execSync('echo b', { stdio: 'inherit' });
-console.log(require.main === module, __filename.endsWith('main.cjs'), process.cwd(), process.argv.length);
+console.log(require.main === module, __filename.endsWith('main.js'), process.cwd(), process.argv.length);
 sloppy = 1; console.log(sloppy);
 fs.writeFileSync('lib.js', 'exports.x = 5'); console.log(require('./lib').x);
 fs.mkdirSync('node_modules/p', { recursive: true }); fs.writeFileSync('node_modules/p/index.js', 'module.exports = 6');
@@ -24,6 +24,29 @@ process.on('exit', (code) => console.log('exit', code));
 process.exitCode = 7;
 ";
     check(code, 7, "ab\ntrue true /workspace 2\n1\n5\n6\nlater\nexit 7\n", "");
+}
+
+#[test]
+fn a_script_is_compiled_as_it_runs() {
+    let code = "
+require('v8').setFlagsFromString('--allow-natives-syntax');
+const tier = new Function('f', 'return %ActiveTierIsMaglev(f) || %ActiveTierIsTurbofan(f)');
+function f(n) { let s = 0; for (let i = 0; i < n; i++) s = (s + i * i) % 1000003; return s; }
+const until = Date.now() + 20000;
+const again = () => { f(3000); if (tier(f) || Date.now() > until) console.log(tier(f)); else setImmediate(again); };
+again();
+";
+    check(code, 0, "true\n", "");
+}
+
+#[test]
+fn a_script_imports_from_where_it_works() {
+    let code = "
+require('fs').writeFileSync('lib.mjs', 'export const x = 1');
+import('./lib.mjs').then((lib) => console.log(lib.x, module.loaded));
+console.log(module.id, module.loaded, process.mainModule === module, this === exports, arguments.length, process.argv.length);
+";
+    check(code, 0, ". false true true 5 2\n1 true\n", "");
 }
 
 #[test]
@@ -53,16 +76,17 @@ console.log(value);
 #[test]
 fn exits_and_errors_are_a_programs() {
     check("console.log(1); process.exit(42)", 42, "1\n", "");
-    check(
-        "function f() { throw new TypeError('bad') } f()",
-        1,
-        "",
-        "TypeError: bad\n    at f (/run/program/main.cjs:1",
-    );
+    check("function f() { throw new TypeError('bad') } f()", 1, "", "TypeError: bad\n    at f (/run/program/main.js:1");
     check("await 1; throw new Error('late')", 1, "", "Error: late");
     check("Promise.reject(new Error('unhandled'))", 1, "", "Error: unhandled");
     check("process.removeAllListeners(); throw new Error('kept')", 1, "", "Error: kept");
     check("let x = ;", 1, "", "SyntaxError: Unexpected token ';'");
+    check("process.exitCode = 5", 5, "", "");
+    check("process.on('beforeExit', () => { console.log('last'); process.exitCode = 3 })", 3, "last\n", "");
+    let patched = "const { emit } = process; process.emit = function (event, ...rest) {
+if (event === 'exit') { console.log('last'); process.exitCode = 4; } return emit.call(this, event, ...rest); };";
+    check(patched, 4, "last\n", "");
+    check("await new Promise(() => {})", 13, "", "Warning: Detected unsettled top-level await");
     check("process.kill(process.pid, 'SIGTERM'); setTimeout(() => {}, 10000)", 143, "", "");
 }
 

@@ -37,22 +37,16 @@ pub(crate) struct Rehearsal {
     pub(crate) code: &'static str,
     /// What begins a comment.
     comment: &'static str,
-    /// How often it is gone through before a template is saved whose clones rehearse once. Those that rehearse more often find it
-    /// once in their template: after 15 times there and 3 in the clone, V8 had more to do in the run after that, not less.
-    times_with_code: usize,
+    /// How often it is gone through before a template is saved.
+    times: usize,
 }
 
 /// One for each language.
 pub(crate) const REHEARSALS: [Rehearsal; 3] = [
-    Rehearsal { language: Language::Python, code: include_str!("rehearsal.py"), comment: "#", times_with_code: 1 },
-    // V8 goes on to compile for a while what it has executed often, the part of Node.js that is in JavaScript included.
-    Rehearsal {
-        language: Language::Javascript,
-        code: include_str!("rehearsal.cjs"),
-        comment: "//",
-        times_with_code: 14,
-    },
-    Rehearsal { language: Language::Shell, code: include_str!("rehearsal.sh"), comment: "#", times_with_code: 1 },
+    Rehearsal { language: Language::Python, code: include_str!("rehearsal.py"), comment: "#", times: 1 },
+    // V8 begins to remember types for a function, which speeds it up, after eight calls.
+    Rehearsal { language: Language::Javascript, code: include_str!("rehearsal.cjs"), comment: "//", times: 9 },
+    Rehearsal { language: Language::Shell, code: include_str!("rehearsal.sh"), comment: "#", times: 1 },
 ];
 
 /// What a saved VM is.
@@ -76,8 +70,7 @@ pub(crate) async fn build(qemu: &Qemu, spec: &LaunchSpec) -> Result<Saved, VmErr
     let deadline = boot_deadline(spec.accelerator);
     let mut vm = Booting::launch(qemu, &spec, hello, keep).await?.ready(deadline).await?;
     for rehearsal in &REHEARSALS {
-        let times = if code::is_kept(qemu, &spec) { rehearsal.times_with_code } else { 1 };
-        for round in 0..times {
+        for round in 0..rehearsal.times {
             vm = vm.rehearse(&rehearsal.program(round)?, REHEARSAL_DEADLINE).await?;
         }
     }
@@ -119,7 +112,7 @@ impl Rehearsal {
 
     /// The same for a clone, whose interpreter has seen those of its template.
     pub(crate) fn in_clone(&self, round: usize) -> Result<Program, VmError> {
-        self.program(self.times_with_code + round)
+        self.program(self.times + round)
     }
 }
 

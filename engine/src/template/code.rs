@@ -26,7 +26,7 @@ const TIMES: usize = 3;
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Whether templates of such VMs have translated code.
-pub(crate) fn is_kept(qemu: &Qemu, spec: &LaunchSpec) -> bool {
+fn is_kept(qemu: &Qemu, spec: &LaunchSpec) -> bool {
     qemu.keeps_code() && spec.accelerator == Accelerator::Tcg
 }
 

@@ -7,7 +7,7 @@ use sandbox_schemas::wire::PROTOCOL_VERSION;
 use sandbox_store::KeyHasher;
 
 /// Raised with each change of how a template is made that nothing else in the key shows.
-const RECIPE_VERSION: u32 = 3;
+const RECIPE_VERSION: u32 = 4;
 
 /// Everything that decides what is in a template, and which QEMU can restore it.
 #[derive(Debug, Clone)]
