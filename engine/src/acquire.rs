@@ -18,7 +18,7 @@ use crate::pool::{Wish, layer_of};
 use crate::qemu::LaunchSpec;
 use crate::run::Preparation;
 use crate::stats::Counted;
-use crate::template::REHEARSALS;
+use crate::template::rehearsal;
 use crate::vm::{Booting, Program, Running, Waiting, hello};
 
 /// What a program needs of a VM.
@@ -180,8 +180,8 @@ impl Inner {
         let mut vm = vm.ready(RESTORE_DEADLINE).await?;
         let times = if spec.code.load.is_some() { REHEARSED_TIMES_WITH_CODE } else { REHEARSED_TIMES };
         for round in 0..times {
-            for rehearsal in REHEARSALS.iter().filter(|rehearsal| languages.contains(&rehearsal.language)) {
-                vm = vm.rehearse(&rehearsal.in_clone(round)?, RESTORE_DEADLINE).await?;
+            for program in rehearsal::in_clone(languages, round) {
+                vm = vm.rehearse(&program?, RESTORE_DEADLINE).await?;
             }
         }
         Ok(vm.into_waiting())

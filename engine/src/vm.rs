@@ -38,6 +38,10 @@ impl Machine {
         }
     }
 
+    fn monitor(&mut self) -> Result<&mut Monitor, VmError> {
+        self.monitor.as_mut().ok_or_else(|| VmError::Spawn("the VM was started without a monitor".into()))
+    }
+
     async fn send(&mut self, frames: &[u8]) -> Result<(), VmError> {
         match self.wire.send(frames).await {
             Ok(()) => Ok(()),
@@ -214,12 +218,17 @@ impl Ready {
         }
     }
 
+    /// Stops the VM for a moment, which QEMU takes for the end of what most clones do: see [`crate::template`].
+    pub(crate) async fn pause(mut self, deadline: Duration) -> Result<Ready, VmError> {
+        match within(deadline, self.machine.monitor()?.pause()).await {
+            Ok(()) => Ok(self),
+            Err(error) => Err(self.machine.explain(error).await),
+        }
+    }
+
     /// Stops the VM for good and takes its device state; its memory is in the file that it was started with.
     pub(crate) async fn save(mut self, deadline: Duration) -> Result<Vec<u8>, VmError> {
-        let Some(monitor) = &mut self.machine.monitor else {
-            return Err(VmError::Spawn("a VM without a monitor cannot be saved".into()));
-        };
-        match within(deadline, monitor.save()).await {
+        match within(deadline, self.machine.monitor()?.save()).await {
             Ok(state) => Ok(state),
             Err(error) => Err(self.machine.explain(error).await),
         }

@@ -9,7 +9,14 @@ while true; do
   # Without a word the agent does not need this interpreter.
   IFS= read -r -u 1000 _sandbox || exit 0
   [[ $_sandbox == P ]] || break
-  (exec 1000<&- 1001>&-; . /run/program/main.sh)
+  # As below.
+  (
+    exec 1000<&- 1001>&-
+    RANDOM=$SRANDOM SECONDS=0
+    [[ -n ${BASH_ENV-} ]]
+    unset _sandbox
+    . /run/program/main.sh
+  )
   printf 'D0\n' >&1001
 done
 if [[ $_sandbox == E ]]; then

@@ -14,9 +14,11 @@ const vm = require('node:vm');
 const WORKSPACE = process.cwd();
 const IN_WORKSPACE = path.join(WORKSPACE, 'main.js');
 const written = process.argv[2];
-let programUrl = pathToFileURL(written).href;
+const scriptUrl = pathToFileURL(written).href;
+let programUrl;
 let isRehearsal;
 let isScript;
+let rehearsals = 0;
 let collectGarbage;
 
 // What V8 compiles in a rehearsal, or is about to, the program would wait for: it is left to the program to have compiled what it
@@ -67,6 +69,7 @@ function runScript(script) {
   module.filename = written;
   module.paths = Module._nodeModulePaths(path.dirname(written));
   process.argv = [process.argv[0], written];
+  programUrl = scriptUrl;
   process.mainModule = Module._cache[written] = module;
   const require = Module.createRequire(IN_WORKSPACE);
   const given = [module.exports, require, module, written, path.dirname(written)];
@@ -78,7 +81,9 @@ function runScript(script) {
 
 /** Any other program has a name that tells Node.js what it is. */
 function runNamed(source) {
-  const program = written.replace(/\.js$/, kindOf(source));
+  // Node.js keeps modules by name: no other shall have the program's, nor another rehearsal's.
+  if (isRehearsal) rehearsals++;
+  const program = written.replace(/\.js$/, `${isRehearsal ? `-${rehearsals}` : ''}${kindOf(source)}`);
   fs.renameSync(written, program);
   process.argv = [process.argv[0], program];
   programUrl = pathToFileURL(program).href;
@@ -90,6 +95,7 @@ function runNamed(source) {
 function endRehearsal() {
   delete Module._cache[process.argv[1]];
   delete process.mainModule;
+  for (const name of ['require', 'module', '__filename', '__dirname']) delete globalThis[name];
   // Else the program would have to collect it all, soon.
   collectGarbage({ type: 'minor' });
   say('D0\n');

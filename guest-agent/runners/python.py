@@ -33,9 +33,9 @@ def main():
             os.close(REQUEST)
         if told[:1] == b"E":
             apply_environment(read(os.path.join(os.path.dirname(program), "env")))
-        # A clone of this VM has the same generators until they are seeded anew.
-        for seed in settled.seeds:
-            seed()
+        # A clone of this VM has the same generators until they are seeded anew, and its time.
+        for start in settled.starts:
+            start()
         code = run(program)
         code = finish(code, settled, is_last)
         if not is_last:
@@ -79,9 +79,10 @@ class Settled:
     def __init__(self):
         # The modules whose output needs no care.
         self.known = {name for name in sys.modules if not is_native(name)}
+        self.thread_exits = thread_exits()
         self.flush = native_flush() if "ctypes" in sys.modules else None
-        of_modules = (("random", lambda random: random.seed), ("numpy.random", numpy_seed))
-        self.seeds = [seed_of(sys.modules[name]) for name, seed_of in of_modules if name in sys.modules]
+        of_modules = (("random", lambda random: random.seed), ("numpy.random", numpy_seed), ("logging", logging_start))
+        self.starts = [start_of(sys.modules[name]) for name, start_of in of_modules if name in sys.modules]
         gc.collect()
         # It is never garbage: later collections need not look at it.
         gc.freeze()
@@ -109,6 +110,13 @@ def numpy_seed(random):
     except Exception:
         pass  # It is another one.
     return random.seed
+
+
+def logging_start(logging):
+    """Its times count from when it was loaded."""
+    import time
+
+    return lambda: setattr(logging, "_startTime", time.time_ns())
 
 
 def read(path):
@@ -162,10 +170,9 @@ def report(error):
 
 def finish(code, settled, is_last):
     """What an interpreter does when it ends, as far as a program can see it."""
-    steps = (wait_for_threads, run_exit_functions, drop_main, flush_streams)
-    # Of these, the first two can be done once only, if there is anything to do.
-    is_once = "threading" in sys.modules or atexit._ncallbacks()
-    for step in steps[2:] if is_once and not is_last else steps:
+    steps = (lambda: wait_for_threads(settled), run_exit_functions, drop_main, flush_streams)
+    # The first two can be done once only.
+    for step in steps if is_last else steps[2:]:
         try:
             step()
         except BaseException as error:
@@ -175,9 +182,15 @@ def finish(code, settled, is_last):
     return code
 
 
-def wait_for_threads():
-    if "threading" in sys.modules:
-        sys.modules["threading"]._shutdown()
+def wait_for_threads(settled):
+    threading = sys.modules.get("threading")
+    if threading and (threading.active_count() > 1 or thread_exits() != settled.thread_exits):
+        threading._shutdown()
+
+
+def thread_exits():
+    """How many functions are called before threads are waited for. Those of modules that are here do nothing where none is."""
+    return len(getattr(sys.modules.get("threading"), "_threading_atexits", ()))
 
 
 def run_exit_functions():
@@ -214,8 +227,10 @@ def flush_streams():
 
 
 def is_native(name):
-    """Whether C code with buffers of its own may have written."""
-    return (getattr(sys.modules.get(name), "__file__", None) or "").endswith(".so") or name == "ctypes"
+    """Whether C code with buffers of its own may have written. Python's own modules have none."""
+    if name.partition(".")[0] in sys.stdlib_module_names:
+        return name == "ctypes"
+    return (getattr(sys.modules.get(name), "__file__", None) or "").endswith(".so")
 
 
 main()

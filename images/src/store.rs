@@ -65,8 +65,8 @@ impl ImageStore {
         Ok(self.load_component(Component::Qemu)?.map(|_| self.cache.artefact(&self.qemu)))
     }
 
-    /// Builds what is missing or corrupt, and other hosts have not; QEMU only where it is asked for, or was. Of several processes that build into one
-    /// cache, one does and the others wait.
+    /// Builds what is missing or corrupt, and other hosts have not; QEMU only where it is asked for, or was. Of several processes
+    /// that build into one cache, one does and the others wait.
     pub fn build(&self, with_qemu: bool, progress: &dyn Progress) -> Result<BootImage, BuildError> {
         if self.cache.has_tiers() {
             self.pull(progress)?;

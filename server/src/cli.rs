@@ -1,6 +1,6 @@
 //! The command line. Its settings are those of `settings`.
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::settings::Flags;
 
@@ -39,10 +39,8 @@ pub(crate) enum Command {
 pub(crate) enum ImageAction {
     /// Build what is missing or damaged, and the template that VMs are restored from
     Build {
-        /// Also a QEMU for these VMs alone, from Debian's source: it starts sooner, takes less memory and has less that can
-        /// be attacked. Used from then on, unless --qemu names another
-        #[arg(long)]
-        with_qemu: bool,
+        #[command(flatten)]
+        qemu: OwnQemu,
     },
     /// Fetch what is missing or damaged from the S3 bucket; exits with 1 when it does not have all
     Pull,
@@ -55,6 +53,19 @@ pub(crate) enum ImageAction {
     },
 }
 
+/// Whether a QEMU for these VMs alone is built, from Debian's source: it starts sooner, takes less memory and has less that can be
+/// attacked. Used from then on, unless --qemu names another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
+pub(crate) struct OwnQemu {
+    /// Also build a QEMU for these VMs alone, from Debian's source. Without KVM that is done anyway
+    #[arg(long, overrides_with = "without_qemu")]
+    pub(crate) with_qemu: bool,
+
+    /// Do not build a QEMU
+    #[arg(long, overrides_with = "with_qemu")]
+    pub(crate) without_qemu: bool,
+}
+
 /// A part of the image that is built from what changes with time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Part {
@@ -62,7 +73,7 @@ pub(crate) enum Part {
     Kernel,
     /// The root file system
     Root,
-    /// The QEMU that `image build --with-qemu` has built
+    /// The QEMU that `image build` has built
     Qemu,
 }
 
@@ -99,15 +110,21 @@ mod tests {
     }
 
     #[test]
-    fn a_qemu_of_our_own_is_built_only_for_whoever_asks() {
+    fn whoever_builds_says_whether_a_qemu_is_built_or_does_not() {
         let action = |arguments: &[&str]| match Cli::try_parse_from(["sandbox-mcp", "image"].iter().chain(arguments))
             .map(|cli| cli.command)
         {
             Ok(Some(Command::Image { action })) => Some(action),
             _ => None,
         };
-        assert!(matches!(action(&["build"]), Some(ImageAction::Build { with_qemu: false })));
-        assert!(matches!(action(&["build", "--with-qemu"]), Some(ImageAction::Build { with_qemu: true })));
+        let qemu = |arguments: &[&str]| match action(&[&["build"], arguments].concat()) {
+            Some(ImageAction::Build { qemu }) => (qemu.with_qemu, qemu.without_qemu),
+            _ => panic!("{arguments:?}"),
+        };
+        assert_eq!(qemu(&[]), (false, false));
+        assert_eq!(qemu(&["--with-qemu"]), (true, false));
+        assert_eq!(qemu(&["--with-qemu", "--without-qemu"]), (false, true));
+        assert_eq!(qemu(&["--without-qemu", "--with-qemu"]), (true, false));
         assert!(matches!(action(&["remove", "qemu"]), Some(ImageAction::Remove { part: Part::Qemu })));
         assert!(action(&["remove"]).is_none() && action(&["remove", "agent"]).is_none());
     }

@@ -1,19 +1,24 @@
 //! `sandbox-mcp image build|pull|status|remove`.
 
 use std::io::Write;
-use std::time::Duration;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use sandbox_engine::{Engine, EngineConfig};
 use sandbox_images::{ImageStore, Progress, TerminalProgress, Unit};
+use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::image::{Component, ComponentState, ComponentStatus};
 use sandbox_store::CacheDir;
 
-use crate::cli::{ImageAction, Part};
+use crate::cli::{ImageAction, OwnQemu, Part};
 use crate::settings::Settings;
 
 /// A template that is there is ready by then, usually; one that is not takes seconds.
 const LOADED_WITHIN: Duration = Duration::from_millis(500);
+
+/// After so many days it is worth looking whether Debian has a newer one.
+const OLD_QEMU_DAYS: u64 = 30;
 
 /// A whole image over a slow line takes minutes.
 const SENT_WITHIN: Duration = Duration::from_secs(1800);
@@ -22,8 +27,8 @@ pub(crate) fn run(action: ImageAction, settings: &Settings) -> anyhow::Result<()
     let cache = settings.cache()?;
     let store = ImageStore::new(cache.clone());
     match action {
-        ImageAction::Build { with_qemu } => {
-            build(&store, with_qemu, settings)?;
+        ImageAction::Build { qemu } => {
+            build(&store, qemu, settings)?;
             send(&cache)
         }
         ImageAction::Pull => pull(&store, settings),
@@ -32,21 +37,72 @@ pub(crate) fn run(action: ImageAction, settings: &Settings) -> anyhow::Result<()
     }
 }
 
-fn build(store: &ImageStore, with_qemu: bool, settings: &Settings) -> anyhow::Result<()> {
+fn build(store: &ImageStore, wanted: OwnQemu, settings: &Settings) -> anyhow::Result<()> {
     let progress = TerminalProgress::new();
-    let image = store.build(with_qemu, &progress).context("building the image")?;
-    let qemu = store.qemu().context("building the image")?;
+    let image = store.build(wanted.with_qemu, &progress).context("building the image")?;
+    let mut qemu = store.qemu().context("building the image")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    if qemu.is_none() && !wanted.without_qemu && settings.qemu.value.is_none() {
+        qemu = build_qemu_without_kvm(store, &runtime, settings.engine_config(image.clone(), None)?, &progress);
+    }
+    warn_of_an_old_qemu(store);
     for path in [&image.kernel, &image.root, &image.initrd].into_iter().chain(&qemu) {
         writeln!(std::io::stdout(), "{}", path.display())?;
     }
-    if !settings.templates.value {
-        return Ok(());
+    if settings.templates.value {
+        let config = EngineConfig { warm_pool_size: 0, ..settings.engine_config(image, qemu)? };
+        let built = runtime.block_on(build_template(config, &progress));
+        built.context("the image is built; building the template")?;
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
-    let config = EngineConfig { warm_pool_size: 0, ..settings.engine_config(image, qemu)? };
-    let built = runtime.block_on(build_template(config, &progress));
     runtime.shutdown_background();
-    built.context("the image is built; building the template")
+    Ok(())
+}
+
+/// It gets no updates with the system's.
+fn warn_of_an_old_qemu(store: &ImageStore) {
+    for status in store.status().components {
+        if let (Component::Qemu, ComponentState::Present { manifest }) = (status.component, status.state) {
+            let days = days_since(manifest.created_unix_seconds);
+            if days >= OLD_QEMU_DAYS {
+                tracing::warn!(
+                    days,
+                    "the VMs' QEMU has no security fixes since it was built: `sandbox-mcp image remove qemu`, while no \
+                     server runs, and `sandbox-mcp image build` build it anew"
+                );
+            }
+        }
+    }
+}
+
+fn days_since(unix_seconds: u64) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    now.saturating_sub(unix_seconds) / 86_400
+}
+
+/// Without KVM, VMs are several times as quick in a QEMU of our own. Where it cannot be built they run in the host's.
+fn build_qemu_without_kvm(
+    store: &ImageStore,
+    runtime: &tokio::runtime::Runtime,
+    config: EngineConfig,
+    progress: &dyn Progress,
+) -> Option<PathBuf> {
+    let config = EngineConfig { warm_pool_size: 0, uses_templates: false, ..config };
+    let accelerator = runtime.block_on(async {
+        let engine = Engine::start(config).await?;
+        let accelerator = engine.accelerator();
+        engine.shut_down().await;
+        Ok::<_, anyhow::Error>(accelerator)
+    });
+    // Whoever needs what has failed here says so.
+    if !matches!(accelerator, Ok(Accelerator::Tcg)) {
+        return None;
+    }
+    let built = store.build(true, progress).map_err(anyhow::Error::from).and_then(|_| Ok(store.qemu()?));
+    built.unwrap_or_else(|error| {
+        let reason = format!("{error:#}");
+        tracing::warn!(reason, "no QEMU was built for the VMs, which are slower in the host's own");
+        None
+    })
 }
 
 /// Who builds by hand has time to wait until other hosts can have it.
@@ -115,8 +171,10 @@ fn remove(store: &ImageStore, part: Part) -> anyhow::Result<()> {
 fn line(status: &ComponentStatus) -> String {
     let state = match &status.state {
         ComponentState::Present { manifest } => {
-            // The one part whose updates are the user's to ask for: which version it is tells whether it is time.
-            let version = manifest.packages.get("qemu").map_or_else(String::new, |version| format!("  {version}"));
+            // The one part whose updates are the user's to ask for: its version and age tell whether it is time.
+            let age = days_since(manifest.created_unix_seconds);
+            let version = manifest.packages.get("qemu");
+            let version = version.map_or_else(String::new, |version| format!("  {version}, {age} days old"));
             format!("present  {:>6.1} MB{version}", manifest.size_bytes as f64 / 1e6)
         }
         ComponentState::Missing if !status.component.is_required() => "not built (image build --with-qemu)".into(),

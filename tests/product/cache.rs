@@ -137,7 +137,8 @@ fn a_template_is_built_with_the_image_makes_room_and_is_in_use_while_a_server_li
     assert!(!code.success());
     assert!(stderr.contains("the image is built; building the template: ") && stderr.contains("/nonexistent/qemu"));
 
-    let (_, stderr) = run(with_cache(cache, &["image", "build"]).env("SANDBOX_MCP_CACHE_MAX_GB", "0"));
+    let (_, stderr) =
+        run(with_cache(cache, &["image", "build", "--without-qemu"]).env("SANDBOX_MCP_CACHE_MAX_GB", "0"));
     assert!(stderr.lines().any(|line| line.starts_with("template: building: ") && line.ends_with(" s")), "{stderr}");
     assert!(!old_template.exists() && !old_image.exists(), "room is made");
     let expected = |in_use| {
@@ -146,7 +147,7 @@ fn a_template_is_built_with_the_image_makes_room_and_is_in_use_while_a_server_li
     };
     assert_eq!(entries(cache), expected(false), "what the build has made or used stays");
 
-    let (_, stderr) = run(&mut with_cache(cache, &["image", "build"]));
+    let (_, stderr) = run(&mut with_cache(cache, &["image", "build", "--without-qemu"]));
     assert!(!stderr.contains("template"), "it is there: {stderr}");
 
     let mut server = Server::start_as(&mut with_cache(cache, &["--warm-pool-size", "0"]));

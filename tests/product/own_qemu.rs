@@ -1,5 +1,5 @@
-//! The QEMU that `image build --with-qemu` builds: where it is there, VMs run in it. It is not built for the tests, since that
-//! takes minutes; where it is not there, they say that they were skipped.
+//! The QEMU that `image build` builds where there is no KVM: VMs run in it, all those of the other tests. Where it is not there,
+//! these tests say that they were skipped, and the others have run in the host's.
 
 use std::fs;
 use std::io::Write;
@@ -18,10 +18,12 @@ fn own() -> Option<Command> {
     let text = String::from_utf8(output.stdout).unwrap();
     let line = text.lines().find(|line| line.starts_with("qemu ")).expect("the status tells of QEMU");
     if !line.contains(" present ") {
+        let outcome = execute_with(&mut command(), json!({"language": "shell", "code": "true"}));
+        assert_eq!(outcome["accelerator"], "kvm", "without KVM `image build` builds it");
         // Not by `eprintln!`, whose words are kept back when a test passes.
         let _ = writeln!(
             std::io::stderr(),
-            "SKIPPED: no QEMU of our own: `sandbox-mcp image build --with-qemu` builds it ({line})"
+            "SKIPPED: no QEMU of our own: with KVM, only `sandbox-mcp image build --with-qemu` builds it ({line})"
         );
         return None;
     }
@@ -54,6 +56,29 @@ fn every_language_runs_in_it_restored_and_booted() {
         let status = pool_status(&mut server);
         let words = status["qemu"].as_str().unwrap();
         assert!(words.contains("built by sandbox-mcp as "), "{words}");
+    }
+}
+
+#[test]
+fn every_language_runs_in_the_hosts_qemu_too() {
+    let path = std::env::var_os("PATH").unwrap();
+    let places = std::env::split_paths(&path).map(|folder| folder.join("qemu-system-x86_64"));
+    let hosts = places.into_iter().find(|place| place.is_file()).expect("the set-up has installed QEMU");
+    let hosts = ["--qemu", hosts.to_str().unwrap()];
+    for arguments in [&["--warm-pool-size", "1"][..], &["--warm-pool-size", "0"], &["--no-templates"]] {
+        let mut server = Server::start_as(command().env_remove("SANDBOX_MCP_QEMU").args(hosts).args(arguments));
+        for (language, code, stdout) in PROGRAMS {
+            if arguments == ["--warm-pool-size", "1"] {
+                server.wait_for_pool(1);
+            }
+            server.send(&execute_request(1, json!({"language": language, "code": code, "timeout_seconds": 120})));
+            let answer = server.receive();
+            let outcome = &answer["result"]["structuredContent"];
+            assert_eq!((&outcome["stdout"], &outcome["exit_code"]), (&json!(stdout), &json!(0)), "{answer}");
+            assert_eq!(outcome["template_hit"], arguments != ["--no-templates"], "{answer}");
+        }
+        let status = pool_status(&mut server);
+        assert!(!status["qemu"].as_str().unwrap().contains("sandbox-mcp"), "{status}");
     }
 }
 

@@ -108,7 +108,9 @@ fn vms_that_died_while_they_waited_are_not_missed() {
 const SECRETS: [(&str, &str); 3] = [
     (
         "python",
-        "import os, random, secrets, uuid, socket, tempfile\n\
+        "import multiprocessing, os, random, secrets, sqlite3, ssl, uuid, socket, tempfile\n\
+         print(sqlite3.connect(':memory:').execute('select hex(randomblob(8))').fetchone()[0], ssl.RAND_bytes(8).hex(), \
+         multiprocessing.current_process().authkey.hex(), sep='\\n')\n\
          print(os.urandom(8).hex(), random.random(), secrets.token_hex(8), uuid.uuid4(), uuid.uuid1(), socket.gethostname(), \
          open('/etc/machine-id').read().strip(), os.getrandom(8).hex(), tempfile.mktemp(), sep='\\n')",
     ),
@@ -141,6 +143,53 @@ fn no_two_clones_share_a_secret() {
             }
         }
         assert!(lines >= 8 * 4, "{lines} lines of {language}");
+    }
+}
+
+/// What a program would find changed if a rehearsal had left a trace, and what it finds.
+const TRACES: [(&str, &str, &str); 4] = [
+    (
+        "python",
+        "import asyncio, logging, os, signal, sys, threading, warnings\n\
+         from concurrent.futures import ThreadPoolExecutor\n\
+         async def name(): return asyncio.current_task().get_name()\n\
+         with ThreadPoolExecutor() as pool: pooled = pool.submit(lambda: threading.current_thread().name).result()\n\
+         print(threading.Thread().name, pooled, asyncio.run(name()), logging.getLogger().handlers, os.listdir(), os.listdir('/tmp'))\n\
+         print(signal.getsignal(signal.SIGALRM) is signal.SIG_DFL, 'ctypes' in sys.modules, 'multiprocessing' in sys.modules, \
+         len(threading.enumerate()), 0 <= logging.makeLogRecord({}).relativeCreated < 60000, sorted(k for k in globals() if k[0] != '_')[:3])",
+        "Thread-1 ThreadPoolExecutor-0_0 Task-1 [] [] []\nTrue False False 1 True ['ThreadPoolExecutor', 'asyncio', 'logging']\n",
+    ),
+    (
+        "javascript",
+        "const fs = require('fs'); console.log(fs.readdirSync('.'), fs.readdirSync('/tmp'), process.listenerCount('exit'), \
+         process.listenerCount('beforeExit'), Object.keys(require.cache).length, Object.keys(globalThis).includes('require'), \
+         process.getActiveResourcesInfo(), process.argv.length, typeof gc)",
+        "[] [] 0 0 2 false [ 'PipeWrap', 'PipeWrap' ] 2 undefined\n",
+    ),
+    (
+        "javascript",
+        "import fs from 'node:fs'; console.log(import.meta.url, fs.readdirSync('/run/program'), require.main === module, \
+         Object.keys(require.cache).length)",
+        "file:///run/program/main.mjs [ 'main.mjs' ] true 1\n",
+    ),
+    (
+        "shell",
+        "ls -A . /tmp; jobs; trap; set +o | grep -E 'errexit|nounset|pipefail'; declare -F; echo ${sum-unset} $SHLVL",
+        ".:\n\n/tmp:\nset +o errexit\nset +o nounset\nset +o pipefail\nunset 1\n",
+    ),
+];
+
+#[test]
+fn rehearsals_leave_no_trace() {
+    let mut pooled = Server::start_as(&mut with(&["--warm-pool-size", "1"]));
+    for (language, code, stdout) in TRACES {
+        // A VM that waits has rehearsed what was asked for before.
+        run(&mut pooled, 0, language, code);
+        pooled.wait_for_pool(1);
+        let fresh = execute_with(&mut with(&["--warm-pool-size", "0"]), json!({"language": language, "code": code}));
+        for outcome in [fresh, run(&mut pooled, 1, language, code)] {
+            assert_eq!(outcome["stdout"], stdout, "{outcome}");
+        }
     }
 }
 

@@ -29,6 +29,9 @@ pub(crate) const STATE_MAX_BYTES: usize = 1024 * 1024;
 /// What the command that saves is answered with.
 const SAVING: &str = "saving";
 
+/// What the command that ends a pause is answered with.
+const CONTINUING: &str = "continuing";
+
 /// The host end of a monitor.
 #[derive(Debug)]
 pub(crate) struct Monitor {
@@ -94,6 +97,23 @@ impl Monitor {
             return Err(VmError::Protocol(format!("a device state of over {STATE_MAX_BYTES} bytes")));
         }
         Ok(state)
+    }
+
+    /// Has the VM stop, and go on at once.
+    pub(crate) async fn pause(&mut self) -> Result<(), VmError> {
+        let mut commands = self.preamble();
+        commands.push(json!({"execute": "stop"}));
+        commands.push(json!({"execute": "cont", "id": CONTINUING}));
+        self.send(&commands, None).await?;
+        loop {
+            let message = self.next().await?;
+            if let Some(error) = failure_in(&message) {
+                return Err(VmError::Spawn(error));
+            }
+            if message["id"] == CONTINUING {
+                return Ok(());
+            }
+        }
     }
 
     /// What both sides of a migration are told first. The memory is in a file, and stays there.

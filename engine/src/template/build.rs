@@ -6,15 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sandbox_schemas::language::Language;
-use sandbox_schemas::limits::{MEMORY_MAX_MB, STDERR_MAX_BYTES, STDOUT_MAX_BYTES};
-use sandbox_schemas::wire::{Execute, Hello};
+use sandbox_schemas::wire::Hello;
 use tokio::sync::oneshot;
 
 use crate::acquire::boot_deadline;
 use crate::error::VmError;
 use crate::qemu::{LaunchSpec, Qemu, Start};
-use crate::template::{code, ram};
-use crate::vm::{Booting, Program, hello};
+use crate::template::{code, ram, rehearsal};
+use crate::vm::{Booting, hello};
 
 /// What a template's VM has in its clock, less than what it is. Generators that are seeded anew after so much time (OpenSSL's
 /// in Node.js after an hour or two) are then due for it in every clone, whose clock is right.
@@ -29,25 +28,6 @@ pub(crate) const SAVE_DEADLINE: Duration = Duration::from_secs(30);
 /// Time for a VM to finish what nobody waits for, such as V8's compiling in the background: whatever is left when it is saved is
 /// left to be done in every clone.
 pub(crate) const REST: Duration = Duration::from_millis(300);
-
-/// A program that an interpreter goes through before it is saved, and again before it waits in the pool, so that no user's
-/// program is the first. What it leaves behind in a program's sight must be harmless: modules that are loaded already.
-pub(crate) struct Rehearsal {
-    pub(crate) language: Language,
-    pub(crate) code: &'static str,
-    /// What begins a comment.
-    comment: &'static str,
-    /// How often it is gone through before a template is saved.
-    times: usize,
-}
-
-/// One for each language.
-pub(crate) const REHEARSALS: [Rehearsal; 3] = [
-    Rehearsal { language: Language::Python, code: include_str!("rehearsal.py"), comment: "#", times: 1 },
-    // V8 begins to remember types for a function, which speeds it up, after eight calls.
-    Rehearsal { language: Language::Javascript, code: include_str!("rehearsal.cjs"), comment: "//", times: 9 },
-    Rehearsal { language: Language::Shell, code: include_str!("rehearsal.sh"), comment: "#", times: 1 },
-];
 
 /// What a saved VM is.
 #[derive(Debug)]
@@ -65,20 +45,19 @@ pub(crate) async fn build(qemu: &Qemu, spec: &LaunchSpec) -> Result<Saved, VmErr
     let memory = ram::create(spec.memory_mb * 1024 * 1024).map_err(no_memory)?;
     let spec = LaunchSpec { start: Start::BootIn(share(&memory)?), ..spec.clone() };
 
-    let hello = template_hello(REHEARSALS.iter().map(|rehearsal| rehearsal.language).collect())?;
+    let hello = template_hello(Language::ALL.to_vec())?;
     let (keep, gone) = oneshot::channel::<()>();
     let deadline = boot_deadline(spec.accelerator);
     let mut vm = Booting::launch(qemu, &spec, hello, keep).await?.ready(deadline).await?;
-    for rehearsal in &REHEARSALS {
-        for round in 0..rehearsal.times {
-            vm = vm.rehearse(&rehearsal.program(round)?, REHEARSAL_DEADLINE).await?;
-        }
+    // The short ones come last, so that an interpreter is left as it is found by programs that do little.
+    for program in rehearsal::exercises(&Language::ALL).chain(rehearsal::before_saving()) {
+        vm = vm.rehearse(&program?, REHEARSAL_DEADLINE).await?;
     }
     let state = vm.rest(REST).await?.save(SAVE_DEADLINE).await?;
     // Its end is the end of its mapping; only then is the memory what it will stay.
     let _ = gone.await;
     let saved = Saved { ram: memory, state, code: None };
-    Ok(Saved { code: code::of(qemu, &spec, &saved).await, ..saved })
+    Ok(Saved { code: code::of(qemu, &spec, &saved, &Language::ALL).await, ..saved })
 }
 
 /// A copy of a template's memory, for a VM that will write to it.
@@ -102,30 +81,4 @@ pub(crate) fn template_hello(warm: Vec<Language>) -> Result<Hello, VmError> {
     let mut hello = hello(warm)?;
     hello.realtime_ns = hello.realtime_ns.saturating_sub(CLOCK_LAG.as_nanos() as u64);
     Ok(hello)
-}
-
-impl Rehearsal {
-    /// As a program that no interpreter has seen yet: V8 keeps what it has compiled, and would not do so again.
-    fn program(&self, round: usize) -> Result<Program, VmError> {
-        rehearsal(self.language, format!("{}{} {round}\n", self.code, self.comment))
-    }
-
-    /// The same for a clone, whose interpreter has seen those of its template.
-    pub(crate) fn in_clone(&self, round: usize) -> Result<Program, VmError> {
-        self.program(self.times + round)
-    }
-}
-
-/// A program of ours, after which its interpreter waits for another.
-pub(crate) fn rehearsal(language: Language, code: String) -> Result<Program, VmError> {
-    Program::new(Execute {
-        language,
-        is_rehearsal: true,
-        code,
-        stdin: String::new(),
-        env: Vec::new(),
-        memory_bytes: MEMORY_MAX_MB * 1024 * 1024,
-        stdout_max: STDOUT_MAX_BYTES as u64,
-        stderr_max: STDERR_MAX_BYTES as u64,
-    })
 }

@@ -7,16 +7,18 @@ use std::fs::File;
 use std::time::Duration;
 
 use sandbox_schemas::accelerator::Accelerator;
+use sandbox_schemas::language::Language;
 use tokio::sync::oneshot;
 
 use crate::error::VmError;
 use crate::qemu::{Code, LaunchSpec, Qemu, Start};
-use crate::template::build::{REHEARSALS, REST, SAVE_DEADLINE, Saved, copy_of, no_memory, share};
-use crate::template::ram;
+use crate::template::build::{REST, SAVE_DEADLINE, Saved, copy_of, no_memory, share};
+use crate::template::{ram, rehearsal};
 use crate::vm::{Booting, hello};
 
-/// Room for the code, in bytes: QEMU has a buffer of 128 MiB, and 100 bytes beside it for each block.
-const ROOM_BYTES: u64 = 256 * 1024 * 1024;
+/// Room for the code, in bytes: QEMU has a buffer of 256 MiB, half of which may come from here, and 100 bytes beside it for each
+/// block.
+const ROOM_BYTES: u64 = 512 * 1024 * 1024;
 
 /// How often each language is rehearsed: an interpreter does other things the second time, and V8 the third. Six times left a
 /// file that is larger by an eighth, and no VM faster.
@@ -30,12 +32,13 @@ fn is_kept(qemu: &Qemu, spec: &LaunchSpec) -> bool {
     qemu.keeps_code() && spec.accelerator == Accelerator::Tcg
 }
 
-/// What clones of `saved`, which was launched by `spec`, will execute. Without it they are slower, and no worse.
-pub(crate) async fn of(qemu: &Qemu, spec: &LaunchSpec, saved: &Saved) -> Option<File> {
+/// What clones of `saved`, which was launched by `spec`, will execute, most of all for programs in these languages. Without it
+/// they are slower, and no worse.
+pub(crate) async fn of(qemu: &Qemu, spec: &LaunchSpec, saved: &Saved, languages: &[Language]) -> Option<File> {
     if !is_kept(qemu, spec) {
         return None;
     }
-    match translate(qemu, spec, saved).await {
+    match translate(qemu, spec, saved, languages).await {
         Ok(code) => Some(code),
         Err(error) => {
             tracing::warn!(%error, "a template will have no translated code");
@@ -44,7 +47,7 @@ pub(crate) async fn of(qemu: &Qemu, spec: &LaunchSpec, saved: &Saved) -> Option<
     }
 }
 
-async fn translate(qemu: &Qemu, spec: &LaunchSpec, saved: &Saved) -> Result<File, VmError> {
+async fn translate(qemu: &Qemu, spec: &LaunchSpec, saved: &Saved, languages: &[Language]) -> Result<File, VmError> {
     // A VM that is saved has its memory in a file that it may write to, or would save that as well.
     let memory = copy_of(&saved.ram).await?;
     let code = ram::create(ROOM_BYTES).map_err(no_memory)?;
@@ -55,10 +58,13 @@ async fn translate(qemu: &Qemu, spec: &LaunchSpec, saved: &Saved) -> Result<File
     };
     let (keep, gone) = oneshot::channel::<()>();
     let mut vm = Booting::launch(qemu, &spec, hello(Vec::new())?, keep).await?.ready(DEADLINE).await?;
-    for round in 0..TIMES {
-        for rehearsal in &REHEARSALS {
-            vm = vm.rehearse(&rehearsal.in_clone(round)?, DEADLINE).await?;
-        }
+    for program in (0..TIMES).flat_map(|round| rehearsal::in_clone(&Language::ALL, round)) {
+        vm = vm.rehearse(&program?, DEADLINE).await?;
+    }
+    // What every clone executes lies close together, and brings nothing else along.
+    vm = vm.rest(REST).await?.pause(SAVE_DEADLINE).await?;
+    for program in rehearsal::exercises(languages) {
+        vm = vm.rehearse(&program?, DEADLINE).await?;
     }
     vm.rest(REST).await?.save(SAVE_DEADLINE).await?;
     let _ = gone.await;

@@ -10,8 +10,8 @@ use tokio::sync::oneshot;
 use crate::environment::Environment;
 use crate::error::VmError;
 use crate::qemu::{LaunchSpec, Qemu, Start};
-use crate::template::build::{REST, SAVE_DEADLINE, Saved, copy_of, rehearsal, share, template_hello};
-use crate::template::code;
+use crate::template::build::{REST, SAVE_DEADLINE, Saved, copy_of, share, template_hello};
+use crate::template::{code, rehearsal};
 use crate::vm::{Booting, Ready};
 
 /// A clone under TCG is there within 0.1 s.
@@ -54,7 +54,7 @@ pub(crate) async fn derive(
 ) -> Result<Saved, VmError> {
     let base = &LaunchSpec { slot: environment.slot(), ..base.clone() };
     let saved = saved(qemu, base, base_has, environment).await?;
-    Ok(Saved { code: code::of(qemu, base, &saved).await, ..saved })
+    Ok(Saved { code: code::of(qemu, base, &saved, &[environment.language]).await, ..saved })
 }
 
 /// The memory and the devices of that template.
@@ -113,7 +113,7 @@ async fn import(vm: Ready, environment: &Environment, left_out: &[String]) -> Re
     let wanted: Vec<&String> = environment.requested.iter().filter(|package| !left_out.contains(package)).collect();
     // A list of strings is written alike in JSON, Python and JavaScript.
     let list = serde_json::to_string(&wanted).unwrap_or_default();
-    let program = rehearsal(environment.language, importer.replace("[\"PACKAGES\"]", &list))?;
+    let program = rehearsal::program(environment.language, importer.replace("[\"PACKAGES\"]", &list))?;
     let (vm, said) = vm.rehearse_to_hear(&program, IMPORT_DEADLINE).await?;
     let last = said.trim_end().lines().next_back().unwrap_or_default();
     let report = serde_json::from_str(last)

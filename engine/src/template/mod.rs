@@ -3,7 +3,6 @@
 
 // In the order in which to read them.
 mod templates;
-pub(crate) use build::REHEARSALS;
 pub(crate) use templates::Templates;
 
 mod build;
@@ -12,6 +11,7 @@ mod derive;
 mod entry;
 mod key;
 pub(crate) mod ram;
+pub(crate) mod rehearsal;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

@@ -18,10 +18,11 @@ use crate::error::VmError;
 use crate::pool::Pool;
 use crate::qemu::{LaunchSpec, OPENS_RAM_READ_ONLY, Qemu, StartKind, arguments_to, runs_as_another_user};
 use crate::template::Template;
-use crate::template::build::{self, REHEARSALS};
+use crate::template::build;
 use crate::template::derive;
 use crate::template::entry::{self, Origin};
 use crate::template::key::{TemplateInputs, host_cpu};
+use crate::template::rehearsal;
 
 /// The name of the template that has all languages and no packages.
 const BASE: &str = "base";
@@ -366,7 +367,7 @@ fn inputs(qemu: &Qemu, spec: &LaunchSpec) -> TemplateInputs {
         accelerator: spec.accelerator,
         cpu: host_cpu(),
         arguments,
-        rehearsals: REHEARSALS.iter().map(|rehearsal| rehearsal.code.to_string()).chain(derive::programs()).collect(),
+        rehearsals: rehearsal::sources().chain(derive::programs()).collect(),
         layer: None,
     }
 }

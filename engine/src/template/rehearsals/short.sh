@@ -5,3 +5,5 @@ for item in a b "$value"; do
 done
 echo one two | cat | { read -r first rest; echo "$first" >&2; }
 (cd / && ls -d tmp) > /dev/null
+# Left behind, so that the first process reaps it, as it does the program itself.
+(sleep 0 &)
