@@ -17,7 +17,7 @@ while true; do
     unset _sandbox
     . /run/program/main.sh
   )
-  printf 'D0\n' >&1001
+  printf 'D%d\n' $? >&1001
 done
 if [[ $_sandbox == E ]]; then
   while IFS= read -r -d '' _sandbox; do
