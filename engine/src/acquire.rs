@@ -56,7 +56,7 @@ const REHEARSED_TIMES_WITH_CODE: usize = 1;
 /// How long the pool is not filled after that has failed.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// How long a program waits for the template to be loaded or built, which takes 0.1 s or 5-10 s, before its VM boots.
+/// How long a program waits for the template to be loaded or built, which takes 0.1 s or 10-20 s, before its VM boots.
 const TEMPLATE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// The same for one with packages, which it has to import; a VM that boots would have to do that as well.

@@ -65,13 +65,14 @@ function hear() {
  * traces do not show this file.
  */
 function runScript(script) {
-  const module = new Module('.', null);
+  const module = new Module(written, null);
+  module.id = '.';
   module.filename = written;
   module.paths = Module._nodeModulePaths(path.dirname(written));
   process.argv = [process.argv[0], written];
   programUrl = scriptUrl;
   process.mainModule = Module._cache[written] = module;
-  const require = Module.createRequire(IN_WORKSPACE);
+  const require = Object.assign((id) => module.require(id), Module.createRequire(IN_WORKSPACE));
   const given = [module.exports, require, module, written, path.dirname(written)];
   process.nextTick(Reflect.apply, script, module.exports, given);
   process.nextTick(() => {
@@ -97,6 +98,7 @@ function endRehearsal() {
   delete process.mainModule;
   for (const name of ['require', 'module', '__filename', '__dirname']) delete globalThis[name];
   // Else the program would have to collect it all, soon.
+  collectGarbage ??= garbageCollector();
   collectGarbage({ type: 'minor' });
   say('D0\n');
   // Only something to do keeps the loop from ending.
@@ -110,9 +112,13 @@ function warmUp() {
   void require('node:util').inspect({ a: [1, 'x', new Map()] });
   void new vm.Script('(async () => { await 1; })()').runInThisContext();
   void Module.createRequire('/workspace/');
+}
+
+function garbageCollector() {
   v8.setFlagsFromString('--expose-gc');
-  collectGarbage = vm.runInNewContext('gc');
+  const gc = vm.runInNewContext('gc');
   v8.setFlagsFromString('--no-expose-gc');
+  return gc;
 }
 
 /** The flags that do so. An interpreter that has rehearsed nothing keeps what it was started with. */

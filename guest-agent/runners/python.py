@@ -227,7 +227,7 @@ def flush_streams():
 
 
 def is_native(name):
-    """Whether C code with buffers of its own may have written. Python's own modules have none."""
+    """Whether C code with buffers of its own may have written. Those of Python's own that programs meet here have none."""
     if name.partition(".")[0] in sys.stdlib_module_names:
         return name == "ctypes"
     return (getattr(sys.modules.get(name), "__file__", None) or "").endswith(".so")

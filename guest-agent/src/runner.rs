@@ -56,7 +56,7 @@ fn recipe(language: Language) -> Recipe {
             runner: ("python.py", include_str!("../runners/python.py")),
             command: &["/usr/bin/python3"],
             runner_variable: None,
-            startup_variables: &["PYTHON*"],
+            startup_variables: &["PYTHON*", "OPENSSL_*"],
             runtime_variables: &[],
         },
         Language::Javascript => Recipe {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use sandbox_engine::{Engine, EngineConfig};
+use sandbox_engine::{Engine, EngineConfig, StartError};
 use sandbox_images::{ImageStore, Progress, TerminalProgress, Unit};
 use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::image::{Component, ComponentState, ComponentStatus};
@@ -45,16 +45,19 @@ fn build(store: &ImageStore, wanted: OwnQemu, settings: &Settings) -> anyhow::Re
     if qemu.is_none() && !wanted.without_qemu && settings.qemu.value.is_none() {
         qemu = build_qemu_without_kvm(store, &runtime, settings.engine_config(image.clone(), None)?, &progress);
     }
-    warn_of_an_old_qemu(store);
+    if settings.qemu.value.is_none() {
+        warn_of_an_old_qemu(store);
+    }
     for path in [&image.kernel, &image.root, &image.initrd].into_iter().chain(&qemu) {
         writeln!(std::io::stdout(), "{}", path.display())?;
     }
     if settings.templates.value {
         let config = EngineConfig { warm_pool_size: 0, ..settings.engine_config(image, qemu)? };
         let built = runtime.block_on(build_template(config, &progress));
+        // It does not wait for what a build that has failed has left to be done.
+        runtime.shutdown_background();
         built.context("the image is built; building the template")?;
     }
-    runtime.shutdown_background();
     Ok(())
 }
 
@@ -67,7 +70,7 @@ fn warn_of_an_old_qemu(store: &ImageStore) {
                 tracing::warn!(
                     days,
                     "the VMs' QEMU has no security fixes since it was built: `sandbox-mcp image remove qemu`, while no \
-                     server runs, and `sandbox-mcp image build` build it anew"
+                     server runs, and `sandbox-mcp image build --with-qemu` build it anew"
                 );
             }
         }
@@ -79,7 +82,8 @@ fn days_since(unix_seconds: u64) -> u64 {
     now.saturating_sub(unix_seconds) / 86_400
 }
 
-/// Without KVM, VMs are several times as quick in a QEMU of our own. Where it cannot be built they run in the host's.
+/// Without KVM, VMs are several times as quick in a QEMU of our own, and without any other they need it. Where it cannot be built
+/// they run in the host's.
 fn build_qemu_without_kvm(
     store: &ImageStore,
     runtime: &tokio::runtime::Runtime,
@@ -91,16 +95,20 @@ fn build_qemu_without_kvm(
         let engine = Engine::start(config).await?;
         let accelerator = engine.accelerator();
         engine.shut_down().await;
-        Ok::<_, anyhow::Error>(accelerator)
+        Ok(accelerator)
     });
-    // Whoever needs what has failed here says so.
-    if !matches!(accelerator, Ok(Accelerator::Tcg)) {
-        return None;
+    match accelerator {
+        Ok(Accelerator::Tcg) | Err(StartError::QemuMissing { .. } | StartError::QemuTooOld { .. }) => {}
+        // Whoever needs what has failed says so.
+        Ok(Accelerator::Kvm) | Err(_) => return None,
     }
     let built = store.build(true, progress).map_err(anyhow::Error::from).and_then(|_| Ok(store.qemu()?));
     built.unwrap_or_else(|error| {
         let reason = format!("{error:#}");
-        tracing::warn!(reason, "no QEMU was built for the VMs, which are slower in the host's own");
+        tracing::warn!(
+            reason,
+            "no QEMU was built for the VMs, which are slower in the host's own; `image build --without-qemu` does not try"
+        );
         None
     })
 }

@@ -26,6 +26,16 @@ const JAVASCRIPT: (&str, &str) = ("javascript", "console.log(6*7)");
 const SHELL: (&str, &str) = ("shell", "echo $((6*7))");
 const LONG: (&str, &str) = ("python", "print('x' * 900_000)");
 
+// Programs that do more than print.
+const MODULE: (&str, &str) =
+    ("javascript", "import fs from 'node:fs'; console.log(await fs.promises.readdir('/workspace'))");
+const TYPESCRIPT: (&str, &str) = ("javascript", "interface A { x: number } const a: A = { x: 42 }; console.log(a.x)");
+const ASYNCIO: (&str, &str) =
+    ("python", "import asyncio\nasync def main():\n    await asyncio.sleep(0)\n    print(1)\nasyncio.run(main())");
+const SUBPROCESS: (&str, &str) =
+    ("python", "import subprocess\nprint(subprocess.run(['echo', 'hi'], capture_output=True, text=True).stdout)");
+const PIPES: (&str, &str) = ("shell", "for i in 1 2 3; do echo $i | cat; done; ls /workspace | wc -l");
+
 pub(crate) const ALL: &[Row] = &[
     Row { name: "pool hit, Python print", unit: "ms", most: 200, prepare: |subject| pooled(subject, PYTHON) },
     Row {
@@ -36,6 +46,16 @@ pub(crate) const ALL: &[Row] = &[
     },
     Row { name: "pool hit, shell echo", unit: "ms", most: 200, prepare: |subject| pooled(subject, SHELL) },
     Row { name: "pool hit, 900 KB of stdout", unit: "ms", most: 200, prepare: |subject| pooled(subject, LONG) },
+    Row { name: "pool hit, an ES module", unit: "ms", most: 200, prepare: |subject| pooled(subject, MODULE) },
+    Row { name: "pool hit, TypeScript", unit: "ms", most: 200, prepare: |subject| pooled(subject, TYPESCRIPT) },
+    Row { name: "pool hit, Python asyncio.run", unit: "ms", most: 200, prepare: |subject| pooled(subject, ASYNCIO) },
+    Row {
+        name: "pool hit, Python subprocess.run",
+        unit: "ms",
+        most: 200,
+        prepare: |subject| pooled(subject, SUBPROCESS),
+    },
+    Row { name: "pool hit, shell with four pipes", unit: "ms", most: 200, prepare: |subject| pooled(subject, PIPES) },
     Row { name: "template, Python print", unit: "ms", most: 200, prepare: |subject| unpooled(subject, &[], PYTHON) },
     Row {
         name: "template, JavaScript console.log",

@@ -27,16 +27,15 @@ process.exitCode = 7;
 }
 
 #[test]
-fn a_script_is_compiled_as_it_runs() {
+fn all_of_v8s_compilers_are_there() {
     let code = "
 require('v8').setFlagsFromString('--allow-natives-syntax');
-const tier = new Function('f', 'return %ActiveTierIsMaglev(f) || %ActiveTierIsTurbofan(f)');
-function f(n) { let s = 0; for (let i = 0; i < n; i++) s = (s + i * i) % 1000003; return s; }
-const until = Date.now() + 20000;
-const again = () => { f(3000); if (tier(f) || Date.now() > until) console.log(tier(f)); else setImmediate(again); };
-again();
+const tiers = [['CompileBaseline', 'Sparkplug'], ['OptimizeMaglevOnNextCall', 'Maglev'], ['OptimizeFunctionOnNextCall', 'Turbofan']];
+console.log(...tiers.map(([compile, tier]) => new Function(`
+  function f(n) { return n * 2; }
+  %PrepareFunctionForOptimization(f); f(1); f(2); %${compile}(f); f(3); return %ActiveTierIs${tier}(f);`)()));
 ";
-    check(code, 0, "true\n", "");
+    check(code, 0, "true true true\n", "");
 }
 
 #[test]
@@ -45,8 +44,12 @@ fn a_script_imports_from_where_it_works() {
 require('fs').writeFileSync('lib.mjs', 'export const x = 1');
 import('./lib.mjs').then((lib) => console.log(lib.x, module.loaded));
 console.log(module.id, module.loaded, process.mainModule === module, this === exports, arguments.length, process.argv.length);
+require('fs').writeFileSync('lib.js', 'console.log(module.parent === require.main, require.main.path)');
+require('./lib');
+console.log(module.children.length, module.path === __dirname, require.resolve('./lib'), require('path') === require('node:path'));
 ";
-    check(code, 0, ". false true true 5 2\n1 true\n", "");
+    let stdout = ". false true true 5 2\ntrue /run/program\n1 true /workspace/lib.js true\n1 true\n";
+    check(code, 0, stdout, "");
 }
 
 #[test]

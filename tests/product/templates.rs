@@ -105,7 +105,7 @@ fn vms_that_died_while_they_waited_are_not_missed() {
 }
 
 /// Everything in a VM that must not be the same in another, a line each.
-const SECRETS: [(&str, &str); 3] = [
+const SECRETS: [(&str, &str); 4] = [
     (
         "python",
         "import multiprocessing, os, random, secrets, sqlite3, ssl, uuid, socket, tempfile\n\
@@ -118,6 +118,11 @@ const SECRETS: [(&str, &str); 3] = [
         "javascript",
         "const c = require('crypto'); console.log([c.randomUUID(), c.randomBytes(8).toString('hex'), c.randomInt(2**47), \
          Math.random(), c.webcrypto.getRandomValues(new Uint32Array(2)).join()].join('\\n'))",
+    ),
+    (
+        "javascript",
+        "import crypto from 'node:crypto'; import fs from 'node:fs'; console.log(await Promise.resolve(Math.random())); \
+         console.log(crypto.randomUUID()); console.log(fs.mkdtempSync('/tmp/x-')); console.log(crypto.randomBytes(8).toString('hex'))",
     ),
     (
         "shell",
@@ -150,7 +155,7 @@ fn no_two_clones_share_a_secret() {
 const TRACES: [(&str, &str, &str); 4] = [
     (
         "python",
-        "import asyncio, logging, os, signal, sys, threading, warnings\n\
+        "import asyncio, logging, os, signal, sys, threading\n\
          from concurrent.futures import ThreadPoolExecutor\n\
          async def name(): return asyncio.current_task().get_name()\n\
          with ThreadPoolExecutor() as pool: pooled = pool.submit(lambda: threading.current_thread().name).result()\n\

@@ -19,7 +19,7 @@ use crate::vm::{Booting, hello};
 /// in Node.js after an hour or two) are then due for it in every clone, whose clock is right.
 const CLOCK_LAG: Duration = Duration::from_secs(24 * 3600);
 
-/// A rehearsal takes 0.1-1 s under TCG.
+/// A rehearsal takes 0.1-3 s under TCG.
 const REHEARSAL_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Saving takes some 20 ms.
@@ -42,6 +42,17 @@ pub(crate) struct Saved {
 
 /// Boots a VM by `spec`, whose memory it shall have, and saves it.
 pub(crate) async fn build(qemu: &Qemu, spec: &LaunchSpec) -> Result<Saved, VmError> {
+    match try_build(qemu, spec, &Language::ALL).await {
+        // Programs would be slower without the exercises, and much slower without a template.
+        Err(error) => {
+            tracing::warn!(%error, "a template could not be built; another is tried that does fewer rehearsals");
+            try_build(qemu, spec, &[]).await
+        }
+        built => built,
+    }
+}
+
+async fn try_build(qemu: &Qemu, spec: &LaunchSpec, exercised: &[Language]) -> Result<Saved, VmError> {
     let memory = ram::create(spec.memory_mb * 1024 * 1024).map_err(no_memory)?;
     let spec = LaunchSpec { start: Start::BootIn(share(&memory)?), ..spec.clone() };
 
@@ -50,14 +61,14 @@ pub(crate) async fn build(qemu: &Qemu, spec: &LaunchSpec) -> Result<Saved, VmErr
     let deadline = boot_deadline(spec.accelerator);
     let mut vm = Booting::launch(qemu, &spec, hello, keep).await?.ready(deadline).await?;
     // The short ones come last, so that an interpreter is left as it is found by programs that do little.
-    for program in rehearsal::exercises(&Language::ALL).chain(rehearsal::before_saving()) {
+    for program in rehearsal::exercises(exercised).chain(rehearsal::before_saving()) {
         vm = vm.rehearse(&program?, REHEARSAL_DEADLINE).await?;
     }
     let state = vm.rest(REST).await?.save(SAVE_DEADLINE).await?;
     // Its end is the end of its mapping; only then is the memory what it will stay.
     let _ = gone.await;
     let saved = Saved { ram: memory, state, code: None };
-    Ok(Saved { code: code::of(qemu, &spec, &saved, &Language::ALL).await, ..saved })
+    Ok(Saved { code: code::of(qemu, &spec, &saved, exercised).await, ..saved })
 }
 
 /// A copy of a template's memory, for a VM that will write to it.

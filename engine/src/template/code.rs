@@ -24,7 +24,7 @@ const ROOM_BYTES: u64 = 512 * 1024 * 1024;
 /// file that is larger by an eighth, and no VM faster.
 const TIMES: usize = 3;
 
-/// A clone is there within 0.1 s, a rehearsal takes as long.
+/// A clone is there within 0.1 s, a rehearsal takes 0.1-3 s.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Whether templates of such VMs have translated code.

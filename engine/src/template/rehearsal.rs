@@ -1,8 +1,8 @@
-//! What interpreters go through before a VM is saved, and again before it waits in the pool, so that no user's program is the
-//! first to do what it does.
+//! What interpreters go through before a VM is saved, and what is short of it again before one waits in the pool, so that no
+//! user's program is the first to do what it does.
 //!
 //! What it leaves behind in a program's sight must be harmless, such as modules that are loaded already. Nothing may draw random
-//! numbers that clones would all go on from.
+//! numbers that clones would all go on from: what has to is done in a process that ends, or, in Node.js, not at all.
 
 use sandbox_schemas::language::Language;
 use sandbox_schemas::limits::{MEMORY_MAX_MB, STDERR_MAX_BYTES, STDOUT_MAX_BYTES};

@@ -38,7 +38,7 @@ const FAILURES_MAX: u32 = 3;
 const SETS_LOADED_MAX: usize = 4;
 
 /// What building one takes under TCG: a tier that would take longer is of no use.
-const TIER_PATIENCE: Duration = Duration::from_secs(10);
+const TIER_PATIENCE: Duration = Duration::from_secs(15);
 
 /// Why there is no template. Programs still run: in VMs that boot.
 #[derive(Debug, thiserror::Error)]

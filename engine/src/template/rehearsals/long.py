@@ -1,14 +1,13 @@
-# Modules that programs import. Not multiprocessing, which draws a key then, nor ctypes: what it calls may have output of its own, so
-# that programs end in another way once it is there.
-import argparse, ast, asyncio, atexit, base64, bisect, calendar, concurrent.futures, contextlib, copy, csv, decimal, difflib
-import email.message, fileinput, fractions, getpass, glob, gzip, hashlib, heapq, hmac, html.parser, http.client, http.server
-import importlib.metadata, inspect, io, json, locale, logging, lzma, mimetypes, numbers, os, pickle, pkgutil, platform, pprint
-import queue, random, re, secrets, select, selectors, shlex, shutil, signal, socket, sqlite3, ssl, statistics, string, struct
-import subprocess, sys, tarfile, tempfile, threading, time, timeit, traceback, unicodedata, unittest.mock, urllib.parse
-import urllib.request, uuid, warnings, weakref, xml.etree.ElementTree, zipfile, zlib, zoneinfo
+# Modules that programs import, and find loaded. Not multiprocessing, which draws a key when it is imported, nor ctypes: what it calls
+# may have output of its own, so that programs end in another way once it is there. And few that are packages: `import xml` would
+# do where `import xml.etree` is meant.
+import argparse, ast, asyncio, atexit, base64, bisect, contextlib, copy, csv, decimal, fractions, glob, gzip, hashlib, heapq, hmac
+import inspect, io, json, locale, logging, os, pickle, platform, pprint, queue, random, re, secrets, shlex, shutil, signal, socket
+import sqlite3, statistics, string, struct, subprocess, sys, tempfile, threading, time, traceback, unicodedata, urllib.parse, uuid
+import warnings, weakref, zipfile, zlib
 from abc import ABC, abstractmethod
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone
 from enum import Enum
@@ -123,6 +122,8 @@ def errors():
 
 
 def files():
+    from xml.etree import ElementTree
+
     with tempfile.TemporaryDirectory() as folder, told("files"):
         path = Path(folder) / "data" / "a.csv"
         path.parent.mkdir(parents=True)
@@ -142,7 +143,7 @@ def files():
             database.execute("create table points (id integer primary key, name text, x real)")
             database.executemany("insert into points (name, x) values (?, ?)", [("a", 1.5), ("b", 2.5)])
             print(database.execute("select name, sum(x) from points group by name order by 2 desc").fetchall())
-    print(xml.etree.ElementTree.fromstring("<a><b c='1'>x</b></a>").find("b").attrib, os.environ.get("HOME"), os.getcwd(), sys.version_info[0])
+    print(ElementTree.fromstring("<a><b c='1'>x</b></a>").find("b").attrib, os.environ.get("HOME"), os.getcwd(), sys.version_info[0])
 
 
 def others():
@@ -150,7 +151,7 @@ def others():
     print(subprocess.run(["echo", "a"], capture_output=True, text=True, check=True).stdout)
     print(subprocess.run("echo b | cat; exit 3", shell=True, stdout=subprocess.PIPE).returncode, subprocess.getoutput("echo c"), os.system("true"))
     with ThreadPoolExecutor(max_workers=2) as pool:
-        print(list(pool.map(fibonacci, range(5))), [f.result() for f in concurrent.futures.as_completed([pool.submit(str, 1)])])
+        print(list(pool.map(fibonacci, range(5))), [f.result() for f in as_completed([pool.submit(str, 1)])])
     todo, lock = queue.Queue(), threading.Lock()
 
     def work():
@@ -166,6 +167,9 @@ def others():
 
 
 def program():
+    import calendar, ctypes, difflib, email.message, html.parser, http.server, importlib.metadata, multiprocessing, tarfile, timeit
+    import unittest.mock, urllib.request, zoneinfo
+
     parser = argparse.ArgumentParser(description="a program")
     parser.add_argument("--count", type=int, default=3)
     print(parser.parse_args(["--count", "2"]))
@@ -173,8 +177,6 @@ def program():
     logging.getLogger(__name__).info("begun %s", 1)
     random.seed(1)
     print(random.randint(1, 6), random.choice("ab"), random.sample(range(9), 3), uuid.uuid4().version, len(secrets.token_hex(4)))
-    import ctypes, multiprocessing
-
     print(ctypes.c_int(1), multiprocessing.cpu_count() > 0, inspect.signature(partial(fibonacci, 1)), shlex.split("a 'b c'"), urllib.parse.urlparse("https://a.b/c?d=e").query, platform.system())
     print(textwrap_of("one two three"), timeit.timeit("1", number=10) > 0, string.ascii_lowercase[:3], struct.pack("<I", 1), io.StringIO("a").read())
     try:

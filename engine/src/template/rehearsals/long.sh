@@ -26,7 +26,7 @@ echo 5 4 | { read -r a b; echo $((a * b)); }; echo "2 * 3" | bc 2> /dev/null || 
 tar czf a.tgz data.csv && tar tzf a.tgz && gzip -k out && sha256sum out | cut -c1-8; md5sum out > /dev/null; base64 out > /dev/null
 echo '{"a": [1, {"b": 2}]}' | jq -c '.a[1].b'; which make > /dev/null; uname -a > /dev/null; env | wc -l; id -u; hostname
 printf 'all:\n\t@echo made\n' > Makefile && make -s
-(sleep 0.01; echo background) & wait; timeout 1 sleep 0.001; ps > /dev/null; kill -0 $$; command -v python3 node; type greet > /dev/null
+(sleep 0.01; echo background) & wait; timeout 60 sleep 0.001; ps > /dev/null; kill -0 $$; command -v python3 node; type greet > /dev/null
 python3 -c 'import json, sys; print(json.dumps({"a": 1}))'; echo 'print("script", 6 * 7)' > a.py && python3 a.py
 # A bash that rehearses stays, so that it does not come to what it does last: open its script, and end.
 echo 'echo $((6 * 7))' > script && bash script && sh script
