@@ -20,30 +20,14 @@ const WITH_DATA: Program =
     Program { code: "import pandas; print(pandas.DataFrame({'a': [6 * 7]})['a'].sum())", packages: &DATA };
 
 pub(crate) const ALL: &[Row] = &[
-    Row {
-        name: "bucket: a first run, empty cache",
-        unit: "ms",
-        most: 5,
-        prepare: |subject| first_run(subject, &BARE, tempfile::tempdir),
-    },
-    Row {
-        name: "bucket: the same, the image on the disk",
-        unit: "ms",
-        most: 5,
-        prepare: |subject| first_run(subject, &BARE, || Ok(new_cache())),
-    },
-    Row {
-        name: "bucket: with numpy, pandas, matplotlib, empty cache",
-        unit: "ms",
-        most: 5,
-        prepare: |subject| first_run(subject, &WITH_DATA, tempfile::tempdir),
-    },
-    Row {
-        name: "bucket: the same, the image on the disk",
-        unit: "ms",
-        most: 5,
-        prepare: |subject| first_run(subject, &WITH_DATA, || Ok(new_cache())),
-    },
+    Row::time("bucket: a first run, empty cache", 5, |subject| first_run(subject, &BARE, tempfile::tempdir)),
+    Row::time("bucket: the same, the image on the disk", 5, |subject| first_run(subject, &BARE, || Ok(new_cache()))),
+    Row::time("bucket: with numpy, pandas, matplotlib, empty cache", 5, |subject| {
+        first_run(subject, &WITH_DATA, tempfile::tempdir)
+    }),
+    Row::time("bucket: the same, the image on the disk", 5, |subject| {
+        first_run(subject, &WITH_DATA, || Ok(new_cache()))
+    }),
 ];
 
 /// What a host runs first.

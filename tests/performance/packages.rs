@@ -10,33 +10,15 @@ use crate::subject::{Subject, milliseconds};
 pub(crate) const DATA: [&str; 3] = ["numpy", "pandas", "matplotlib"];
 
 pub(crate) const ALL: &[Row] = &[
-    Row {
-        name: "packages: a run with numpy, pandas, matplotlib",
-        unit: "ms",
-        most: 50,
-        prepare: |subject| run(subject, true),
-    },
-    Row { name: "packages: the same without them", unit: "ms", most: 50, prepare: |subject| run(subject, false) },
-    Row { name: "packages: import pandas in such a run", unit: "ms", most: 50, prepare: import },
-    Row {
-        name: "packages: first use of requests, empty cache",
-        unit: "ms",
-        most: 1,
-        prepare: |subject| first_use(subject, "python", &["requests"]),
-    },
-    Row {
-        name: "packages: first use of numpy, pandas, matplotlib",
-        unit: "ms",
-        most: 1,
-        prepare: |subject| first_use(subject, "python", &DATA),
-    },
-    Row {
-        name: "packages: first use of lodash, moment",
-        unit: "ms",
-        most: 1,
-        prepare: |subject| first_use(subject, "javascript", &["lodash", "moment"]),
-    },
-    Row { name: "packages: those of data work and one more", unit: "ms", most: 1, prepare: one_more },
+    Row::time("packages: a run with numpy, pandas, matplotlib", 50, |subject| run(subject, true)),
+    Row::time("packages: the same without them", 50, |subject| run(subject, false)),
+    Row::time("packages: import pandas in such a run", 50, import),
+    Row::time("packages: first use of requests, empty cache", 1, |subject| first_use(subject, "python", &["requests"])),
+    Row::time("packages: first use of numpy, pandas, matplotlib", 1, |subject| first_use(subject, "python", &DATA)),
+    Row::time("packages: first use of lodash, moment", 1, |subject| {
+        first_use(subject, "javascript", &["lodash", "moment"])
+    }),
+    Row::time("packages: those of data work and one more", 1, one_more),
 ];
 
 /// A program in a fresh VM from a template: what it prints, and what it takes.

@@ -21,6 +21,13 @@ pub(crate) struct Row {
     pub(crate) prepare: fn(&Subject) -> Sampler,
 }
 
+impl Row {
+    /// A row that is measured in milliseconds, as most are.
+    pub(crate) const fn time(name: &'static str, most: usize, prepare: fn(&Subject) -> Sampler) -> Row {
+        Row { name, unit: "ms", most, prepare }
+    }
+}
+
 const PYTHON: (&str, &str) = ("python", "print(6*7)");
 const JAVASCRIPT: (&str, &str) = ("javascript", "console.log(6*7)");
 const SHELL: (&str, &str) = ("shell", "echo $((6*7))");
@@ -37,67 +44,27 @@ const SUBPROCESS: (&str, &str) =
 const PIPES: (&str, &str) = ("shell", "for i in 1 2 3; do echo $i | cat; done; ls /workspace | wc -l");
 
 pub(crate) const ALL: &[Row] = &[
-    Row { name: "pool hit, Python print", unit: "ms", most: 200, prepare: |subject| pooled(subject, PYTHON) },
-    Row {
-        name: "pool hit, JavaScript console.log",
-        unit: "ms",
-        most: 200,
-        prepare: |subject| pooled(subject, JAVASCRIPT),
-    },
-    Row { name: "pool hit, shell echo", unit: "ms", most: 200, prepare: |subject| pooled(subject, SHELL) },
-    Row { name: "pool hit, 900 KB of stdout", unit: "ms", most: 200, prepare: |subject| pooled(subject, LONG) },
-    Row { name: "pool hit, an ES module", unit: "ms", most: 200, prepare: |subject| pooled(subject, MODULE) },
-    Row { name: "pool hit, TypeScript", unit: "ms", most: 200, prepare: |subject| pooled(subject, TYPESCRIPT) },
-    Row { name: "pool hit, Python asyncio.run", unit: "ms", most: 200, prepare: |subject| pooled(subject, ASYNCIO) },
-    Row {
-        name: "pool hit, Python subprocess.run",
-        unit: "ms",
-        most: 200,
-        prepare: |subject| pooled(subject, SUBPROCESS),
-    },
-    Row { name: "pool hit, shell with four pipes", unit: "ms", most: 200, prepare: |subject| pooled(subject, PIPES) },
-    Row { name: "template, Python print", unit: "ms", most: 200, prepare: |subject| unpooled(subject, &[], PYTHON) },
-    Row {
-        name: "template, JavaScript console.log",
-        unit: "ms",
-        most: 200,
-        prepare: |subject| unpooled(subject, &[], JAVASCRIPT),
-    },
-    Row { name: "template, shell echo", unit: "ms", most: 200, prepare: |subject| unpooled(subject, &[], SHELL) },
-    Row {
-        name: "process start to exit, echo ... | sandbox-mcp",
-        unit: "ms",
-        most: 200,
-        prepare: |subject| one_shot(subject, false),
-    },
-    Row {
-        name: "the same, files not in the page cache",
-        unit: "ms",
-        most: 5,
-        prepare: |subject| one_shot(subject, true),
-    },
-    Row {
-        name: "boot, Python print",
-        unit: "ms",
-        most: 5,
-        prepare: |subject| unpooled(subject, &["--no-templates"], PYTHON),
-    },
-    Row {
-        name: "boot, JavaScript console.log",
-        unit: "ms",
-        most: 5,
-        prepare: |subject| unpooled(subject, &["--no-templates"], JAVASCRIPT),
-    },
-    Row {
-        name: "boot, shell echo",
-        unit: "ms",
-        most: 5,
-        prepare: |subject| unpooled(subject, &["--no-templates"], SHELL),
-    },
+    Row::time("pool hit, Python print", 200, |subject| pooled(subject, PYTHON)),
+    Row::time("pool hit, JavaScript console.log", 200, |subject| pooled(subject, JAVASCRIPT)),
+    Row::time("pool hit, shell echo", 200, |subject| pooled(subject, SHELL)),
+    Row::time("pool hit, 900 KB of stdout", 200, |subject| pooled(subject, LONG)),
+    Row::time("pool hit, an ES module", 200, |subject| pooled(subject, MODULE)),
+    Row::time("pool hit, TypeScript", 200, |subject| pooled(subject, TYPESCRIPT)),
+    Row::time("pool hit, Python asyncio.run", 200, |subject| pooled(subject, ASYNCIO)),
+    Row::time("pool hit, Python subprocess.run", 200, |subject| pooled(subject, SUBPROCESS)),
+    Row::time("pool hit, shell with four pipes", 200, |subject| pooled(subject, PIPES)),
+    Row::time("template, Python print", 200, |subject| unpooled(subject, &[], PYTHON)),
+    Row::time("template, JavaScript console.log", 200, |subject| unpooled(subject, &[], JAVASCRIPT)),
+    Row::time("template, shell echo", 200, |subject| unpooled(subject, &[], SHELL)),
+    Row::time("process start to exit, echo ... | sandbox-mcp", 200, |subject| one_shot(subject, false)),
+    Row::time("the same, files not in the page cache", 5, |subject| one_shot(subject, true)),
+    Row::time("boot, Python print", 5, |subject| unpooled(subject, &["--no-templates"], PYTHON)),
+    Row::time("boot, JavaScript console.log", 5, |subject| unpooled(subject, &["--no-templates"], JAVASCRIPT)),
+    Row::time("boot, shell echo", 5, |subject| unpooled(subject, &["--no-templates"], SHELL)),
     Row { name: "fresh VMs a second, 2 at a time, Python", unit: "1/s", most: 3, prepare: throughput },
     Row { name: "private memory of a QEMU that waits", unit: "MB", most: 4, prepare: private_memory },
     Row { name: "CPU of a VM that waits", unit: "% of a processor", most: 1, prepare: idle_cpu },
-    Row { name: "building the template", unit: "ms", most: 1, prepare: template_build },
+    Row::time("building the template", 1, template_build),
 ];
 
 /// From a pool that is full, on a server that does nothing else.
