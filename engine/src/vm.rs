@@ -218,7 +218,7 @@ impl Ready {
         }
     }
 
-    /// Stops the VM for a moment, which QEMU takes for the end of what most clones do: see [`crate::template`].
+    /// Stops the VM for a moment, which a QEMU that keeps code takes for the end of what most clones do.
     pub(crate) async fn pause(mut self, deadline: Duration) -> Result<Ready, VmError> {
         match within(deadline, self.machine.monitor()?.pause()).await {
             Ok(()) => Ok(self),

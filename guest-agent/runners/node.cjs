@@ -83,8 +83,8 @@ function runScript(script) {
 /** Any other program has a name that tells Node.js what it is. */
 function runNamed(source) {
   // Node.js keeps modules by name: no other shall have the program's, nor another rehearsal's.
-  if (isRehearsal) rehearsals++;
-  const program = written.replace(/\.js$/, `${isRehearsal ? `-${rehearsals}` : ''}${kindOf(source)}`);
+  const number = isRehearsal ? `-${++rehearsals}` : '';
+  const program = written.replace(/\.js$/, number + kindOf(source));
   fs.renameSync(written, program);
   process.argv = [process.argv[0], program];
   programUrl = pathToFileURL(program).href;
@@ -121,7 +121,7 @@ function garbageCollector() {
   return gc;
 }
 
-/** The flags that do so. An interpreter that has rehearsed nothing keeps what it was started with. */
+/** The flags that switch V8's compilers off or on again. An interpreter that has rehearsed nothing keeps what it was started with. */
 function switchCompilers(off) {
   if (off === areCompilersOff) return '';
   areCompilersOff = off;

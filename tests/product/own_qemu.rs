@@ -65,18 +65,13 @@ fn every_language_runs_in_the_hosts_qemu_too() {
     let places = std::env::split_paths(&path).map(|folder| folder.join("qemu-system-x86_64"));
     let hosts = places.into_iter().find(|place| place.is_file()).expect("the set-up has installed QEMU");
     let hosts = ["--qemu", hosts.to_str().unwrap()];
-    for arguments in [&["--warm-pool-size", "1"][..], &["--warm-pool-size", "0"], &["--no-templates"]] {
+    for (arguments, from) in [
+        (&["--warm-pool-size", "1"][..], Origin::Pool),
+        (&["--warm-pool-size", "0"], Origin::Template),
+        (&["--no-templates", "--warm-pool-size", "0"], Origin::Boot),
+    ] {
         let mut server = Server::start_as(command().env_remove("SANDBOX_MCP_QEMU").args(hosts).args(arguments));
-        for (language, code, stdout) in PROGRAMS {
-            if arguments == ["--warm-pool-size", "1"] {
-                server.wait_for_pool(1);
-            }
-            server.send(&execute_request(1, json!({"language": language, "code": code, "timeout_seconds": 120})));
-            let answer = server.receive();
-            let outcome = &answer["result"]["structuredContent"];
-            assert_eq!((&outcome["stdout"], &outcome["exit_code"]), (&json!(stdout), &json!(0)), "{answer}");
-            assert_eq!(outcome["template_hit"], arguments != ["--no-templates"], "{answer}");
-        }
+        check_programs(&mut server, from);
         let status = pool_status(&mut server);
         assert!(!status["qemu"].as_str().unwrap().contains("sandbox-mcp"), "{status}");
     }
@@ -166,26 +161,35 @@ console.log(sum, add({ y: 'q', x: 'p' }));
     ("shell", "for i in $(seq 9); do echo $i | sed s/1/x/ | tr 2-9 a; done | sort | uniq -c | tr -d ' '", "8a\n1x\n"),
 ];
 
+/// Where a VM comes from.
+#[derive(Clone, Copy, PartialEq)]
+enum Origin {
+    Pool,
+    Template,
+    Boot,
+}
+
 #[track_caller]
-fn check_programs(server: &mut Server, is_from_pool: bool) {
+fn check_programs(server: &mut Server, from: Origin) {
     for (language, code, stdout) in PROGRAMS {
-        if is_from_pool {
+        if from == Origin::Pool {
             server.wait_for_pool(1);
         }
         server.send(&execute_request(1, json!({"language": language, "code": code, "timeout_seconds": 120})));
         let answer = server.receive();
         let outcome = &answer["result"]["structuredContent"];
         assert_eq!((&outcome["stdout"], &outcome["exit_code"]), (&json!(stdout), &json!(0)), "{answer}");
-        assert_eq!((&outcome["template_hit"], &outcome["warm_pool_hit"]), (&json!(true), &json!(is_from_pool)));
+        let hits = (&json!(from != Origin::Boot), &json!(from == Origin::Pool));
+        assert_eq!((&outcome["template_hit"], &outcome["warm_pool_hit"]), hits, "{answer}");
     }
 }
 
 #[test]
 fn what_a_program_writes_and_executes_is_what_runs() {
-    for pool_size in ["0", "1"] {
+    for (pool_size, from) in [("0", Origin::Template), ("1", Origin::Pool)] {
         let Some(mut command) = own() else { return };
         let mut server = Server::start_as(command.args(["--warm-pool-size", pool_size]));
-        check_programs(&mut server, pool_size == "1");
+        check_programs(&mut server, from);
     }
 }
 
@@ -205,7 +209,7 @@ fn code_that_was_translated_from_another_memory_is_not_used() {
     fs::write(one.join("manifest.json"), changed.to_string()).unwrap();
 
     let mut server = Server::start_as(&mut own_in(caches[0].path()).unwrap());
-    check_programs(&mut server, false);
+    check_programs(&mut server, Origin::Template);
     assert_eq!(parsed(&one), changed, "it was not built anew");
 }
 
