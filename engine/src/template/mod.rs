@@ -6,12 +6,13 @@ mod templates;
 pub(crate) use templates::Templates;
 
 mod build;
+pub(crate) mod rehearsal;
+
 mod code;
 mod derive;
 mod entry;
 mod key;
 pub(crate) mod ram;
-pub(crate) mod rehearsal;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
