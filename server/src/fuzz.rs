@@ -5,8 +5,8 @@ use serde_json::Value;
 use tokio_util::bytes::BytesMut;
 use tokio_util::codec::Decoder;
 
-use crate::framing::{Frame, Framing, MessageDecoder};
-use crate::message::{Incoming, Parsed, RequestKey, parse, respond};
+use crate::rpc::framing::{Frame, Framing, MessageDecoder};
+use crate::rpc::message::{Incoming, Parsed, RequestKey, parse, respond};
 
 /// What the input comes to when it is read in pieces: the frames, and the fault that ended it.
 fn decode(input: &[u8], piece: usize) -> (Vec<Frame>, Option<String>) {

@@ -1,31 +1,23 @@
 //! `sandbox-mcp`: without arguments an MCP server on stdio; with `image` the builder of what its VMs boot, with `cache` what
 //! shows and removes what was built, with `settings` what shows how it is set, with `schema` what clients are told.
 
-// In the order in which to read them.
+// In the order in which to read them; dependencies point down.
 mod cli;
-mod settings;
-
-mod cache_command;
-mod image_command;
-mod schema_command;
-mod settings_command;
-mod tier_command;
+mod commands;
 
 mod serve;
 
-mod calls;
-mod delivery;
-mod framing;
-mod message;
-mod outbox;
-
 mod methods;
-mod protocol;
+mod tools;
+
+mod context;
 
 mod backend;
-mod log;
-mod progress;
-mod tools;
+
+mod mcp;
+mod rpc;
+
+mod settings;
 
 #[cfg(test)]
 mod fuzz;
@@ -39,7 +31,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::cli::{CacheAction, Cli, Command};
-use crate::log::{Log, Tellable};
+use crate::mcp::log::{Log, Tellable};
 use crate::settings::Settings;
 
 fn main() -> ExitCode {
@@ -60,10 +52,10 @@ fn main() -> ExitCode {
         return fail(&error, 2);
     }
     let result = match cli.command {
-        Some(Command::Image { action }) => image_command::run(action, &settings),
-        Some(Command::Cache { action }) => cache_command::run(action, &settings),
-        Some(Command::Settings) => settings_command::run(&settings),
-        Some(Command::Schema) => schema_command::run(),
+        Some(Command::Image { action }) => commands::image::run(action, &settings),
+        Some(Command::Cache { action }) => commands::cache::run(action, &settings),
+        Some(Command::Settings) => commands::settings::run(&settings),
+        Some(Command::Schema) => commands::schema::run(),
         None => serve::run(settings, log),
     };
     result.map_or_else(|error| fail(&error, 1), |()| ExitCode::SUCCESS)

@@ -1,7 +1,6 @@
 //! The method table: what a client can call, by jsonrpsee's dispatch. Reading and writing are not its business.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 
 use jsonrpsee::core::server::{ConnectionId, MethodCallback, Methods};
 use jsonrpsee::types::error::{ErrorObjectOwned, INTERNAL_ERROR_CODE, INVALID_PARAMS_CODE, METHOD_NOT_FOUND_CODE};
@@ -9,19 +8,16 @@ use jsonrpsee::types::{Id, Params};
 use jsonrpsee::{Extensions, RpcModule};
 use rmcp::model::{
     CallToolRequestParams, DiscoverResult, InitializeRequestParams, InitializeResult, ListToolsResult, ProgressToken,
-    ProtocolVersion,
 };
 use sandbox_schemas::tools::INSTRUCTIONS;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
-use tokio_util::sync::CancellationToken;
 
-use crate::backend::Backend;
-use crate::log::{Level, Log};
-use crate::message::{Answer, Call, error};
-use crate::outbox::Outbox;
-use crate::protocol::{self, Connection, Era};
+use crate::context::CallContext;
+use crate::mcp::log::Level;
+use crate::mcp::protocol::{self, Era};
+use crate::rpc::message::{Answer, Call, error};
 use crate::tools::{self, ToolCall};
 
 /// The method that begins a connection of the legacy era.
@@ -35,21 +31,6 @@ const SET_LEVEL: &str = "logging/setLevel";
 
 /// The one method that takes time.
 pub(crate) const CALL_TOOL: &str = "tools/call";
-
-/// What a method can reach besides its parameters.
-#[derive(Clone)]
-pub(crate) struct CallContext {
-    pub(crate) backend: Arc<Backend>,
-    pub(crate) connection: Arc<Connection>,
-    /// What the connection had agreed on when the request came: what comes later does not change it.
-    pub(crate) agreed: Option<ProtocolVersion>,
-    pub(crate) outbox: Outbox,
-    pub(crate) log: Log,
-    /// Whether the request came in a batch.
-    pub(crate) is_in_batch: bool,
-    /// Cancelled when the client does not want the answer any more.
-    pub(crate) cancel: CancellationToken,
-}
 
 type RpcResult = Result<Value, ErrorObjectOwned>;
 

@@ -17,13 +17,14 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio_util::codec::FramedRead;
 
 use crate::backend::Backend;
-use crate::calls::{Calls, Kind};
-use crate::framing::{Frame, MessageDecoder};
-use crate::log::Log;
-use crate::message::{self, Call, Incoming, Parsed, RequestId, RequestKey, error, respond};
-use crate::methods::{CALL_TOOL, CallContext, DISCOVER, INITIALIZE, dispatch, table};
-use crate::outbox::{Outbox, outbox};
-use crate::protocol::Connection;
+use crate::context::CallContext;
+use crate::mcp::log::Log;
+use crate::mcp::protocol::Connection;
+use crate::methods::{CALL_TOOL, DISCOVER, INITIALIZE, dispatch, table};
+use crate::rpc::calls::{Calls, Kind};
+use crate::rpc::framing::{Frame, MessageDecoder};
+use crate::rpc::message::{self, Call, Incoming, Parsed, RequestId, RequestKey, error, respond};
+use crate::rpc::outbox::{Outbox, outbox};
 use crate::settings::Settings;
 
 /// How long the end may take in all, once nobody waits for answers: what is ready is written, and VMs are waited for.

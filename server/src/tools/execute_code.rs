@@ -8,8 +8,9 @@ use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::outcome::{ErrorCode, ExecuteOutcome};
 use schemars::schema_for;
 
-use crate::progress::{self, Channel, Unheard};
-use crate::tools::{ToolCall, ToolError, engine_for, parse_arguments};
+use crate::mcp::progress::{self, Channel, Unheard};
+use crate::mcp::tool_error::ToolError;
+use crate::tools::{ToolCall, engine_for, parse_arguments};
 
 /// When another call has probably ended, after one was refused for what all of them hold.
 const RETRY_AFTER: Duration = Duration::from_secs(1);

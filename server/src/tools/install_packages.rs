@@ -6,8 +6,9 @@ use sandbox_schemas::install::InstallInput;
 use sandbox_schemas::outcome::ErrorCode;
 use schemars::schema_for;
 
-use crate::progress::{self, Channel, Unheard};
-use crate::tools::{ToolCall, ToolError, engine_for, parse_arguments};
+use crate::mcp::progress::{self, Channel, Unheard};
+use crate::mcp::tool_error::ToolError;
+use crate::tools::{ToolCall, engine_for, parse_arguments};
 
 pub(crate) async fn call(call: ToolCall) -> Result<CallToolResult, ToolError> {
     let InstallInput { language, packages } = parse_arguments(call.arguments, || schema_for!(InstallInput))?;

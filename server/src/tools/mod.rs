@@ -5,9 +5,8 @@ mod install_packages;
 mod pool_status;
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use rmcp::model::{CallToolResult, ContentBlock, JsonObject, MetaObject, ProgressToken, Tool, ToolAnnotations};
+use rmcp::model::{CallToolResult, JsonObject, ProgressToken, Tool, ToolAnnotations};
 use sandbox_engine::{Engine, ExecuteError};
 use sandbox_schemas::outcome::ErrorCode;
 use sandbox_schemas::tools::{EXECUTE_CODE, INSTALL_PACKAGES, POOL_STATUS, TOOLS, ToolSpec};
@@ -15,9 +14,9 @@ use schemars::Schema;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::message::shortened;
-use crate::methods::CallContext;
-use crate::protocol::Era;
+use crate::context::CallContext;
+use crate::mcp::protocol::Era;
+use crate::mcp::tool_error::ToolError;
 
 /// A call of a tool.
 pub(crate) struct ToolCall {
@@ -25,34 +24,6 @@ pub(crate) struct ToolCall {
     pub(crate) progress_token: Option<ProgressToken>,
     pub(crate) era: Era,
     pub(crate) context: CallContext,
-}
-
-/// An error of ours, for a model to read and for a program to branch on.
-pub(crate) struct ToolError {
-    pub(crate) code: ErrorCode,
-    pub(crate) message: String,
-    /// When the same call may succeed, as a guess.
-    pub(crate) retry_after: Option<Duration>,
-}
-
-impl ToolError {
-    pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> ToolError {
-        ToolError { code, message: shortened(message.into()), retry_after: None }
-    }
-
-    /// For a program to branch on.
-    pub(crate) fn to_json(&self) -> Value {
-        let mut fields = json!({ "code": self.code.name(), "message": self.message, "retryable": self.is_retryable() });
-        if let Some(after) = self.retry_after {
-            fields["retry_after_ms"] = json!(u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
-        }
-        fields
-    }
-
-    /// A machine that can never have the memory that was asked for is short of it also the next time.
-    fn is_retryable(&self) -> bool {
-        self.code.is_retryable() && (self.code != ErrorCode::Capacity || self.retry_after.is_some())
-    }
 }
 
 /// Every tool, as clients see it.
@@ -127,15 +98,5 @@ fn allowed(schema: Value, field: &str) -> String {
     match &property["enum"] {
         Value::Array(names) => format!("; must be one of {}", json!(names)),
         _ => property["type"].as_str().map_or(String::new(), |kind| format!("; must be of type {kind}")),
-    }
-}
-
-impl From<ToolError> for CallToolResult {
-    fn from(error: ToolError) -> Self {
-        let code = error.code.name();
-        let mut meta = MetaObject::new();
-        // Not as structured content: that is bound to the schema of a success.
-        meta.insert("sandbox-mcp/error".into(), error.to_json());
-        CallToolResult::error(vec![ContentBlock::text(format!("{code}: {}", error.message))]).with_meta(Some(meta))
     }
 }

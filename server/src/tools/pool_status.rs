@@ -5,7 +5,8 @@ use sandbox_schemas::outcome::ErrorCode;
 use sandbox_schemas::status::StatusInput;
 use schemars::schema_for;
 
-use crate::tools::{ToolCall, ToolError, parse_arguments};
+use crate::mcp::tool_error::ToolError;
+use crate::tools::{ToolCall, parse_arguments};
 
 pub(crate) async fn call(call: ToolCall) -> Result<CallToolResult, ToolError> {
     let StatusInput {} = parse_arguments(call.arguments, || schema_for!(StatusInput))?;

@@ -1,4 +1,4 @@
-//! `sandbox-mcp cache status|clear`; what concerns the bucket is in `tier_command`.
+//! `sandbox-mcp cache status|clear`; what concerns the bucket is in `tier.rs`.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -8,14 +8,14 @@ use sandbox_store::{CacheDir, Entry, Kind, NotRemoved};
 use serde::Serialize;
 
 use crate::cli::CacheAction;
+use crate::commands::tier;
 use crate::settings::Settings;
-use crate::tier_command;
 
 pub(crate) fn run(action: CacheAction, settings: &Settings) -> anyhow::Result<()> {
     let cache = &settings.cache()?;
     match action {
-        CacheAction::Push { key } => tier_command::push(settings, &key)?,
-        CacheAction::Pull { key } => tier_command::pull(settings, &key)?,
+        CacheAction::Push { key } => tier::push(settings, &key)?,
+        CacheAction::Pull { key } => tier::pull(settings, &key)?,
         CacheAction::Status { json: true } => {
             let text = serde_json::to_string_pretty(&Status::of(cache))?;
             writeln!(std::io::stdout(), "{text}")?;

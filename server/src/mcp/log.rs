@@ -11,8 +11,8 @@ use tracing::{Event, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Filter, Layer};
 use tracing_subscriber::registry::LookupSpan;
 
-use crate::message::{notification, shortened};
-use crate::outbox::{Outbox, WeakOutbox};
+use crate::rpc::message::{notification, shortened};
+use crate::rpc::outbox::{Outbox, WeakOutbox};
 
 /// Records that wait for a client to ask for them, or to read. Those of the start come before anyone can ask; of more than
 /// these the oldest go.
@@ -178,7 +178,7 @@ impl Visit for Text {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outbox::outbox;
+    use crate::rpc::outbox::outbox;
     use tracing_subscriber::layer::SubscriberExt;
 
     /// What a client is told of the events in `test`.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::message::RequestKey;
+use crate::rpc::message::RequestKey;
 
 /// What runs now. Cheap to clone.
 #[derive(Debug, Clone, Default)]

@@ -7,8 +7,8 @@ use std::sync::{Arc, OnceLock};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc::{self, Receiver, Sender, WeakSender};
 
-use crate::delivery::{Delivery, Parcel};
-use crate::framing::Framing;
+use crate::rpc::delivery::{Delivery, Parcel};
+use crate::rpc::framing::Framing;
 
 /// Messages that wait for the client to read. A message is at most some megabytes.
 const CAPACITY: usize = 16;

@@ -11,10 +11,10 @@ use rmcp::model::ProgressToken;
 use sandbox_engine::{CancellationToken, OutputSink, Stream};
 use tokio::time::Instant;
 
-use crate::delivery::Delivery;
-use crate::message::notification;
-use crate::outbox::Outbox;
-use crate::protocol::Era;
+use crate::mcp::protocol::Era;
+use crate::rpc::delivery::Delivery;
+use crate::rpc::message::notification;
+use crate::rpc::outbox::Outbox;
 
 /// A call that is over by then needs no progress.
 const FIRST_AFTER: Duration = Duration::from_millis(100);
@@ -180,7 +180,7 @@ impl Reporter<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outbox::outbox;
+    use crate::rpc::outbox::outbox;
     use std::io;
     use std::pin::Pin;
     use tokio::io::AsyncWrite;

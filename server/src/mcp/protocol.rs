@@ -12,9 +12,9 @@ use sandbox_schemas::outcome::ErrorCode;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::log::Level;
-use crate::message::error;
-use crate::tools::ToolError;
+use crate::mcp::log::Level;
+use crate::mcp::tool_error::ToolError;
+use crate::rpc::message::error;
 
 /// MCP's code for a version that the server does not speak.
 const UNSUPPORTED_VERSION_CODE: i32 = -32022;
