@@ -1,13 +1,12 @@
 //! The input of `execute_code`, and what makes one valid.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
-use serde::de::{self, Unexpected, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use crate::environment::EnvironmentId;
 use crate::language::Language;
+use crate::lenient;
 use crate::limits;
 
 /// Arguments of the tool `execute_code`.
@@ -15,54 +14,49 @@ use crate::limits;
 #[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct ExecuteInput {
-    /// Language of `code`: `python` (3.13), `javascript` (Node.js LTS; TypeScript and top-level await work) or `shell`
-    /// (bash). `raw` is an alias of `shell`.
+    /// Language of `code`; TypeScript is `javascript`, bash is `shell`.
+    #[serde(deserialize_with = "lenient::language")]
     #[cfg_attr(feature = "json-schema", schemars(schema_with = "language_schema"))]
     pub language: Language,
 
-    /// The program, run as a script in a fresh VM with `/workspace` as its working directory. 1 byte to 1 MiB of UTF-8
-    /// without NUL bytes.
-    // JSON Schema counts characters. A string has at most as many as it has bytes, so nothing valid is refused by it;
-    // the limit in bytes is checked by `validate`.
-    #[cfg_attr(feature = "json-schema", schemars(length(min = 1, max = limits::CODE_MAX_BYTES)))]
+    /// The program, as a script; at most 1 MiB. Example: `print(6 * 7)`
+    #[serde(deserialize_with = "lenient::program")]
     pub code: String,
 
-    /// Seconds that the program may run; it is interrupted, then killed. Starting the VM does not count.
-    #[serde(default = "default_timeout_seconds", deserialize_with = "integer")]
+    /// Seconds that the program may run, 30 if not given; then it is interrupted and killed. Example: `120`
+    #[serde(default = "default_timeout_seconds", deserialize_with = "lenient::integer")]
     #[cfg_attr(
         feature = "json-schema",
         schemars(range(min = limits::TIMEOUT_MIN_SECONDS, max = limits::TIMEOUT_MAX_SECONDS))
     )]
     pub timeout_seconds: u64,
 
-    /// Environment variables of the program, added to the sandbox's own. At most 256 of 128 KiB in all.
-    #[serde(default)]
-    #[cfg_attr(feature = "json-schema", schemars(extend("maxProperties" = limits::ENV_MAX_VARIABLES)))]
+    /// Environment variables of the program, at most 256. Example: `["MODE=test"]`
+    // Published as a list: what converts schemas for strict models has no form for an object of any names. Such an object is
+    // understood as well.
+    #[serde(default, deserialize_with = "lenient::variables")]
+    #[cfg_attr(feature = "json-schema", schemars(with = "Vec<String>"))]
     pub env: BTreeMap<String, String>,
 
-    /// What the program reads from its standard input; end of file follows. At most 4 MiB.
+    /// What the program reads from its standard input, at most 4 MiB. Example: `1,2,3`
     #[serde(default)]
-    #[cfg_attr(feature = "json-schema", schemars(length(max = limits::STDIN_MAX_BYTES)))]
     pub stdin: String,
 
-    /// Memory that the program and the files it writes may use together, in MiB.
-    #[serde(default = "default_memory_mb", deserialize_with = "integer")]
+    /// Memory for the program and the files it writes, in MiB, 512 if not given. Example: `1024`
+    #[serde(default = "default_memory_mb", deserialize_with = "lenient::integer")]
     #[cfg_attr(
         feature = "json-schema",
         schemars(range(min = limits::MEMORY_MIN_MB, max = limits::MEMORY_MAX_MB))
     )]
     pub memory_mb: u64,
 
-    /// Packages that the program needs, as `install_packages` takes them; installed now if they are not yet. For `python` and
-    /// `javascript`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[cfg_attr(feature = "json-schema", schemars(length(max = limits::PACKAGES_MAX)))]
+    /// Packages that a `python` or `javascript` program needs, installed now if they are not yet. Example: `["pandas", "requests>=2.32"]`
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "lenient::texts")]
     pub packages: Vec<String>,
 
-    /// An environment that `install_packages` has returned; its packages are there whatever the language is. Not together with
-    /// `packages`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "json-schema", schemars(with = "Option<String>"))]
+    /// Instead of `packages`: what `install_packages` has returned. Example: `python-0123456789abcdef`
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "lenient::absent_if_empty")]
+    #[cfg_attr(feature = "json-schema", schemars(with = "String"))]
     pub environment_id: Option<String>,
 }
 
@@ -100,12 +94,14 @@ impl ExecuteInput {
     /// Checks every field and names the first that is wrong.
     pub fn validate(&self) -> Result<(), InvalidInput> {
         check_code(&self.code)?;
+        check_notebook(self.language, &self.code)?;
         check_range("timeout_seconds", self.timeout_seconds, limits::TIMEOUT_MIN_SECONDS, limits::TIMEOUT_MAX_SECONDS)?;
         check_range("memory_mb", self.memory_mb, limits::MEMORY_MIN_MB, limits::MEMORY_MAX_MB)?;
         if self.stdin.len() > limits::STDIN_MAX_BYTES {
             return Err(too_large("stdin", self.stdin.len(), limits::STDIN_MAX_BYTES));
         }
         check_env(&self.env)?;
+        check_packages(&self.packages)?;
         match &self.environment_id {
             Some(_) if !self.packages.is_empty() => Err(InvalidInput::new(
                 "environment_id",
@@ -120,35 +116,6 @@ impl ExecuteInput {
     }
 }
 
-/// An integer as JSON Schema has it: `30`, `30.0` and `3e1` are the same number. Some clients write all numbers as floats.
-fn integer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-    struct Integer;
-
-    impl Visitor<'_> for Integer {
-        type Value = u64;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an integer")
-        }
-
-        fn visit_u64<E: de::Error>(self, value: u64) -> Result<u64, E> {
-            Ok(value)
-        }
-
-        fn visit_i64<E: de::Error>(self, value: i64) -> Result<u64, E> {
-            u64::try_from(value).map_err(|_| E::invalid_value(Unexpected::Signed(value), &self))
-        }
-
-        fn visit_f64<E: de::Error>(self, value: f64) -> Result<u64, E> {
-            // Below that every integer has a float of its own. No limit is anywhere near.
-            const EXACT_BELOW: f64 = 9_007_199_254_740_992.0;
-            let is_integer = value.fract() == 0.0 && (0.0..EXACT_BELOW).contains(&value);
-            if is_integer { Ok(value as u64) } else { Err(E::invalid_value(Unexpected::Float(value), &self)) }
-        }
-    }
-    deserializer.deserialize_any(Integer)
-}
-
 fn check_code(code: &str) -> Result<(), InvalidInput> {
     if code.len() > limits::CODE_MAX_BYTES {
         return Err(too_large("code", code.len(), limits::CODE_MAX_BYTES));
@@ -160,6 +127,25 @@ fn check_code(code: &str) -> Result<(), InvalidInput> {
         return Err(InvalidInput::new("code", "is empty; give at least one statement (1 byte to 1 MiB)"));
     }
     Ok(())
+}
+
+/// A notebook's commands are in no program, and what a model means by them is an argument here.
+fn check_notebook(language: Language, code: &str) -> Result<(), InvalidInput> {
+    let first = code.trim_start().lines().next().unwrap_or_default();
+    let is_command = language == Language::Python && first.starts_with(['!', '%']);
+    if !is_command {
+        return Ok(());
+    }
+    let is_installer = ["pip", "conda", "uv"].iter().any(|tool| first.contains(tool));
+    let advice = match first.starts_with('!') {
+        _ if is_installer => "name what it needs in packages instead",
+        true => "run it with language shell, or with subprocess",
+        false => "leave it out",
+    };
+    Err(InvalidInput::new(
+        "code",
+        format!("begins with {first:.60?}, which is a notebook's and not Python's; {advice}"),
+    ))
 }
 
 fn check_range(field: &str, value: u64, min: u64, max: u64) -> Result<(), InvalidInput> {
@@ -194,6 +180,15 @@ fn check_env(env: &BTreeMap<String, String>) -> Result<(), InvalidInput> {
     Ok(())
 }
 
+/// How many packages may be asked for at once.
+pub(crate) fn check_packages(packages: &[String]) -> Result<(), InvalidInput> {
+    if packages.len() <= limits::PACKAGES_MAX {
+        return Ok(());
+    }
+    let message = format!("has {} names; at most {} are allowed", packages.len(), limits::PACKAGES_MAX);
+    Err(InvalidInput::new("packages", message))
+}
+
 fn too_large(field: &str, bytes: usize, max: usize) -> InvalidInput {
     InvalidInput::new(field, format!("is {bytes} bytes; at most {max} bytes are allowed"))
 }
@@ -206,10 +201,10 @@ fn default_memory_mb() -> u64 {
     limits::MEMORY_DEFAULT_MB
 }
 
-/// The names that are accepted, the alias among them: schemars knows nothing of serde's aliases.
+/// One name each. Their other names are understood, and would only have a model choose.
 #[cfg(feature = "json-schema")]
 fn language_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-    let names: Vec<&str> = Language::ALL.iter().map(|language| language.name()).chain(["raw"]).collect();
+    let names = Language::ALL.map(Language::name);
     schemars::json_schema!({ "type": "string", "enum": names })
 }
 
@@ -241,6 +236,28 @@ mod tests {
             |i| i.stdin = "x".repeat(limits::STDIN_MAX_BYTES + 1),
             "stdin: is 4194305 bytes; at most 4194304 bytes are allowed",
         );
+    }
+
+    #[test]
+    fn a_notebooks_commands_are_answered_with_what_is_meant() {
+        let begins = |line: &str| format!("code: begins with {line:?}, which is a notebook's and not Python's; ");
+        let cases = [
+            ("!pip install pandas", "name what it needs in packages instead"),
+            ("%pip install pandas", "name what it needs in packages instead"),
+            ("!ls -l", "run it with language shell, or with subprocess"),
+            ("%matplotlib inline", "leave it out"),
+        ];
+        for (line, advice) in cases {
+            check(|i| i.code = format!("\n{line}\nprint(1)"), &(begins(line) + advice));
+        }
+        check(|i| i.code = "print(1)\n% 2".into(), "valid");
+        check(|i| (i.language, i.code) = (Language::Shell, "! false".into()), "valid");
+    }
+
+    #[test]
+    fn packages_are_counted() {
+        check(|i| i.packages = vec!["a".into(); 50], "valid");
+        check(|i| i.packages = vec!["a".into(); 51], "packages: has 51 names; at most 50 are allowed");
     }
 
     #[test]
@@ -283,7 +300,7 @@ mod tests {
         for (number, value) in [("100", 100), ("100.0", 100), ("1e2", 100), ("0.0", 0), ("-0.0", 0)] {
             assert_eq!(read(number), Ok(value), "{number}");
         }
-        for number in ["30.5", "-1", "-1.0", "1e30", "\"30\"", "null", "true"] {
+        for number in ["30.5", "-1", "-1.0", "1e30", "\"ten\"", "null", "true"] {
             assert!(read(number).unwrap_err().contains("expected an integer"), "{number}");
         }
     }

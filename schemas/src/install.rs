@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::execute::{InvalidInput, check_packages};
 use crate::language::Language;
-#[cfg(feature = "json-schema")]
-use crate::limits;
+use crate::lenient;
 
 /// Arguments of the tool `install_packages`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,14 +12,20 @@ use crate::limits;
 #[serde(deny_unknown_fields)]
 pub struct InstallInput {
     /// Whose packages they are: `python` (from PyPI) or `javascript` (from npm).
+    #[serde(deserialize_with = "lenient::language")]
     #[cfg_attr(feature = "json-schema", schemars(schema_with = "language_schema"))]
     pub language: Language,
 
-    /// What to install, at most 50: for Python a name with optional extras and versions (`requests`, `requests==2.32.3`,
-    /// `httpx[http2]>=0.27`), for JavaScript a name with an optional version, range or tag (`lodash`, `lodash@4.17.21`,
-    /// `@types/node@^22`). URLs, paths, repositories and options are refused.
-    #[cfg_attr(feature = "json-schema", schemars(length(min = 1, max = limits::PACKAGES_MAX)))]
+    /// What to install, at most 50. No URLs, paths or options. Examples: `["requests", "httpx[http2]>=0.27"]`, `["lodash@4.17.21", "@types/node@^22"]`
+    #[serde(deserialize_with = "lenient::texts")]
     pub packages: Vec<String>,
+}
+
+impl InstallInput {
+    /// Checks what the types do not say. Whether each is a package, and may be installed, is its registry's side to tell.
+    pub fn validate(&self) -> Result<(), InvalidInput> {
+        check_packages(&self.packages)
+    }
 }
 
 /// Result of the tool `install_packages`: the packages are there.

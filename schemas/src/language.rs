@@ -29,11 +29,13 @@ impl Language {
         }
     }
 
-    /// The language of a name or an alias.
+    /// The language of a name or an alias, in upper or lower case. TypeScript is what the runner of JavaScript takes too.
     pub fn from_name(name: &str) -> Option<Language> {
-        match name {
-            "raw" => Some(Language::Shell),
-            _ => Language::ALL.into_iter().find(|language| language.name() == name),
+        match name.to_ascii_lowercase().as_str() {
+            "python" | "python3" | "py" => Some(Language::Python),
+            "javascript" | "js" | "node" | "nodejs" | "typescript" | "ts" => Some(Language::Javascript),
+            "shell" | "bash" | "sh" | "raw" => Some(Language::Shell),
+            _ => None,
         }
     }
 }

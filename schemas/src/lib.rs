@@ -7,6 +7,7 @@ pub mod limits;
 
 pub mod execute;
 pub mod install;
+mod lenient;
 pub mod outcome;
 pub mod status;
 

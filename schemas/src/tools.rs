@@ -40,9 +40,10 @@ pub struct Hints {
 
 /// What clients tell their model of this server as a whole. They cut it at 2 KB.
 pub const INSTRUCTIONS: &str = "Runs programs in throw-away virtual machines on the user's own computer. Call \
-    execute_code with a whole program; nothing is kept between calls. A program that fails is a normal result: read its \
-    exit_code and stderr. Errors of the sandbox itself begin with a code: invalid_input, refused, capacity, \
-    not_installed and failed_before_run mean that nothing ran; outcome_unknown means that it may have.";
+    execute_code with a whole program; nothing is kept between calls, and there is no network: name the PyPI or npm packages that \
+    it needs in packages. A program that fails is a normal result: read its exit_code and stderr. Errors of the sandbox itself \
+    begin with a code: invalid_input, refused, install_failed, capacity, not_installed and failed_before_run mean that nothing \
+    ran; outcome_unknown means that it may have.";
 
 /// Name of the tool that runs a program.
 pub const EXECUTE_CODE: &str = "execute_code";
@@ -63,13 +64,15 @@ const EXECUTE_CODE_SPEC: ToolSpec = ToolSpec {
         returns its exit code, stdout and stderr. Nothing is kept between calls. The program runs as a script in the \
         empty, writable directory /workspace; without network (loopback works): name the packages that it needs in packages, \
         instead of calling pip or npm. Print what you want to see: the value \
-        of a last expression is not shown. Python 3.13 with its standard library; Node.js LTS with top-level await, \
-        import and require; bash with git, curl, jq, make, patch, tree, unzip, gawk, sed and grep. A program that fails \
+        of a last expression is not shown. Python 3.13; Node.js LTS with top-level await, import and require; bash with git, \
+        curl, jq, make and the usual tools. A program that fails \
         is a normal result with a non-zero exit_code and its error on stderr; exit_code -1 with timed_out true means \
-        that timeout_seconds had passed.",
-    input: schema_of::<ExecuteInput>,
+        that timeout_seconds had passed. Example: {\"language\": \"python\", \"packages\": [\"pandas\"], \"code\": \
+        \"import pandas as pd\\nprint(pd.Series([1, 2, 6]).mean())\"}",
+    input: input_schema_of::<ExecuteInput>,
     output: schema_of::<ExecuteOutcome>,
-    hints: Hints { read_only: true, destructive: false, idempotent: false, open_world: false },
+    // Its program changes nothing outside its VM; packages that it names are fetched, and change the cache.
+    hints: Hints { read_only: false, destructive: false, idempotent: false, open_world: true },
 };
 
 const INSTALL_PACKAGES_SPEC: ToolSpec = ToolSpec {
@@ -77,12 +80,12 @@ const INSTALL_PACKAGES_SPEC: ToolSpec = ToolSpec {
     title: "Install packages",
     description: "Installs Python packages from PyPI or JavaScript packages from npm for programs that execute_code runs, and \
         returns an environment_id for it and the exact versions. The first time takes seconds to minutes; after that the set is \
-        kept, and a program that names it starts as quickly as one without packages, with the packages imported already. \
+        kept, and a program that names it starts as quickly as one without, with the packages imported already. \
         execute_code installs what its own packages argument names, so call this to install ahead, to see versions, or to share \
         a set by its environment_id. Wheels only, and no install scripts. By default only the 10,000 most used names of each \
-        registry are allowed, dependencies included; a refusal names the package and, where there is one, the name that was \
-        probably meant.",
-    input: schema_of::<InstallInput>,
+        registry are allowed, dependencies included; a refusal names the package and what was probably meant. \
+        Example: {\"language\": \"javascript\", \"packages\": [\"lodash\"]}",
+    input: input_schema_of::<InstallInput>,
     output: schema_of::<InstallOutcome>,
     // It changes the cache of this tool alone.
     hints: Hints { read_only: false, destructive: false, idempotent: true, open_world: true },
@@ -93,8 +96,8 @@ const POOL_STATUS_SPEC: ToolSpec = ToolSpec {
     title: "Sandbox status",
     description: "Tells how the sandbox on this computer is doing: what executes its virtual machines (kvm or tcg), how many \
         wait, run or are queued, how long runs have taken, how much memory they use, and the limits in force. Runs nothing. \
-        Not needed before execute_code; useful when calls are slow or refused with the code capacity.",
-    input: schema_of::<StatusInput>,
+        Not needed before execute_code; useful when calls are slow or refused with the code capacity. Example: {}",
+    input: input_schema_of::<StatusInput>,
     output: schema_of::<PoolStatus>,
     hints: Hints { read_only: true, destructive: false, idempotent: true, open_world: false },
 };
@@ -125,9 +128,26 @@ fn schema_of<T: JsonSchema>() -> Schema {
     let settings = settings.with_transform(RecursiveTransform(remove_rust_formats));
     let settings = settings.with_transform(RecursiveTransform(split_types));
     let mut schema = settings.into_generator().into_root_schema_for::<T>();
-    // The type's name and description speak of Rust, not of the tool.
-    schema.remove("title");
-    schema.remove("description");
+    // The type's name and description speak of Rust, not of the tool; the dialect is what MCP takes for granted.
+    for name in ["title", "description", "$schema"] {
+        schema.remove(name);
+    }
+    schema
+}
+
+/// Arguments as those take them that convert schemas for models, some of which know little of JSON Schema: always with
+/// `properties`; without a bar to other fields, which stay refused; without `default`, which strict ones do not know and the
+/// descriptions tell.
+fn input_schema_of<T: JsonSchema>() -> Schema {
+    let mut schema = schema_of::<T>();
+    schema.remove("additionalProperties");
+    let Some(fields) = schema.as_object_mut() else { return schema };
+    let properties = fields.entry("properties").or_insert_with(|| json!({}));
+    for property in
+        properties.as_object_mut().into_iter().flatten().filter_map(|(_, property)| property.as_object_mut())
+    {
+        property.remove("default");
+    }
     schema
 }
 
@@ -231,10 +251,43 @@ mod tests {
         }
     }
 
+    /// Every keyword in a schema's own places, with the fields of objects left out.
+    fn keywords(schema: &Value, found: &mut Vec<String>) {
+        for (keyword, value) in schema.as_object().into_iter().flatten() {
+            found.push(keyword.clone());
+            match (keyword.as_str(), value) {
+                ("properties", Value::Object(fields)) => fields.values().for_each(|field| keywords(field, found)),
+                ("items", items) => keywords(items, found),
+                _ => {}
+            }
+        }
+    }
+
+    /// What Gemini's declarations of functions and OpenAI's strict mode have in common.
+    #[test]
+    fn arguments_are_told_in_words_that_every_converter_knows() {
+        const KNOWN: [&str; 8] =
+            ["description", "enum", "items", "maximum", "minimum", "properties", "required", "type"];
+        for tool in TOOLS {
+            let input = (tool.input)().to_value();
+            assert!(input["properties"].is_object() && input["type"] == "object", "{}", tool.name);
+            let mut found = Vec::new();
+            keywords(&input, &mut found);
+            found.retain(|keyword| !KNOWN.contains(&keyword.as_str()));
+            assert!(found.is_empty(), "{}: {found:?}", tool.name);
+            // An object within would be one of any names, for which strict modes have no form.
+            for (name, property) in input["properties"].as_object().unwrap() {
+                assert!(property["type"].is_string() && property["type"] != "object", "{}: {name}", tool.name);
+                assert!(property["description"].as_str().unwrap().len() < 1000, "{}: {name}", tool.name);
+            }
+        }
+    }
+
     #[test]
     fn descriptions_fit_what_clients_show() {
         for tool in TOOLS {
-            assert!(tool.description.len() < 2000, "{} is cut by clients", tool.name);
+            assert!(tool.description.len() < 1000, "{}: {} bytes", tool.name, tool.description.len());
+            assert!(tool.description.contains("Example: {"), "{}", tool.name);
         }
         assert!(INSTRUCTIONS.len() < 2000, "the instructions are cut by clients");
     }

@@ -29,8 +29,8 @@ pub(crate) const DISCOVER: &str = "server/discover";
 /// The method with which a client of the legacy era asks to be told of what goes wrong.
 const SET_LEVEL: &str = "logging/setLevel";
 
-/// The one method that takes time.
-pub(crate) const CALL_TOOL: &str = "tools/call";
+/// The one method that can take time.
+const CALL_TOOL: &str = "tools/call";
 
 type RpcResult = Result<Value, ErrorObjectOwned>;
 
@@ -54,6 +54,17 @@ pub(crate) fn table() -> anyhow::Result<Methods> {
     module.register_async_method("tools/list", |params, _, context| answer(params, context, Always, list_tools))?;
     module.register_async_method(CALL_TOOL, |params, _, context| answer(params, context, Always, call_tool))?;
     Ok(module.into())
+}
+
+/// Whether a call is of a tool that runs something, and so of no use to a client that has gone.
+pub(crate) fn takes_time(call: &Call) -> bool {
+    #[derive(Deserialize)]
+    struct Named<'a> {
+        #[serde(borrow)]
+        name: Cow<'a, str>,
+    }
+    let name = || Some(serde_json::from_str::<Named>(call.params.as_ref()?.get()).ok()?.name);
+    call.method == CALL_TOOL && name().is_some_and(|name| tools::takes_time(&name))
 }
 
 /// Looks the method up and calls it.

@@ -20,7 +20,7 @@ use crate::backend::Backend;
 use crate::context::CallContext;
 use crate::mcp::log::Log;
 use crate::mcp::protocol::Connection;
-use crate::methods::{CALL_TOOL, DISCOVER, INITIALIZE, dispatch, table};
+use crate::methods::{DISCOVER, INITIALIZE, dispatch, table, takes_time};
 use crate::rpc::calls::{Calls, Kind};
 use crate::rpc::framing::{Frame, MessageDecoder};
 use crate::rpc::message::{self, Call, Incoming, Parsed, RequestId, RequestKey, error, respond};
@@ -198,7 +198,7 @@ impl Server {
                     }
                 }
                 Event::InputFailed(fault) => {
-                    self.refuse(format!("Invalid Request: {fault}"));
+                    self.refuse(None, format!("Invalid Request: {fault}"));
                     self.input_fault = Some(fault);
                     is_reading = false;
                 }
@@ -219,7 +219,10 @@ impl Server {
     async fn take_in(&mut self, frame: Frame) {
         let bytes = match frame {
             Frame::Message(bytes) => bytes,
-            Frame::TooLong => return self.refuse(format!("Invalid Request: a message over {MESSAGE_MAX_BYTES} bytes")),
+            Frame::TooLong { head } => {
+                let message = format!("Invalid Request: a message over {MESSAGE_MAX_BYTES} bytes");
+                return self.refuse(message::id_in(&head).as_ref(), message);
+            }
         };
         match message::parse(&bytes) {
             Parsed::One(incoming) => {
@@ -227,7 +230,7 @@ impl Server {
                 self.answer_with(response);
             }
             Parsed::Batch(_) if !self.connection.allows_batches() => {
-                self.refuse("Invalid Request: this version has no batches".into());
+                self.refuse(None, "Invalid Request: this version has no batches".into());
             }
             Parsed::Batch(all) => {
                 let mut begun = Vec::with_capacity(all.len());
@@ -243,9 +246,9 @@ impl Server {
         }
     }
 
-    /// Answers what has no id that could be read.
-    fn refuse(&mut self, message: String) {
-        let response = respond(None, &Err(error(INVALID_REQUEST_CODE, message)));
+    /// Answers what is no message of ours; with its id, where that could be read.
+    fn refuse(&mut self, id: Option<&RequestId>, message: String) {
+        let response = respond(id, &Err(error(INVALID_REQUEST_CODE, message)));
         self.answer_with(std::future::ready(Some(response)));
     }
 
@@ -273,7 +276,7 @@ impl Server {
     }
 
     async fn begin_request(&mut self, id: RequestId, call: Call, is_in_batch: bool) -> Pending {
-        let kind = if call.method == CALL_TOOL { Kind::Run } else { Kind::Question };
+        let kind = if takes_time(&call) { Kind::Run } else { Kind::Question };
         let Some(live) = self.calls.enter(id.key(), kind) else {
             let answer = Err(error(INVALID_REQUEST_CODE, "Invalid Request: a request with this id is still running"));
             return done(Some(respond(Some(&id), &answer)));

@@ -45,10 +45,15 @@ fn an_end_of_input_after_a_handshake_ends_runs_and_nothing_else() {
         request(0, "initialize", initialize_params("2025-11-25")),
         execute_request(1, sleep),
         request(2, "tools/list", json!({})),
+        request(3, "tools/call", json!({"name": "pool_status"})),
+        request(4, "tools/call", json!({"name": "no_such_tool"})),
     ];
     let (stdout, stderr, status) = pipe_through(&mut command(), lines(&messages).as_bytes());
     assert!(status.success(), "{stderr}");
-    assert_eq!(stdout.lines().count(), 2, "{stdout}");
+    let mut ids: Vec<u64> =
+        stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["id"].as_u64().unwrap()).collect();
+    ids.sort_unstable();
+    assert_eq!(ids, [0, 2, 3, 4], "{stdout}");
 }
 
 #[test]

@@ -98,7 +98,8 @@ fn a_modern_request_is_checked() {
     let (version, capabilities) =
         ("io.modelcontextprotocol/protocolVersion", "io.modelcontextprotocol/clientCapabilities");
     check("tools/list", json!({version: "2026-07-29"}), -32022, "2026-07-28");
-    check("tools/list", json!({version: "2025-11-25"}), -32022, "2025-11-25");
+    // It does not list what it refuses.
+    check("tools/list", json!({version: "2025-11-25"}), -32022, r#""supported":["2026-07-28"]"#);
     check("tools/list", json!({version: 20260728}), -32602, version);
     check("tools/list", json!({version: null}), -32602, version);
     check("tools/list", json!({capabilities: null}), -32602, capabilities);

@@ -88,6 +88,16 @@ fn what_is_malformed_is_answered_and_the_server_goes_on() {
 }
 
 #[test]
+fn a_message_that_is_too_long_is_answered_by_its_id() {
+    let mut server = Server::start();
+    let code = "#".repeat(sandbox_schemas::limits::MESSAGE_MAX_BYTES);
+    check_error(&mut server, &execute_request("long", json!({"code": code})).to_string(), json!("long"), -32600);
+    check_error(&mut server, &code, Value::Null, -32600);
+    server.send(&request(2, "ping", json!({})));
+    assert_eq!(server.receive()["id"], 2);
+}
+
+#[test]
 fn input_may_come_byte_by_byte() {
     let mut server = Server::start();
     for byte in format!("\u{feff}{}\r\n", request("é", "ping", json!({}))).chars() {

@@ -74,7 +74,8 @@ pub(crate) fn era(agreed: Option<&ProtocolVersion>, meta: &Map<String, Value>) -
         return Err(error(INVALID_PARAMS_CODE, message));
     }
     if version != ProtocolVersion::V_2026_07_28.as_str() {
-        let data = json!({ "supported": supported_versions(), "requested": version });
+        // Those that a request can be of by its `_meta`; the others are agreed on with `initialize`.
+        let data = json!({ "supported": [ProtocolVersion::V_2026_07_28], "requested": version });
         return Err(ErrorObject::owned(UNSUPPORTED_VERSION_CODE, "Unsupported protocol version", Some(data)));
     }
     if lacks_capabilities(meta) {

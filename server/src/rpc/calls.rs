@@ -9,10 +9,19 @@ use crate::rpc::message::RequestKey;
 
 /// What runs now. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Calls(Arc<Mutex<HashMap<RequestKey, Entry>>>);
+pub(crate) struct Calls(Arc<Mutex<Live>>);
+
+#[derive(Debug, Default)]
+struct Live {
+    entries: HashMap<RequestKey, Entry>,
+    /// Calls that were entered so far.
+    count: u64,
+}
 
 #[derive(Debug)]
 struct Entry {
+    /// Which of all calls it is.
+    number: u64,
     kind: Kind,
     cancel: CancellationToken,
 }
@@ -32,45 +41,53 @@ pub(crate) enum Kind {
 pub(crate) struct LiveCall {
     calls: Calls,
     key: RequestKey,
+    number: u64,
     pub(crate) cancel: CancellationToken,
 }
 
 impl Calls {
-    /// Enters a call; `None` when one of that id still runs.
+    /// Enters a call; `None` when one of that id still runs. One that was cancelled has no answer to come, so that its id is free
+    /// from then on, however long its end takes.
     pub(crate) fn enter(&self, key: RequestKey, kind: Kind) -> Option<LiveCall> {
-        let mut calls = self.lock();
-        if calls.contains_key(&key) {
+        let mut live = self.lock();
+        if live.entries.get(&key).is_some_and(|entry| !entry.cancel.is_cancelled()) {
             return None;
         }
         let cancel = CancellationToken::new();
-        calls.insert(key.clone(), Entry { kind, cancel: cancel.clone() });
-        Some(LiveCall { calls: self.clone(), key, cancel })
+        live.count += 1;
+        let number = live.count;
+        live.entries.insert(key.clone(), Entry { number, kind, cancel: cancel.clone() });
+        Some(LiveCall { calls: self.clone(), key, number, cancel })
     }
 
     /// Cancels a call; an id that is unknown, or late, is ignored.
     pub(crate) fn cancel(&self, key: &RequestKey) {
-        if let Some(entry) = self.lock().get(key) {
+        if let Some(entry) = self.lock().entries.get(key) {
             entry.cancel.cancel();
         }
     }
 
     /// Cancels what takes time.
     pub(crate) fn cancel_runs(&self) {
-        self.lock().values().filter(|entry| entry.kind == Kind::Run).for_each(|entry| entry.cancel.cancel());
+        self.lock().entries.values().filter(|entry| entry.kind == Kind::Run).for_each(|entry| entry.cancel.cancel());
     }
 
     pub(crate) fn cancel_all(&self) {
-        self.lock().values().for_each(|entry| entry.cancel.cancel());
+        self.lock().entries.values().for_each(|entry| entry.cancel.cancel());
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<RequestKey, Entry>> {
+    fn lock(&self) -> MutexGuard<'_, Live> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for LiveCall {
     fn drop(&mut self) {
-        self.calls.lock().remove(&self.key);
+        let mut live = self.calls.lock();
+        // A later call may have the id by now.
+        if live.entries.get(&self.key).is_some_and(|entry| entry.number == self.number) {
+            live.entries.remove(&self.key);
+        }
     }
 }
 
@@ -91,6 +108,19 @@ mod tests {
         drop(call);
         calls.cancel(&key());
         assert!(!calls.enter(key(), Kind::Run).unwrap().cancel.is_cancelled());
+    }
+
+    #[test]
+    fn the_id_of_a_cancelled_call_is_free_before_that_has_ended() {
+        let calls = Calls::default();
+        let key = || RequestKey::Number("1".into());
+        let first = calls.enter(key(), Kind::Run).unwrap();
+        calls.cancel(&key());
+        let second = calls.enter(key(), Kind::Run).unwrap();
+        drop(first);
+        assert!(calls.enter(key(), Kind::Run).is_none(), "the end of the first has taken the second's entry");
+        calls.cancel(&key());
+        assert!(second.cancel.is_cancelled());
     }
 
     #[test]

@@ -36,9 +36,13 @@ impl Framing {
 pub(crate) enum Frame {
     /// The bytes of a message, whatever they hold.
     Message(Bytes),
-    /// A message over the limit. It was discarded as it came; the next one is read as usual.
-    TooLong,
+    /// A message over the limit. It was discarded as it came, but for its beginning, where its id may be; the next one is read
+    /// as usual.
+    TooLong { head: Bytes },
 }
+
+/// What is kept of a message over the limit, in bytes. Clients write the id near the beginning, if not in front.
+const HEAD_MAX_BYTES: usize = 4096;
 
 /// A header block is a few dozen bytes.
 const HEADERS_MAX_BYTES: usize = 4096;
@@ -60,7 +64,9 @@ enum State {
     DiscardLine,
     /// A body of so many bytes follows.
     Body(usize),
-    /// A body over the limit is dropped; so many bytes are left of it.
+    /// A body over the limit, of so many bytes, begins.
+    LongBody(usize),
+    /// It is dropped; so many bytes are left of it.
     DiscardBody(usize),
 }
 
@@ -87,16 +93,17 @@ impl MessageDecoder {
                     let line = input.split_to(end + 1).freeze();
                     self.scanned = 0;
                     if line.len() > MESSAGE_MAX_BYTES {
-                        return Some(Frame::TooLong);
+                        return Some(too_long(&line));
                     }
                     if let Some(frame) = message(line) {
                         return Some(frame);
                     }
                 }
                 (_, None) if input.len() > MESSAGE_MAX_BYTES => {
+                    let frame = too_long(input);
                     input.clear();
                     (self.scanned, self.state) = (0, State::DiscardLine);
-                    return Some(Frame::TooLong);
+                    return Some(frame);
                 }
                 (_, None) => {
                     self.scanned = input.len();
@@ -116,6 +123,11 @@ impl MessageDecoder {
                         return Ok(Some(frame));
                     }
                 }
+                State::LongBody(_) if input.len() < HEAD_MAX_BYTES => return Ok(None),
+                State::LongBody(length) => {
+                    self.state = State::DiscardBody(length);
+                    return Ok(Some(too_long(input)));
+                }
                 State::DiscardBody(left) => {
                     let dropped = left.min(input.len());
                     input.advance(dropped);
@@ -130,10 +142,10 @@ impl MessageDecoder {
                     let Some((length, header_bytes)) = headers(input)? else { return Ok(None) };
                     input.advance(header_bytes);
                     if length > MESSAGE_MAX_BYTES {
-                        self.state = State::DiscardBody(length);
-                        return Ok(Some(Frame::TooLong));
+                        self.state = State::LongBody(length);
+                    } else {
+                        self.state = State::Body(length);
                     }
-                    self.state = State::Body(length);
                 }
             }
         }
@@ -206,6 +218,11 @@ fn headers(input: &[u8]) -> io::Result<Option<(usize, usize)>> {
     length
         .map(|length| Some((length, block_bytes)))
         .ok_or_else(|| invalid("a header block without a valid Content-Length"))
+}
+
+/// A message over the limit. A copy, so that its memory is free.
+fn too_long(message: &[u8]) -> Frame {
+    Frame::TooLong { head: Bytes::copy_from_slice(&message[..message.len().min(HEAD_MAX_BYTES)]) }
 }
 
 /// The message without what is around it; `None` for a blank line.
@@ -313,7 +330,7 @@ mod tests {
             buffer.extend_from_slice(&[b'x'; 65536]);
             most = most.max(buffer.len());
             while let Some(frame) = decoder.decode(&mut buffer).unwrap() {
-                assert_eq!(frame, Frame::TooLong);
+                assert_eq!(frame, Frame::TooLong { head: Bytes::from(vec![b'x'; HEAD_MAX_BYTES]) });
                 too_long += 1;
             }
         }
@@ -329,7 +346,11 @@ mod tests {
         let mut input = format!("Content-Length: {length}\r\n\r\n").into_bytes();
         input.resize(input.len() + length, b'x');
         input.extend_from_slice(b"Content-Length: 2\r\n\r\n{}");
-        assert_eq!(decode(&input, 65536).unwrap(), [Frame::TooLong, Frame::Message(Bytes::from("{}"))]);
+        let head = Bytes::from(vec![b'x'; HEAD_MAX_BYTES]);
+        for step in [1000, 65536] {
+            let frames = decode(&input, step).unwrap();
+            assert_eq!(frames, [Frame::TooLong { head: head.clone() }, Frame::Message(Bytes::from("{}"))]);
+        }
     }
 
     #[test]

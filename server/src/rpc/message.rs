@@ -1,9 +1,10 @@
 //! JSON-RPC 2.0 messages, read without trust: what is malformed is answered, with its id where that is readable.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use jsonrpsee::types::error::{ErrorObject, ErrorObjectOwned, INVALID_REQUEST_CODE, PARSE_ERROR_CODE};
-use serde::de::{self, SeqAccess, Visitor};
+use serde::de::{self, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
@@ -195,6 +196,37 @@ fn parse_one(text: &str) -> Incoming {
     }
 }
 
+/// The id of a message of which only the beginning is there.
+pub(crate) fn id_in(head: &[u8]) -> Option<RequestId> {
+    /// Reads the fields of an object until it has seen the id.
+    struct UntilId<'a>(&'a mut Option<RequestId>);
+
+    impl<'de> Visitor<'de> for UntilId<'_> {
+        type Value = ();
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<(), A::Error> {
+            while let Some(name) = fields.next_key::<Cow<'de, str>>()? {
+                if name == "id" {
+                    *self.0 = RequestId::new(fields.next_value::<&RawValue>()?);
+                    break;
+                }
+                fields.next_value::<IgnoredAny>()?;
+            }
+            Ok(())
+        }
+    }
+    // Neither a character that is cut in two nor a number that may go on is an id that is whole.
+    let text = head.utf8_chunks().next()?.valid().trim_end_matches(|c: char| c.is_ascii_digit());
+    let mut id = None;
+    // It always ends with an error: of what is cut off, or of what comes behind the id.
+    let _ = serde_json::Deserializer::from_str(text).deserialize_map(UntilId(&mut id));
+    id
+}
+
 /// Longest text of an error or a warning, in bytes.
 const QUOTE_MAX_BYTES: usize = 2000;
 
@@ -272,6 +304,24 @@ mod tests {
     fn check(frame: &str, expected: &str) {
         let found = describe(frame.as_bytes());
         assert!(found.contains(expected), "{found}");
+    }
+
+    #[test]
+    fn an_id_is_found_in_the_beginning_of_a_message() {
+        let check = |head: &[u8], expected: Option<&str>| {
+            assert_eq!(id_in(head).map(|id| id.0.get().to_owned()).as_deref(), expected, "{}", head.escape_ascii());
+        };
+        check(br#"{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"code":"xxx"#, Some("7"));
+        check(br#"{"params":{"id":5,"list":[1,{"id":6}]},"id":"a","method":"tools/ca"#, Some("\"a\""));
+        check(b"{\"id\":-1,\"code\":\"\xc3", Some("-1"));
+        check(br#"{"params":{"id":5,"code":"xxx"#, None);
+        check(br#"{"id":null,"method":"a"#, None);
+        // Cut within the id: it may have been longer.
+        check(br#"{"jsonrpc":"2.0","id":12"#, None);
+        check(br#"{"jsonrpc":"2.0","id":"12"#, None);
+        check(br#"[{"id":1},{"id":2"#, None);
+        check(b"\xff{\"id\":1", None);
+        check(b"xxxx", None);
     }
 
     #[test]

@@ -11,7 +11,9 @@ use crate::mcp::tool_error::ToolError;
 use crate::tools::{ToolCall, engine_for, parse_arguments};
 
 pub(crate) async fn call(call: ToolCall) -> Result<CallToolResult, ToolError> {
-    let InstallInput { language, packages } = parse_arguments(call.arguments, || schema_for!(InstallInput))?;
+    let input: InstallInput = parse_arguments(call.arguments, || schema_for!(InstallInput))?;
+    input.validate().map_err(|error| ToolError::new(ErrorCode::InvalidInput, error.to_string()))?;
+    let InstallInput { language, packages } = input;
     let context = call.context;
     let engine = engine_for(&context).await?;
     let set = PackageSet { language, packages };

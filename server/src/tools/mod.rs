@@ -31,6 +31,11 @@ pub(crate) fn list() -> Vec<Tool> {
     TOOLS.iter().map(describe).collect()
 }
 
+/// Whether a tool runs something. What there is no tool for is answered at once.
+pub(crate) fn takes_time(name: &str) -> bool {
+    matches!(name, EXECUTE_CODE | INSTALL_PACKAGES)
+}
+
 /// Calls a tool; `None` when there is none of that name.
 pub(crate) async fn call(name: &str, call: ToolCall) -> Option<Result<CallToolResult, ToolError>> {
     Some(match name {
@@ -74,7 +79,10 @@ async fn engine_for(context: &CallContext) -> Result<Engine, ToolError> {
 }
 
 /// The arguments as the tool's input, or an error that names the field and its limit.
-fn parse_arguments<T: DeserializeOwned>(arguments: JsonObject, schema: fn() -> Schema) -> Result<T, ToolError> {
+fn parse_arguments<T: DeserializeOwned>(mut arguments: JsonObject, schema: fn() -> Schema) -> Result<T, ToolError> {
+    if arguments.values().any(Value::is_null) {
+        drop_absent(&mut arguments, &schema().to_value());
+    }
     serde_path_to_error::deserialize(Value::Object(arguments)).map_err(|fault| {
         let field = fault.path().to_string();
         let reason = fault.inner().to_string();
@@ -85,6 +93,14 @@ fn parse_arguments<T: DeserializeOwned>(arguments: JsonObject, schema: fn() -> S
         };
         ToolError::new(ErrorCode::InvalidInput, message)
     })
+}
+
+/// Adapters that write out every argument write null for an optional one that was not given.
+fn drop_absent(arguments: &mut JsonObject, schema: &Value) {
+    let required = schema["required"].as_array();
+    let is_required = |name: &str| required.is_some_and(|names| names.iter().any(|required| required == name));
+    let is_known = |name: &str| schema["properties"].get(name).is_some();
+    arguments.retain(|name, value| !value.is_null() || is_required(name) || !is_known(name));
 }
 
 /// What a field's schema allows, as the end of a sentence.
