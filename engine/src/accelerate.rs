@@ -13,7 +13,7 @@ use sandbox_schemas::wire::PROTOCOL_VERSION;
 use sandbox_store::{FileError, KeyHasher, create_private_directory, write_json};
 use serde::{Deserialize, Serialize};
 
-use crate::error::StartError;
+use crate::error::{Fault, StartError, VmError};
 use crate::qemu::{KVM_DEVICE, LaunchSpec, Qemu};
 use crate::vm::{Booting, hello};
 
@@ -85,6 +85,11 @@ async fn try_kvm(qemu: &Qemu, cache_dir: &Path, spec: &LaunchSpec) -> Result<(),
         };
     }
     let trial = trial(qemu, spec).await;
+    let trial = match trial {
+        // That says nothing of KVM, and is not remembered.
+        Err(error) if error.fault() == Fault::Host => return Err(failed(&error)),
+        trial => trial.map_err(|error| failed(&error)),
+    };
     let verdict =
         Verdict { key, works: trial.is_ok(), reason: trial.clone().err().unwrap_or_default(), unix_seconds: now() };
     if let Err(error) = remember(cache_dir, &verdict) {
@@ -93,9 +98,25 @@ async fn try_kvm(qemu: &Qemu, cache_dir: &Path, spec: &LaunchSpec) -> Result<(),
     trial
 }
 
-async fn trial(qemu: &Qemu, spec: &LaunchSpec) -> Result<(), String> {
+/// What was found out may not be so any more, on another hypervisor, or with its module loaded anew: the next server tries again.
+pub(crate) fn forget(cache_dir: &Path) {
+    let file = cache_dir.join(VERDICT);
+    match std::fs::remove_file(&file) {
+        Ok(()) => tracing::warn!(
+            "a VM did not boot on KVM, which had worked: it is tried anew when this server is started again"
+        ),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => tracing::warn!(%error, file = %file.display(), "the KVM verdict cannot be forgotten"),
+    }
+}
+
+fn failed(error: &VmError) -> String {
+    format!("a trial VM failed: {error}")
+}
+
+async fn trial(qemu: &Qemu, spec: &LaunchSpec) -> Result<(), VmError> {
     let attempt = async { Booting::launch(qemu, spec, hello(Vec::new())?, ()).await?.ready(TRIAL_DEADLINE).await };
-    attempt.await.map(drop).map_err(|error| format!("a trial VM failed: {error}"))
+    attempt.await.map(drop)
 }
 
 /// A verdict holds for one QEMU and one guest, until the host boots: then it may be another kernel, or another machine.
@@ -153,6 +174,10 @@ mod tests {
         assert_eq!(recall(&file, b), None);
         remember(&cache_dir, &verdict(now() - 25 * 3600)).unwrap();
         assert_eq!(recall(&file, a), None, "a day is long enough");
+        remember(&cache_dir, &verdict(now())).unwrap();
+        forget(&cache_dir);
+        assert_eq!(recall(&file, a), None, "a failed boot is a reason to try again");
+        forget(&cache_dir);
         std::fs::write(&file, "{").unwrap();
         assert_eq!(recall(&file, a), None);
         assert_eq!(std::fs::read_dir(file.parent().unwrap()).unwrap().count(), 1, "a temporary file was left");

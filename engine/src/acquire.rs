@@ -8,12 +8,12 @@ use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::language::Language;
 use sandbox_schemas::limits::{MEMORY_DEFAULT_MB, VM_OVERHEAD_MB};
 use sandbox_schemas::wire::Hello;
-use tokio::sync::OwnedSemaphorePermit;
 
-use crate::admission::Place;
+use crate::accelerate;
+use crate::admission::{Growth, Place};
 use crate::engine::Inner;
 use crate::environment::Environment;
-use crate::error::{ExecuteError, VmError};
+use crate::error::{ExecuteError, Fault, VmError};
 use crate::pool::{Wish, layer_of};
 use crate::qemu::LaunchSpec;
 use crate::run::Preparation;
@@ -34,8 +34,6 @@ pub(crate) struct Wanted {
 pub(crate) struct Started {
     pub(crate) vm: Running,
     pub(crate) preparation: Preparation,
-    /// What its VM takes beyond what it was admitted with.
-    _more: Option<OwnedSemaphorePermit>,
 }
 
 /// Memory of a VM that waits, in MiB: what most programs ask for.
@@ -53,14 +51,15 @@ const REHEARSED_TIMES: usize = 3;
 /// The same where the template brings translated code along: a second time gains nothing.
 const REHEARSED_TIMES_WITH_CODE: usize = 1;
 
-/// How long the pool is not filled after that has failed.
+/// How long the pool is not filled when there was no room.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// How long a program waits for the template to be loaded or built, which takes 0.1 s or 10-20 s, before its VM boots.
+/// How long a program waits for the template to be loaded or built, which takes 0.1 s or 10-20 s, before its VM boots. It goes on being
+/// built then, and no other program waits for longer.
 const TEMPLATE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// The same for one with packages, which it has to import; a VM that boots would have to do that as well.
-const SET_DEADLINE: Duration = Duration::from_secs(600);
+pub(crate) const SET_DEADLINE: Duration = Duration::from_secs(600);
 
 /// A restored guest takes 0.1-0.2 s under TCG to do all that; one that is not there by then will not come.
 const RESTORE_DEADLINE: Duration = Duration::from_secs(20);
@@ -83,13 +82,17 @@ impl Inner {
             0 => None,
             more_mb => Some(self.host.admission.try_grow(more_mb)?),
         };
-        let vm = self.host.pool.take(layer_of(wanted.environment.as_ref()))?;
+        let (vm, growth) = self.host.pool.take(layer_of(wanted.environment.as_ref()))?;
+        // Until its VM is gone, whoever drops this.
+        if let Some(more) = more {
+            growth.add(more);
+        }
         let handed_over = Instant::now();
         match vm.start(&wanted.program, WAKE_DEADLINE).await {
             Ok(vm) => {
                 let connect = vm.started - handed_over;
                 let preparation = Preparation { connect, warm_pool_hit: true, ..self.preparation(wanted, true) };
-                Some(Started { vm, preparation, _more: more })
+                Some(Started { vm, preparation })
             }
             Err(error) => {
                 tracing::warn!(%error, "a VM of the pool did not start its program; another one will");
@@ -102,13 +105,8 @@ impl Inner {
     async fn restore(&self, wanted: &Wanted) -> Result<Option<Started>, ExecuteError> {
         let Some(templates) = &self.templates else { return Ok(None) };
         let environment = wanted.environment.as_ref();
-        // Another server may be building it, and be stopped for good.
-        let deadline = if environment.is_none() { TEMPLATE_DEADLINE } else { SET_DEADLINE };
-        let Ok(template) = tokio::time::timeout(deadline, templates.of(&self.host.qemu, environment)).await else {
-            tracing::warn!("the template was not there within {deadline:?}; the VM boots");
-            return Ok(None);
-        };
-        let Some(template) = template else { return Ok(None) };
+        let patience = if environment.is_none() { TEMPLATE_DEADLINE } else { SET_DEADLINE };
+        let Some(template) = templates.of(environment, patience).await else { return Ok(None) };
         let place = self.host.enter(wanted.memory_mb).await?;
         let _restoring = Counted::new(&self.stats.restoring);
         let launched = Instant::now();
@@ -120,13 +118,13 @@ impl Inner {
         };
         match started.await {
             Ok(vm) => {
-                template.note_success();
+                templates.came_up(&template);
                 self.stats.restores.add(vm.ready - launched);
-                Ok(Some(Started { preparation: self.timed(wanted, launched, &vm, true), vm, _more: None }))
+                Ok(Some(Started { preparation: self.timed(wanted, launched, &vm, true), vm }))
             }
             Err(error) => {
                 tracing::warn!(%error, "a clone of the template did not start its program; a VM that boots will");
-                templates.note_failure(&template).await;
+                templates.did_not_come_up(&template, &error);
                 Ok(None)
             }
         }
@@ -152,23 +150,40 @@ impl Inner {
             // Its clock was set before it had booted.
             vm.into_waiting().start(&wanted.program, START_DEADLINE).await
         };
-        let vm = started.await.map_err(before_run)?;
-        Ok(Started { preparation: self.timed(wanted, launched, &vm, false), vm, _more: None })
+        let vm = started.await.map_err(|error| {
+            self.doubt_accelerator(&error);
+            before_run(error)
+        })?;
+        Ok(Started { preparation: self.timed(wanted, launched, &vm, false), vm })
+    }
+
+    /// A VM that boots has failed: what was found out about KVM may not be so any more.
+    fn doubt_accelerator(&self, error: &VmError) {
+        if self.host.spec.accelerator == Accelerator::Kvm && error.fault() != Fault::Host {
+            accelerate::forget(self.cache.root());
+        }
     }
 
     /// A VM for the pool, as far as it can be had without anybody waiting for it.
-    async fn make_waiting(&self, wish: &Wish) -> Result<Option<Waiting>, VmError> {
-        let Some(templates) = &self.templates else { return Ok(None) };
-        let Some(template) = templates.of(&self.host.qemu, wish.environment.as_ref()).await else { return Ok(None) };
-        let Some(place) = self.host.admission.try_enter(WAITING_MEMORY_MB) else { return Ok(None) };
+    async fn make_waiting(&self, wish: &Wish) -> Result<Made, VmError> {
+        let Some(templates) = &self.templates else { return Ok(Made::NoTemplate) };
+        let template = match &wish.environment {
+            // All else is made of it.
+            None => templates.of(None, Duration::MAX).await,
+            // Importing takes long; something else is made meanwhile.
+            Some(environment) => templates.at_hand(Some(environment)),
+        };
+        let Some(template) = template else { return Ok(Made::NoTemplate) };
+        let Some(place) = self.host.try_enter(WAITING_MEMORY_MB) else { return Ok(Made::NoRoom) };
         let _restoring = Counted::new(&self.stats.restoring);
+        let growth = place.growth();
         match self.rehearsed(&templates.clone_of(&template), &wish.languages, place).await {
             Ok(vm) => {
-                template.note_success();
-                Ok(Some(vm))
+                templates.came_up(&template);
+                Ok(Made::Vm(vm, growth))
             }
             Err(error) => {
-                templates.note_failure(&template).await;
+                templates.did_not_come_up(&template, &error);
                 Err(error)
             }
         }
@@ -213,6 +228,15 @@ pub(crate) fn before_run(error: VmError) -> ExecuteError {
     ExecuteError::FailedBeforeRun { reason: error.to_string() }
 }
 
+/// What came of making a VM for the pool.
+enum Made {
+    Vm(Waiting, Growth),
+    /// There is none to restore it from, or not yet.
+    NoTemplate,
+    /// What runs comes first.
+    NoRoom,
+}
+
 /// Keeps the pool full until it is closed.
 pub(crate) async fn fill(engine: Arc<Inner>) {
     while let Some(wish) = engine.host.pool.wish().await {
@@ -222,12 +246,12 @@ pub(crate) async fn fill(engine: Arc<Inner>) {
             () = engine.host.pool.is_disturbed() => continue,
         };
         match made {
-            Ok(Some(vm)) => engine.host.pool.put(&wish, vm),
-            // No template, or no room: what runs comes first.
-            Ok(None) => tokio::time::sleep(RETRY_AFTER).await,
+            Ok(Made::Vm(vm, growth)) => engine.host.pool.put(&wish, vm, growth),
+            Ok(Made::NoTemplate) => engine.host.pool.put_off(&wish),
+            Ok(Made::NoRoom) => tokio::time::sleep(RETRY_AFTER).await,
             Err(error) => {
                 tracing::warn!(%error, "a VM for the pool did not come up");
-                tokio::time::sleep(RETRY_AFTER).await;
+                engine.host.pool.put_off(&wish);
             }
         }
     }

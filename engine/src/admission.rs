@@ -1,10 +1,10 @@
 //! Who may start a VM now, who waits, who is turned away. A free place is held as a permit and given back by its drop.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
-use sandbox_schemas::limits::{MEMORY_DEFAULT_MB, MEMORY_MAX_MB, VM_OVERHEAD_MB};
+use sandbox_schemas::limits::{MEMORY_DEFAULT_MB, MEMORY_MAX_MB, TCG_CODE_BUFFER_MB, VM_OVERHEAD_MB};
 use tokio::sync::{AcquireError, Mutex, OwnedSemaphorePermit, Semaphore};
 
 use crate::error::ExecuteError;
@@ -30,8 +30,11 @@ const WAITING_MAX: usize = 256;
 /// price in memory that others on the machine pay.
 const VMS_MAX: u64 = 10;
 
-/// What most programs ask for, with what their VM has beside it, in MiB.
-const USUAL_VM_MB: u64 = MEMORY_DEFAULT_MB + VM_OVERHEAD_MB;
+/// What most programs ask for, with what their VM and its QEMU have beside it, in MiB. Whether a machine translates is not known here.
+const USUAL_VM_MB: u64 = MEMORY_DEFAULT_MB + VM_OVERHEAD_MB + TCG_CODE_BUFFER_MB;
+
+/// The same of those that ask for most.
+const LARGEST_VM_MB: u64 = MEMORY_MAX_MB + VM_OVERHEAD_MB + TCG_CODE_BUFFER_MB;
 
 impl Limits {
     /// What the machine that we are on can bear. A control group that is smaller than the machine counts as the machine.
@@ -44,7 +47,7 @@ impl Limits {
     /// What a machine can bear: booting is CPU work, so more than a few VMs per core only makes each call slower; half of the
     /// memory is for others. The largest VM is let in everywhere, alone.
     pub fn for_machine(cores: usize, memory_mb: u64) -> Limits {
-        let memory_mb = (memory_mb / 2).max(MEMORY_MAX_MB + VM_OVERHEAD_MB);
+        let memory_mb = (memory_mb / 2).max(LARGEST_VM_MB);
         let vms = (memory_mb / USUAL_VM_MB).clamp(1, VMS_MAX);
         let vms = usize::try_from(vms).unwrap_or(1).min(2 * cores.max(1));
         Limits { vms, memory_mb, waiting: WAITING_MAX, wait: Duration::from_secs(60) }
@@ -73,7 +76,31 @@ pub(crate) struct Admission {
 #[derive(Debug)]
 pub(crate) struct Place {
     _vm: OwnedSemaphorePermit,
-    _memory: OwnedSemaphorePermit,
+    memory: Arc<std::sync::Mutex<OwnedSemaphorePermit>>,
+}
+
+/// What a VM that has a place can be given more to. It does not keep the place.
+#[derive(Debug)]
+pub(crate) struct Growth(Weak<std::sync::Mutex<OwnedSemaphorePermit>>);
+
+impl Place {
+    fn new(vm: OwnedSemaphorePermit, memory: OwnedSemaphorePermit) -> Place {
+        Place { _vm: vm, memory: Arc::new(std::sync::Mutex::new(memory)) }
+    }
+
+    /// For what the VM may be found to need once it is somebody else's.
+    pub(crate) fn growth(&self) -> Growth {
+        Growth(Arc::downgrade(&self.memory))
+    }
+}
+
+impl Growth {
+    /// From now on the VM has `more` as well, until it is gone. If it is already, that is given back.
+    pub(crate) fn add(&self, more: OwnedSemaphorePermit) {
+        if let Some(memory) = self.0.upgrade() {
+            memory.lock().unwrap_or_else(PoisonError::into_inner).merge(more);
+        }
+    }
 }
 
 impl Admission {
@@ -110,7 +137,7 @@ impl Admission {
         }
         let vm = self.places.clone().try_acquire_owned().ok()?;
         let memory = self.try_grow(memory_mb)?;
-        Some(Place { _vm: vm, _memory: memory })
+        Some(Place::new(vm, memory))
     }
 
     /// More memory for a VM that has a place, if it can be had now.
@@ -125,7 +152,9 @@ impl Admission {
         let _waiter = waiter.ok_or_else(|| {
             self.refusal(format!("{} VMs are busy and {} calls wait", self.limits.vms, self.limits.waiting))
         })?;
-        let memory_mb = memory_mb.min(self.limits.memory_mb);
+        if memory_mb > self.limits.memory_mb {
+            return Err(too_large(memory_mb, self.limits.memory_mb));
+        }
         if let Some(domain) = (self.survey)().into_iter().find(|domain| !domain.can_ever_spare(memory_mb)) {
             return Err(never(domain, memory_mb));
         }
@@ -137,7 +166,7 @@ impl Admission {
             while self.shortage(0).is_some() {
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
-            Ok::<_, AcquireError>(Place { _vm: vm, _memory: memory })
+            Ok::<_, AcquireError>(Place::new(vm, memory))
         };
         match tokio::time::timeout(self.limits.wait, place).await {
             Ok(Ok(place)) => Ok(place),
@@ -157,6 +186,12 @@ impl Admission {
                 ),
             })),
         }
+    }
+
+    /// The most that a VM can ever have, in MiB.
+    pub(crate) fn most_mb(&self) -> u64 {
+        let spare = (self.survey)().into_iter().map(|domain| domain.total_mb.saturating_sub(domain.reserve_mb()));
+        spare.fold(self.limits.memory_mb, u64::min)
     }
 
     /// What our VMs may come to, in MiB.
@@ -182,6 +217,14 @@ impl Admission {
 /// once, and not so late that a client has given up.
 fn retry_after(waiting: usize, vms: usize) -> Duration {
     Duration::from_secs((waiting / vms.max(1)).clamp(5, 60) as u64)
+}
+
+/// No waiting helps here either.
+fn too_large(memory_mb: u64, most_mb: u64) -> ExecuteError {
+    let reason = format!(
+        "a VM of {memory_mb} MiB does not fit: all VMs together may have {most_mb} MiB on this machine. Ask for less memory_mb"
+    );
+    ExecuteError::Capacity { reason, retry_after: None }
 }
 
 /// No waiting helps.
@@ -237,8 +280,8 @@ mod tests {
         let limits = Limits::for_machine(2, 24_000);
         assert_eq!((limits.vms, limits.memory_mb), (4, 12_000));
         let small = Limits::for_machine(0, 0);
-        assert_eq!((small.vms, small.memory_mb), (2, MEMORY_MAX_MB + VM_OVERHEAD_MB));
-        assert_eq!(Limits::for_machine(64, 8192).vms, 5, "memory for five");
+        assert_eq!((small.vms, small.memory_mb), (2, LARGEST_VM_MB));
+        assert_eq!(Limits::for_machine(64, 8192).vms, 4, "memory for four");
         assert_eq!(Limits::for_machine(64, 512_000).vms, 10);
     }
 
@@ -264,10 +307,49 @@ mod tests {
         assert_eq!(refusal(gate.enter(600).await), reason);
         drop(gate.enter(400).await.unwrap());
         drop(first);
-        // One that wants more than there is gets all there is, alone.
-        let all = gate.enter(5000).await.unwrap();
+        let all = gate.enter(1000).await.unwrap();
         assert_eq!(refusal(gate.enter(1).await), reason);
         drop(all);
+    }
+
+    #[tokio::test]
+    async fn what_is_larger_than_all_is_refused_and_not_cut() {
+        let gate = gate(9, 1000, 1);
+        assert_eq!(gate.most_mb(), 1000);
+        let Err(ExecuteError::Capacity { reason, retry_after: None }) = gate.enter(1001).await else { panic!() };
+        assert!(reason.starts_with("a VM of 1001 MiB does not fit: all VMs together may have 1000 MiB"), "{reason}");
+        assert!(gate.try_enter(1001).is_none());
+        assert_eq!(gate.waiting(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_a_vm_grows_by_is_given_back_with_its_place() {
+        let gate = gate(9, 1000, 1);
+        let place = gate.try_enter(400).unwrap();
+        let growth = place.growth();
+        growth.add(gate.try_grow(500).unwrap());
+        assert!(gate.try_enter(101).is_none(), "its VM is there still");
+        drop(place);
+        assert!(gate.try_enter(1000).is_some());
+        growth.add(gate.try_grow(500).unwrap());
+        assert!(gate.try_enter(1000).is_some(), "its VM is gone");
+    }
+
+    #[tokio::test]
+    async fn whoever_is_dropped_at_any_point_leaves_no_trace() {
+        let gate = gate(2, 1000, 9);
+        for polls in 0..20 {
+            let _first = gate.try_enter(600);
+            let mut entering = Box::pin(gate.enter(600));
+            for _ in 0..polls {
+                let _ = futures_util::poll!(entering.as_mut());
+                tokio::task::yield_now().await;
+            }
+            drop(entering);
+            assert_eq!(gate.waiting(), 0);
+            drop(_first);
+            drop(gate.try_enter(1000).expect("all is free"));
+        }
     }
 
     #[tokio::test]

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::accelerate::{self, AcceleratorChoice};
-use crate::acquire::{Wanted, before_run, fill};
+use crate::acquire::{SET_DEADLINE, Wanted, before_run, fill};
 use crate::admission::{Admission, Limits};
 use crate::environment::{Environment, Environments, InstallError, Installation, run_installer};
 use crate::error::{ExecuteError, StartError};
@@ -73,7 +73,7 @@ pub struct Engine(Arc<Inner>);
 pub(crate) struct Inner {
     pub(crate) host: Arc<Host>,
     pub(crate) cache: CacheDir,
-    pub(crate) templates: Option<Templates>,
+    pub(crate) templates: Option<Arc<Templates>>,
     pub(crate) environments: Arc<Environments>,
     pub(crate) stats: Stats,
     pub(crate) runs: TaskTracker,
@@ -105,16 +105,18 @@ impl Engine {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let root_sha256 = spec.image.root_sha256;
         let environments = Environments::new(root_sha256, config.packages);
+        let host = Arc::new(Host {
+            pool: Pool::new(if config.uses_templates { config.warm_pool_size } else { 0 }, cores),
+            qemu,
+            spec,
+            admission: Admission::new(config.limits),
+        });
+        let templates = || Arc::new(Templates::new(config.cache.clone(), host.clone()));
         let inner = Arc::new(Inner {
-            templates: config.uses_templates.then(|| Templates::new(config.cache.clone(), &qemu, &spec)),
+            templates: config.uses_templates.then(templates),
             cache: config.cache,
             environments: Arc::new(environments),
-            host: Arc::new(Host {
-                pool: Pool::new(if config.uses_templates { config.warm_pool_size } else { 0 }, cores),
-                qemu,
-                spec,
-                admission: Admission::new(config.limits),
-            }),
+            host,
             stats: Stats::default(),
             runs: TaskTracker::new(),
             closing: CancellationToken::new(),
@@ -134,7 +136,7 @@ impl Engine {
     /// Makes the template that VMs are restored from, unless it is there. `false` when there is none to be had.
     pub async fn prepare(&self) -> bool {
         match &self.0.templates {
-            Some(templates) => templates.base(&self.0.host.qemu).await.is_some(),
+            Some(templates) => templates.of(None, Duration::MAX).await.is_some(),
             None => false,
         }
     }
@@ -144,7 +146,7 @@ impl Engine {
         let Inner { host, cache, templates, stats, .. } = &*self.0;
         let Host { qemu, spec, admission, pool } = &**host;
         let (limits, count) = (admission.limits(), |counter: &AtomicU64| counter.load(Ordering::Relaxed));
-        let off = TemplateStatus { state: TemplateState::Off, key: None };
+        let off = TemplateStatus { state: TemplateState::Off, key: None, last_error: None, retry_in_seconds: None };
         PoolStatus {
             accelerator: spec.accelerator,
             qemu: qemu.words().to_string(),
@@ -153,8 +155,8 @@ impl Engine {
                 root: spec.image.root_sha256.to_string(),
                 agent: spec.image.initrd_sha256.to_string(),
             },
-            template: templates.as_ref().map_or(off, Templates::status),
-            environments: templates.as_ref().map_or(Vec::new(), |templates| templates.environments(pool)),
+            template: templates.as_ref().map_or(off, |templates| templates.status()),
+            environments: templates.as_ref().map_or(Vec::new(), |templates| templates.environments()),
             vms: VmCounts {
                 ready: pool.len() as u64,
                 restoring: count(&stats.restoring),
@@ -237,6 +239,10 @@ impl Engine {
         self.expect_no_more();
         self.0.runs.close();
         self.0.runs.wait().await;
+        // What nobody waits for any more.
+        if let Some(templates) = &self.0.templates {
+            templates.shut_down().await;
+        }
         self.0.host.qemu.wait_for_all().await;
     }
 }
@@ -274,7 +280,7 @@ impl Inner {
         let installed = Instant::now();
         let environment = &obtained.environment;
         let has_template = match &self.templates {
-            Some(templates) => templates.of(&self.host.qemu, Some(environment)).await.is_some(),
+            Some(templates) => templates.of(Some(environment), SET_DEADLINE).await.is_some(),
             None => false,
         };
         self.host.pool.keep(environment, false);

@@ -121,12 +121,85 @@ fn advice(retry_after: Option<Duration>) -> String {
 pub(crate) enum VmError {
     #[error("cannot start QEMU: {0}")]
     Spawn(String),
+    #[error("it cannot be restored: {0}")]
+    Restore(String),
     #[error("the guest was not ready within {0:?}")]
     Deadline(Duration),
+    #[error("the guest was not ready within {0:?}, for much of which it waited for a processor of a busy machine")]
+    Starved(Duration),
     #[error("the VM ended unexpectedly{0}")]
     Ended(String),
     #[error("the guest broke the protocol: {0}")]
     Protocol(String),
     #[error("{0}")]
     Guest(String),
+}
+
+/// Whose fault it is that a VM is of no more use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Its own, or of what it was made from.
+    Vm,
+    /// The host's, which had no memory, processes or time for it, or has ended it.
+    Host,
+    /// It cannot be told.
+    Unclear,
+}
+
+/// What a QEMU says, or what is said of how it ended, if the host has not given it what it needs.
+const WANTS: [&str; 6] = [
+    "Cannot allocate memory",
+    "Resource temporarily unavailable",
+    "Too many open files",
+    "No space left on device",
+    "killed by signal 9",
+    "killed by signal 15",
+];
+
+/// What we say ourselves of how its end was seen. QEMU's own words come behind it.
+const SILENT: [&str; 3] = [" (writing to it", " (reading from it", " (its monitor)"];
+
+impl VmError {
+    pub(crate) fn fault(&self) -> Fault {
+        match self {
+            VmError::Spawn(_) | VmError::Starved(_) => Fault::Host,
+            VmError::Ended(words) if WANTS.iter().any(|want| words.contains(want)) => Fault::Host,
+            // Whoever ends it from outside leaves it no time to say anything; nor has one that crashes.
+            VmError::Ended(words) if words.is_empty() || SILENT.iter().any(|begin| words.starts_with(begin)) => {
+                if words.contains("): ") || words.contains("signal") { Fault::Vm } else { Fault::Unclear }
+            }
+            VmError::Ended(_)
+            | VmError::Restore(_)
+            | VmError::Deadline(_)
+            | VmError::Protocol(_)
+            | VmError::Guest(_) => Fault::Vm,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_host_did_is_told_from_what_the_vm_did() {
+        let (text, second) = (String::from, Duration::from_secs(1));
+        for (error, fault) in [
+            (VmError::Spawn(text("Resource temporarily unavailable (os error 11)")), Fault::Host),
+            (VmError::Starved(second), Fault::Host),
+            (VmError::Ended(text(": cannot set up guest memory 'ram': Cannot allocate memory")), Fault::Host),
+            (VmError::Ended(text(" (killed by signal 9, for want of memory)")), Fault::Host),
+            (VmError::Ended(text("")), Fault::Unclear),
+            (VmError::Ended(text(" (writing to it: Broken pipe (os error 32))")), Fault::Unclear),
+            (VmError::Ended(text(" (its monitor): Unknown savevm section")), Fault::Vm),
+            (VmError::Ended(text(": Unknown savevm section")), Fault::Vm),
+            (VmError::Ended(text(" (killed by signal 11)")), Fault::Vm),
+            (VmError::Restore(text("the migration failed")), Fault::Vm),
+            (VmError::Deadline(second), Fault::Vm),
+            (VmError::Protocol(text("ready was expected")), Fault::Vm),
+            (VmError::Guest(text("no interpreter")), Fault::Vm),
+        ] {
+            assert_eq!(error.fault(), fault, "{error}");
+        }
+    }
 }

@@ -29,6 +29,7 @@ mod wire;
 mod host;
 
 mod entry;
+mod turn;
 
 mod environment;
 

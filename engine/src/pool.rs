@@ -1,5 +1,6 @@
 //! VMs that wait for a program: restored, rehearsed, idle. Whoever takes one waits for milliseconds.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use sandbox_schemas::language::Language;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::admission::Growth;
 use crate::environment::Environment;
 use crate::vm::Waiting;
 
@@ -20,6 +22,10 @@ const SET_KEPT: Duration = Duration::from_secs(300);
 
 /// Sets for which VMs wait because they were used, at most: each VM has 30-100 MB of its own.
 const SETS_KEPT_MAX: usize = 2;
+
+/// How long a VM is not tried to be made again that could not be made: twice as long each time.
+const PUT_OFF_FIRST: Duration = Duration::from_secs(1);
+const PUT_OFF_MAX: Duration = Duration::from_secs(60);
 
 /// The pool, and what decides when it is filled. Who fills it is the engine.
 #[derive(Debug)]
@@ -37,6 +43,7 @@ pub(crate) struct Pool {
 struct Idle {
     layer: Option<Digest>,
     vm: Waiting,
+    growth: Growth,
 }
 
 #[derive(Debug)]
@@ -47,6 +54,8 @@ struct Activity {
     languages: Vec<Language>,
     /// Sets for which a VM waits, the one that was used last at the end.
     sets: Vec<Kept>,
+    /// What cannot be made for now, so that it keeps nothing else from being made.
+    put_off: HashMap<Option<Digest>, PutOff>,
     last_begun: Instant,
     /// Calls that wait for what the pool's VMs take up.
     pressing: usize,
@@ -61,15 +70,37 @@ struct Kept {
     until: Option<Instant>,
 }
 
+/// A VM that could not be made.
+#[derive(Debug, Clone, Copy)]
+struct PutOff {
+    times: u32,
+    until: Instant,
+}
+
+impl PutOff {
+    fn again(known: Option<PutOff>, now: Instant) -> PutOff {
+        let times = known.map_or(0, |known| known.times);
+        let time = PUT_OFF_FIRST.saturating_mul(2_u32.saturating_pow(times)).min(PUT_OFF_MAX);
+        PutOff { times: times.saturating_add(1), until: now + time }
+    }
+}
+
 impl Activity {
+    /// Whether a VM with this layer may be tried to be made.
+    fn is_possible(&self, layer: Option<Digest>) -> bool {
+        self.put_off.get(&layer).is_none_or(|put_off| put_off.until <= Instant::now())
+    }
+
     /// Whether the machine has something better to do than to make a VM for the pool.
     fn is_busy(&self, spare: usize) -> bool {
         self.calls.len() > spare || self.pressing > 0
     }
 
-    /// When the first of the sets is not kept any more.
-    fn next_expiry(&self) -> Option<Instant> {
-        self.sets.iter().filter_map(|kept| kept.until).min()
+    /// When the first of the sets is not kept any more, or something can be tried again.
+    fn next_change(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let put_off = self.put_off.values().map(|put_off| put_off.until).filter(|until| *until > now);
+        self.sets.iter().filter_map(|kept| kept.until).chain(put_off).min()
     }
 
     /// Forgets the sets that were not used for long, and the oldest of those that are too many.
@@ -80,6 +111,9 @@ impl Activity {
             let oldest = self.sets.iter().position(|kept| kept.until.is_some());
             oldest.map(|index| self.sets.remove(index));
         }
+        let sets = &self.sets;
+        let is_kept = |layer: &Digest| sets.iter().any(|kept| kept.environment.key == *layer);
+        self.put_off.retain(|layer, _| layer.as_ref().is_none_or(is_kept));
     }
 }
 
@@ -112,6 +146,7 @@ impl Pool {
                 calls: Vec::new(),
                 languages: Vec::new(),
                 sets: Vec::new(),
+                put_off: HashMap::new(),
                 last_begun: Instant::now(),
                 pressing: 0,
                 is_closed: false,
@@ -136,14 +171,14 @@ impl Pool {
         (lock(&self.waiting).iter().filter(|idle| idle.layer == Some(layer)).count(), calls)
     }
 
-    /// A VM with these packages that is known to be sound, if there is one.
-    pub(crate) fn take(&self, layer: Option<Digest>) -> Option<Waiting> {
+    /// A VM with these packages that is known to be sound, if there is one, and what it can be given more to.
+    pub(crate) fn take(&self, layer: Option<Digest>) -> Option<(Waiting, Growth)> {
         let mut waiting = lock(&self.waiting);
         self.changed.notify_one();
         while let Some(index) = waiting.iter().position(|idle| idle.layer == layer) {
-            let mut vm = waiting.remove(index).vm;
+            let Idle { mut vm, growth, .. } = waiting.remove(index);
             if vm.is_sound() {
-                return Some(vm);
+                return Some((vm, growth));
             }
             tracing::warn!("a VM ended while it waited");
         }
@@ -151,22 +186,42 @@ impl Pool {
     }
 
     /// Takes a new VM in, unless what it takes up is needed for something else.
-    pub(crate) fn put(&self, wish: &Wish, vm: Waiting) {
+    pub(crate) fn put(&self, wish: &Wish, vm: Waiting, growth: Growth) {
+        let layer = layer_of(wish.environment.as_ref());
         // Held until it is in, so that nobody clears the pool in between.
-        let activity = lock(&self.activity);
+        let mut activity = lock(&self.activity);
+        activity.put_off.remove(&layer);
         if !activity.is_closed && activity.pressing == 0 {
-            lock(&self.waiting).push(Idle { layer: layer_of(wish.environment.as_ref()), vm });
+            lock(&self.waiting).push(Idle { layer, vm, growth });
         }
     }
 
-    /// From now on a VM with these packages waits: for a while since it was used, or for good.
+    /// What was wished for cannot be made now: something else is, meanwhile.
+    pub(crate) fn put_off(&self, wish: &Wish) {
+        let layer = layer_of(wish.environment.as_ref());
+        let mut activity = lock(&self.activity);
+        let put_off = PutOff::again(activity.put_off.get(&layer).copied(), Instant::now());
+        activity.put_off.insert(layer, put_off);
+    }
+
+    /// A VM with these packages can be made by now.
+    pub(crate) fn call_up(&self, layer: Option<Digest>) {
+        lock(&self.activity).put_off.remove(&layer);
+        self.changed.notify_one();
+    }
+
+    /// From now on a VM with these packages waits: for a while since it was used, or for good. Where no VMs wait, nothing is kept.
     pub(crate) fn keep(&self, environment: &Arc<Environment>, for_good: bool) {
+        if self.size == 0 {
+            return;
+        }
         let mut activity = lock(&self.activity);
         let known = activity.sets.iter().position(|kept| kept.environment.key == environment.key);
         let known = known.map(|index| activity.sets.remove(index));
         let is_for_good = for_good || known.is_some_and(|kept| kept.until.is_none());
         let until = (!is_for_good).then(|| Instant::now() + SET_KEPT);
         activity.sets.push(Kept { environment: environment.clone(), until });
+        activity.expire();
         self.changed.notify_one();
     }
 
@@ -203,7 +258,7 @@ impl Pool {
     pub(crate) async fn wish(&self) -> Option<Wish> {
         loop {
             let changed = self.changed.notified();
-            let (wish, due, expiry) = {
+            let (wish, due, change) = {
                 let mut activity = lock(&self.activity);
                 if activity.is_closed || self.size == 0 {
                     return None;
@@ -213,17 +268,17 @@ impl Pool {
                 let is_kept = |layer| activity.sets.iter().any(|kept| kept.environment.key == layer);
                 waiting.retain(|idle| idle.layer.is_none_or(is_kept));
                 let wish = if activity.is_busy(self.spare) { None } else { self.missing(&activity, &waiting) };
-                (wish, activity.last_begun + REST, activity.next_expiry())
+                (wish, activity.last_begun + REST, activity.next_change())
             };
-            match (wish, expiry) {
+            match (wish, change) {
                 (Some(wish), _) if due <= Instant::now() => return Some(wish),
                 (Some(_), _) => tokio::select! {
                     () = changed => {}
                     () = tokio::time::sleep_until(due) => {}
                 },
-                (None, Some(expiry)) => tokio::select! {
+                (None, Some(change)) => tokio::select! {
                     () = changed => {}
-                    () = tokio::time::sleep_until(expiry) => {}
+                    () = tokio::time::sleep_until(change) => {}
                 },
                 (None, None) => changed.await,
             }
@@ -236,14 +291,19 @@ impl Pool {
         // What this server is used for. Each language that is not rehearsed is 15-30 MiB less of code that QEMU has translated.
         let languages = if activity.languages.is_empty() { vec![Language::Python] } else { activity.languages.clone() };
         let bare = Wish { environment: None, languages };
-        if count(None) == 0 {
+        let is_bare_possible = activity.is_possible(None);
+        if count(None) == 0 && is_bare_possible {
             return Some(bare);
         }
-        let set = activity.sets.iter().rev().find(|kept| count(Some(kept.environment.key)) == 0);
+        let is_missing = |kept: &&Kept| {
+            let layer = Some(kept.environment.key);
+            count(layer) == 0 && activity.is_possible(layer)
+        };
+        let set = activity.sets.iter().rev().find(is_missing);
         if let Some(Kept { environment, .. }) = set {
             return Some(Wish { languages: vec![environment.language], environment: Some(environment.clone()) });
         }
-        (count(None) < self.size).then_some(bare)
+        (count(None) < self.size && is_bare_possible).then_some(bare)
     }
 
     /// Waits until the machine has something better to do than to make a VM.
@@ -353,6 +413,47 @@ mod tests {
         tokio::time::advance(SET_KEPT).await;
         pool.wish().await;
         assert_eq!(kept(), [environments[0].key]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_made_keeps_nothing_else_from_being_made() {
+        let pool = Pool::new(1, 2);
+        let set = Environment::for_tests(1);
+        pool.keep(&set, false);
+        let wished = async |pool: &Pool| {
+            let wish = tokio::time::timeout(Duration::from_millis(200), pool.wish()).await.ok().flatten();
+            wish.map(|wish| wish.environment.is_some())
+        };
+        assert_eq!(wished(&pool).await, Some(false));
+        pool.put_off(&pool.wish().await.unwrap());
+        assert_eq!(wished(&pool).await, Some(true), "the base fails, sets are made");
+        pool.put_off(&pool.wish().await.unwrap());
+        assert_eq!(wished(&pool).await, None, "all fails");
+        pool.call_up(Some(set.key));
+        assert_eq!(wished(&pool).await, Some(true));
+        pool.call_up(None);
+        assert_eq!(wished(&pool).await, Some(false));
+        // Longer each time, and forgotten with the set.
+        for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
+            pool.put_off(&Wish { environment: None, languages: Vec::new() });
+            pool.put_off(&Wish { environment: Some(set.clone()), languages: Vec::new() });
+            pool.keep(&set, false);
+            let begun = Instant::now();
+            pool.wish().await.unwrap();
+            assert_eq!(begun.elapsed().as_secs(), seconds);
+        }
+        tokio::time::advance(SET_KEPT * 2).await;
+        pool.wish().await.unwrap();
+        assert!(!lock(&pool.activity).put_off.contains_key(&Some(set.key)));
+    }
+
+    #[test]
+    fn where_no_vm_waits_no_set_is_kept() {
+        let pool = Pool::new(0, 2);
+        let set = Environment::for_tests(1);
+        pool.keep(&set, false);
+        pool.keep(&set, true);
+        assert_eq!(Arc::strong_count(&set), 1);
     }
 
     #[tokio::test(start_paused = true)]

@@ -96,7 +96,13 @@ fn decode(body: Option<std::io::Result<BytesMut>>) -> Result<GuestFrame, VmError
         Some(Err(error)) => return Err(VmError::Ended(format!(" (reading from it: {error})"))),
         None => return Err(VmError::Ended(String::new())),
     };
-    wire::decode(&body).map_err(|error| VmError::Protocol(error.to_string()))
+    match wire::decode(&body).map_err(|error| VmError::Protocol(error.to_string()))? {
+        // Nobody has a reason to send one, and one after the other they would cost the host its processor and count for nothing.
+        GuestFrame::Output { bytes, .. } | GuestFrame::Tunnel(bytes) if bytes.is_empty() => {
+            Err(VmError::Protocol("an empty frame".into()))
+        }
+        frame => Ok(frame),
+    }
 }
 
 /// Two connected sockets: ours, and one for QEMU, which has no path and so no other who could connect.

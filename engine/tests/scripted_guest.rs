@@ -34,6 +34,11 @@ impl OutputSink for Text {
 
 /// An engine whose QEMU is `script`, with `frames` in the file `$frames`.
 async fn engine(script: &str, frames: &[u8]) -> (Engine, TempDir) {
+    engine_of(script, frames, 2, 4096).await
+}
+
+/// The same with room for so many VMs, and so many MiB.
+async fn engine_of(script: &str, frames: &[u8], vms: usize, memory_mb: u64) -> (Engine, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     // The script runs as another user when the test runs as root.
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -67,7 +72,7 @@ async fn engine(script: &str, frames: &[u8]) -> (Engine, TempDir) {
         accelerator: AcceleratorChoice::Tcg,
         warm_pool_size: 0,
         uses_templates: false,
-        limits: Limits { vms: 2, memory_mb: 4096, waiting: 2, wait: Duration::from_secs(5) },
+        limits: Limits { vms, memory_mb, waiting: 2, wait: Duration::from_secs(5) },
         cache,
     };
     (Engine::start(config).await.unwrap(), folder)
@@ -184,6 +189,67 @@ async fn a_flood_is_cut_at_the_cap_and_at_the_timeout() {
 }
 
 #[tokio::test]
+async fn empty_frames_without_end_do_not_keep_the_host_busy() {
+    let nothing = |stream| GuestFrame::Output { stream, bytes: Vec::new() };
+    for stream in [Stream::Stdout, Stream::Stderr] {
+        check(PLAY, &bytes(&[started(), vec![nothing(stream)]].concat()), "an empty frame. It may have run").await;
+        check(PLAY, &bytes(&[vec![nothing(stream)], started()].concat()), "before the program ran: ").await;
+    }
+}
+
+/// Wherever a call is dropped, its place is free and its process gone.
+#[tokio::test]
+async fn a_call_that_is_dropped_at_any_point_leaves_nothing() {
+    let frames = [started(), vec![output("hi"), finished()]].concat();
+    let (engine, folder) = engine_of("cat $frames >&3; exec sleep 100", &bytes(&frames), 1, 4096).await;
+    let mut completed = 0;
+    for polls in 0..60 {
+        let mut text = Text::default();
+        let input = ExecuteInput::new(Language::Python, "print(1)");
+        let mut run = Box::pin(engine.execute(input, &mut text, CancellationToken::new()));
+        for _ in 0..polls {
+            if futures_util::poll!(run.as_mut()).is_ready() {
+                completed += 1;
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        drop(run);
+        let until = Instant::now() + Duration::from_secs(20);
+        while is_running(folder.path()) {
+            assert!(Instant::now() < until, "the VM is still there after {polls} polls");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        let status = engine.status();
+        assert_eq!((status.queued, status.vms.restoring, status.vms.running), (0, 0, 0), "after {polls} polls");
+    }
+    // The only place there is was given back each time.
+    let mut text = Text::default();
+    let input = ExecuteInput::new(Language::Python, "print(1)");
+    let outcome = engine.execute(input, &mut text, CancellationToken::new()).await.unwrap();
+    assert_eq!(outcome.stdout, "hi");
+    assert!(completed < 60, "none was dropped before its end");
+    engine.shut_down().await;
+}
+
+#[tokio::test]
+async fn a_vm_that_is_larger_than_all_may_be_is_refused_with_the_reason() {
+    let (engine, _folder) = engine_of("exit 1", b"", 2, 1024).await;
+    let mut request = ExecuteInput::new(Language::Shell, "true");
+    // 256 MiB for the guest, 256 MiB for QEMU.
+    let refusal = "a VM of 1025 MiB does not fit: all VMs together may have 1024 MiB";
+    for (memory_mb, expected) in [(513, refusal), (512, "the VM ended")] {
+        request.memory_mb = memory_mb;
+        let handler = |_: Target, _: TunnelStream| std::future::ready(());
+        let installation = Installation { writable_mb: 1024, layers: 0, disk: None, handler: Arc::new(handler) };
+        let (mut text, cancel) = (Text::default(), CancellationToken::new());
+        let result = engine.run_installer(installation, request.clone(), &mut text, cancel).await;
+        let found = result.unwrap_err().to_string();
+        assert!(found.contains(expected), "{found}");
+    }
+}
+
+#[tokio::test]
 async fn a_cancel_ends_the_vm_at_once_whatever_it_does() {
     for frames in [Vec::new(), bytes(&started())] {
         let (engine, folder) = engine("cat $frames >&3; sleep 100; exit 0", &frames).await;
@@ -274,7 +340,7 @@ async fn a_guest_that_lies_in_the_tunnel_ends_its_vm() {
         assert!(found.contains(expected), "expected {expected:?}, found {found:?}");
     }
     let empty = install(PLAY, &bytes(&[started(), vec![GuestFrame::Tunnel(Vec::new())]].concat())).await;
-    assert!(empty.unwrap_err().to_string().contains("an empty frame of the tunnel"));
+    assert!(empty.unwrap_err().to_string().contains("an empty frame"));
 }
 
 #[tokio::test]

@@ -35,6 +35,10 @@ pub const MEMORY_DEFAULT_MB: u64 = 512;
 /// the VM a cgroup holds the program to `memory_mb`; the VM's size is the host's own bound.
 pub const VM_OVERHEAD_MB: u64 = 256;
 
+/// What QEMU has beside a VM that it translates (TCG), in MiB, for the code that it has translated: by default up to a gigabyte, which
+/// no budget knew of. What fills it is thrown away and translated again.
+pub const TCG_CODE_BUFFER_MB: u64 = 256;
+
 /// Writable space of a run (`/workspace`, `/tmp` and the home directory together), in MiB. It is memory, and counts
 /// against `memory_mb` as well.
 pub const WORKSPACE_MAX_MB: u64 = 1024;
@@ -75,8 +79,11 @@ pub const PACKAGES_MAX: usize = 50;
 /// largest usual sets come to some 1.5 GB. What is not used costs nothing.
 pub const INSTALL_MEMORY_MB: u64 = 3072;
 
-/// Writable space of an installer, in MiB: part of [`INSTALL_MEMORY_MB`].
-pub const INSTALL_WRITABLE_MB: u64 = 2560;
+/// Least memory of an installer, in MiB, on a machine that has less than [`INSTALL_MEMORY_MB`] for it: enough for usual sets.
+pub const INSTALL_MEMORY_MIN_MB: u64 = 1024;
+
+/// Of an installer's memory what it must not fill with files, in MiB: uv and npm take 100-300 themselves.
+pub const INSTALL_PROGRAM_MB: u64 = 512;
 
 /// How long an installation may take, in seconds. Half a gigabyte under TCG takes some 5 minutes.
 pub const INSTALL_TIMEOUT_SECONDS: u64 = 900;

@@ -66,6 +66,12 @@ pub struct EnvironmentStatus {
     pub environment_id: String,
     /// How its template is doing.
     pub state: TemplateState,
+    /// What went wrong last with it; absent when nothing has since a VM was restored from it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+    /// When a template that failed is tried again, in seconds; absent while none has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_in_seconds: Option<u64>,
     /// VMs with it that wait for a program.
     pub ready: u64,
     /// Calls that want a VM with it: queued, being prepared or running.
@@ -81,6 +87,12 @@ pub struct TemplateStatus {
     /// Digest of all that it depends on, in hexadecimal digits; absent where templates are off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
+    /// What went wrong last; absent when nothing has since a VM was restored from it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+    /// When a template that failed is tried again, in seconds; absent while none has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_in_seconds: Option<u64>,
 }
 
 /// Whether VMs can be restored from a template.
@@ -94,7 +106,7 @@ pub enum TemplateState {
     Preparing,
     /// It is there.
     Ready,
-    /// It could not be built, or its clones do not come up: every VM boots.
+    /// It could not be built, or its clones do not come up: every VM boots until it is tried again.
     Failed,
 }
 

@@ -224,7 +224,7 @@ pub(crate) fn remove_content(folder: &Path) -> Result<(), FileError> {
 mod tests {
     use super::*;
     use crate::lease::Lease;
-    use crate::shelf::Lock;
+    use crate::lock::Lock;
     use std::fs::File;
     use std::time::{Duration, SystemTime};
 

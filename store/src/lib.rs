@@ -13,7 +13,13 @@ mod cache_dir;
 pub use cache_dir::{Beside, CacheDir, DEFAULT_LIMIT_GB, GIGABYTE, Kind, Removal};
 
 mod shelf;
-pub use shelf::{LOCK_POLL, Lock, Shelf};
+pub use shelf::{LOCK_POLL, Shelf};
+
+mod lock;
+pub use lock::Lock;
+
+mod turn;
+pub use turn::Turn;
 
 mod workplace;
 pub use workplace::Workplace;

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! <name>-<key>/                  an entry: its files, its manifest
-//! <name>.lock                    held while an entry of that name is built
+//! <name>.lock                    held while an entry of that name is built, and touched every second
+//! <name>.<number>.lock           the same, of who builds beside a builder that was stopped
 //! .building-<name>-XXXXXX/       what a builder works in; swept by the next one if it was killed
 //! .removing-<name>-<key>-XXXX/   an entry that is being removed; swept by the next one who removes if that was killed
 //! ```
 
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -18,8 +19,10 @@ use sandbox_schemas::image::Digest;
 use crate::entry::{Entry, REMOVING};
 use crate::error::{At, FileError, NotRemoved, ShelfError};
 use crate::file::{allocated_bytes, create_private_directory};
+use crate::lock::{GENERATIONS_MAX, Lock};
 use crate::prune::is_outdated;
 use crate::trust::check_owner;
+use crate::turn::Turn;
 use crate::workplace::{BUILDING, Workplace};
 
 /// How often a builder that waits for another one should look whether it is done.
@@ -31,13 +34,6 @@ const LOCK_SUFFIX: &str = ".lock";
 #[derive(Debug, Clone)]
 pub struct Shelf {
     folder: PathBuf,
-}
-
-/// The right to build entries of one name, among all processes. Given back by its drop, or with the process.
-#[derive(Debug)]
-pub struct Lock {
-    pub(crate) name: String,
-    _file: File,
 }
 
 impl Shelf {
@@ -58,16 +54,25 @@ impl Shelf {
 
     /// The right to build, unless somebody else has it.
     pub fn try_lock(&self, name: &str) -> Result<Option<Lock>, ShelfError> {
+        self.make()?;
+        Ok(Lock::try_take(&self.lock_path(name, 0), name, 0)?.ok())
+    }
+
+    /// To wait for the right to build, but not for who has it and was stopped.
+    pub fn turn(&self, name: &str) -> Turn {
+        Turn::new(self.clone(), name.to_owned())
+    }
+
+    /// Makes sure that it is there, and this user's alone.
+    pub(crate) fn make(&self) -> Result<(), ShelfError> {
         create_private_directory(&self.folder)?;
         // Whoever can write here can put another entry into the place of one that was verified.
-        check_owner(&self.folder).map_err(|reason| ShelfError::Untrusted { path: self.folder.clone(), reason })?;
-        let path = self.folder.join(format!("{name}{LOCK_SUFFIX}"));
-        let file = File::options().create(true).truncate(false).write(true).open(&path).at("open", &path)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Lock { name: name.to_owned(), _file: file })),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(error).at("lock", &path)?,
-        }
+        check_owner(&self.folder).map_err(|reason| ShelfError::Untrusted { path: self.folder.clone(), reason })
+    }
+
+    /// What is locked by who builds, and by who builds beside that one.
+    pub(crate) fn lock_path(&self, name: &str, generation: usize) -> PathBuf {
+        self.folder.join(format!("{}{LOCK_SUFFIX}", Lock::label_of(name, generation)))
     }
 
     /// Waits for the right to build. `waits` is called again and again meanwhile; its error ends that.
@@ -81,10 +86,19 @@ impl Shelf {
         }
     }
 
-    /// A place to build an entry in. What killed builders have left is removed first: whoever has the lock is the only one.
+    /// A place to build an entry in. What killed builders have left is removed first: whoever has the lock is the only one who
+    /// builds under its label.
     pub fn begin(&self, lock: Lock, key: Digest) -> Result<Workplace, FileError> {
-        self.sweep(&format!("{BUILDING}{}-", lock.name))?;
-        Workplace::new(&self.folder, self.entry(&lock.name, key), lock)
+        self.sweep(&format!("{BUILDING}{}-", lock.label()))?;
+        for generation in (0..GENERATIONS_MAX).filter(|generation| *generation != lock.generation()) {
+            let path = self.lock_path(lock.name(), generation);
+            if path.exists()
+                && let Ok(Ok(other)) = Lock::try_take(&path, lock.name(), generation)
+            {
+                self.sweep(&format!("{BUILDING}{}-", other.label()))?;
+            }
+        }
+        Workplace::new(&self.folder, self.entry(lock.name(), key), lock)
     }
 
     /// What is there, in no order. Nothing when there is no shelf.
@@ -115,7 +129,7 @@ impl Shelf {
     /// Removes what is left of builds and removals that were killed. `locks` are those of all names.
     pub(crate) fn remove_unfinished(&self, locks: &[Lock]) -> Result<(), FileError> {
         for lock in locks {
-            self.sweep(&format!("{BUILDING}{}-", lock.name))?;
+            self.sweep(&format!("{BUILDING}{}-", lock.label()))?;
         }
         self.sweep(REMOVING)
     }
@@ -127,11 +141,10 @@ impl Shelf {
             let Some(name) = path.file_name().and_then(|name| name.to_str()?.strip_suffix(LOCK_SUFFIX)) else {
                 continue;
             };
-            let file = File::options().write(true).open(&path).at("open", &path)?;
-            match file.try_lock() {
-                Ok(()) => locks.push(Lock { name: name.to_owned(), _file: file }),
-                Err(TryLockError::WouldBlock) => return Err(NotRemoved::Building),
-                Err(TryLockError::Error(error)) => Err(error).at("lock", &path)?,
+            // The label of one who builds beside another is a name as good as any here.
+            match Lock::try_take(&path, name, 0)? {
+                Ok(lock) => locks.push(lock),
+                Err(_) => return Err(NotRemoved::Building),
             }
         }
         Ok(locks)
@@ -175,6 +188,7 @@ mod tests {
     use super::*;
     use crate::lease::Lease;
     use crate::prune::KEPT_UNUSED;
+    use std::fs::File;
     use std::os::unix::fs::PermissionsExt;
 
     const KEY: Digest = Digest([7; 32]);
@@ -224,14 +238,47 @@ mod tests {
     }
 
     #[test]
+    fn of_two_who_build_the_same_the_first_wins() {
+        let folder = tempfile::tempdir().unwrap();
+        let shelf = Shelf::new(folder.path().to_owned());
+        let place_of = |generation| {
+            let lock = Lock::try_take(&shelf.lock_path("thing", generation), "thing", generation).unwrap().unwrap();
+            shelf.begin(lock, KEY).unwrap()
+        };
+        let (stopped, beside) = (place_of(0), place_of(1));
+        for (place, text) in [(&stopped, "late"), (&beside, "first")] {
+            fs::write(place.made().join("file"), text).unwrap();
+        }
+        let lease = beside.publish().unwrap();
+        let late = stopped.publish().unwrap();
+        assert_eq!(fs::read_to_string(shelf.entry("thing", KEY).join("file")).unwrap(), "first");
+        assert_eq!(names(folder.path()), ["thing-0707070707070707", "thing.1.lock", "thing.lock"]);
+        // Both use what is there.
+        drop(lease);
+        let entries = shelf.entries();
+        assert!(entries[0].is_in_use && entries[0].remove().is_err());
+        drop(late);
+        assert!(!shelf.entries()[0].is_in_use);
+    }
+
+    #[test]
     fn what_a_killed_builder_left_is_swept_by_the_next_of_its_name() {
         let folder = tempfile::tempdir().unwrap();
         let shelf = Shelf::new(folder.path().to_owned());
-        for name in [".building-thing-abc/made", ".building-other-abc"] {
+        let beside = Lock::try_take(&shelf.lock_path("thing", 1), "thing", 1).unwrap().unwrap();
+        for name in
+            [".building-thing-abc/made", ".building-other-abc", ".building-thing.1-abc", ".building-thing.2-abc"]
+        {
             create_private_directory(&folder.path().join(name)).unwrap();
         }
+        fs::write(shelf.lock_path("thing", 2), "").unwrap();
         build(&shelf, KEY, "x");
-        assert_eq!(names(folder.path()), [".building-other-abc", "thing-0707070707070707", "thing.lock"]);
+        let left =
+            [".building-other-abc", ".building-thing.1-abc", "thing-0707070707070707", "thing.1.lock", "thing.2.lock"];
+        assert_eq!(names(folder.path()), [&left[..], &["thing.lock"]].concat(), "only what is locked stays");
+        drop(beside);
+        build(&shelf, KEY, "x");
+        assert_eq!(names(folder.path()).iter().filter(|name| name.starts_with(".building")).count(), 1);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use sandbox_schemas::status::TierStatus;
 use crate::cache_dir::{CacheDir, Kind, remove_content};
 use crate::error::FileError;
 use crate::lease::Lease;
-use crate::shelf::Lock;
+use crate::lock::Lock;
 
 /// What an entry is, wherever it lies.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use crate::error::{At, FileError};
 use crate::file::{create_private_directory, sync_directory};
 use crate::lease::Lease;
-use crate::shelf::Lock;
+use crate::lock::Lock;
 
 /// What the directories of builders are called.
 pub(crate) const BUILDING: &str = ".building-";
@@ -27,7 +27,7 @@ pub struct Workplace {
 
 impl Workplace {
     pub(crate) fn new(folder: &Path, entry: PathBuf, lock: Lock) -> Result<Workplace, FileError> {
-        let prefix = format!("{BUILDING}{}-", lock.name);
+        let prefix = format!("{BUILDING}{}-", lock.label());
         let directory =
             tempfile::Builder::new().prefix(&prefix).tempdir_in(folder).at("create a directory in", folder)?;
         let [made, scratch, replaced] = ["made", "scratch", "replaced"].map(|name| directory.path().join(name));
@@ -57,11 +57,17 @@ impl Workplace {
     }
 
     /// Moves what was made into its place. It is in use from the first moment: nobody removes it before its builder has
-    /// looked at it. The files in it must have been synced.
+    /// looked at it. The files in it must have been synced. If somebody who has built beside this one was first, it is that
+    /// entry which is used, and what was made here goes.
     pub fn publish(self) -> Result<Lease, FileError> {
         let lease = Lease::take(&self.made).at("lock", &self.made)?;
         sync_directory(&self.made)?;
-        fs::rename(&self.made, &self.entry).at("create", &self.entry)?;
+        match fs::rename(&self.made, &self.entry) {
+            Err(error) if matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists) => {
+                return Lease::take(&self.entry).at("lock", &self.entry);
+            }
+            renamed => renamed.at("create", &self.entry)?,
+        }
         if let Some(folder) = self.directory.path().parent() {
             sync_directory(folder)?;
         }

@@ -26,6 +26,7 @@ mod eras;
 mod javascript;
 mod lifecycle;
 mod limits;
+mod making;
 mod own_qemu;
 mod packages;
 mod protocol;

@@ -9,7 +9,7 @@ use sandbox_schemas::environment::{EnvironmentId, Lock};
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::install::{InstallOutcome, InstallTiming, InstalledPackage};
 use sandbox_schemas::language::Language;
-use sandbox_store::{CacheDir, EntryId, Fetched, KeyHasher, Kind, Shelf, ShelfError};
+use sandbox_store::{CacheDir, EntryId, Fetched, KeyHasher, Kind, Shelf};
 use tokio::sync::OnceCell;
 use tokio_util::task::TaskTracker;
 
@@ -19,6 +19,7 @@ use crate::environment::install::{self, Installed, install};
 use crate::environment::{Environment, InstallError, layer, parent, resolution};
 use crate::host::Host;
 use crate::run::OutputSink;
+use crate::turn::turn;
 
 /// Raised with each change of how a layer is made that nothing else in its key shows.
 const RECIPE_VERSION: u32 = 1;
@@ -275,10 +276,14 @@ impl Environments {
         let (shelf, cache) = (self.shelf.clone(), self.cache.clone());
         let mut requested: Vec<String> = requirements.iter().map(|requirement| requirement.name().to_owned()).collect();
         requested.dedup();
+        // Whoever publishes another set is done in a moment.
+        let lock = turn(&shelf, id.language().name()).await.map_err(InstallError::internal)?;
+        if let Some(environment) = self.load(id.clone()).await {
+            // Another server was first; it is in use already.
+            return Ok(environment);
+        }
         let published = tokio::task::spawn_blocking(move || {
             let name = id.language().name();
-            // Whoever publishes another set is done in a moment.
-            let lock = shelf.lock(name, || Ok::<_, ShelfError>(())).map_err(InstallError::internal)?;
             let place = shelf.begin(lock, key).map_err(InstallError::internal)?;
             layer::write(place.made(), &installed.image, key, installed.lock, requested, installed.added_to)
                 .map_err(InstallError::internal)?;
@@ -299,9 +304,22 @@ impl Environments {
             self.cache.offer(&entry);
             return Some(environment);
         }
+        if !self.cache.has_tiers() {
+            return None;
+        }
+        // Whoever has it may be fetching this very layer.
+        let right = match turn(&self.shelf, &entry.name).await {
+            Ok(right) => right,
+            Err(error) => {
+                tracing::warn!(%error, "a package layer cannot be fetched");
+                return None;
+            }
+        };
+        if let Some(environment) = self.load(id.clone()).await {
+            return Some(environment);
+        }
         let this = self.clone();
         let fetched = tokio::task::spawn_blocking(move || {
-            let right = this.shelf.try_lock(&entry.name).ok().flatten()?;
             let check = |folder: &Path| match layer::load(folder, &id) {
                 // Who had no key to vouch for it can have written anything into its manifest.
                 Ok(environment) if this.layer_key(&environment.lock) == key => Ok(environment),

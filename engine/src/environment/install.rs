@@ -11,7 +11,10 @@ use sandbox_schemas::environment::{Lock, LockedPackage};
 use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::language::Language;
 use sandbox_schemas::layer::LayerReference;
-use sandbox_schemas::limits::{INSTALL_MEMORY_MB, INSTALL_TIMEOUT_SECONDS, INSTALL_WRITABLE_MB, VM_OVERHEAD_MB};
+use sandbox_schemas::limits::{
+    INSTALL_MEMORY_MB, INSTALL_MEMORY_MIN_MB, INSTALL_PROGRAM_MB, INSTALL_TIMEOUT_SECONDS, STDOUT_MAX_BYTES,
+    VM_OVERHEAD_MB,
+};
 use sandbox_schemas::outcome::ExecuteOutcome;
 use sandbox_schemas::tunnel::{REGISTRY_PORT, Target};
 use sandbox_schemas::wire::Role;
@@ -105,7 +108,9 @@ pub(crate) async fn install(
     let Some(installer) = installer(language) else {
         return Err(InstallError::internal(format!("there is no installer for {language}")));
     };
-    let place = host.enter(INSTALL_MEMORY_MB + VM_OVERHEAD_MB).await?;
+    let memory_mb = memory_mb(host.most_mb());
+    let writable_mb = memory_mb - INSTALL_PROGRAM_MB;
+    let place = host.enter(memory_mb + VM_OVERHEAD_MB).await?;
     let (owned_folder, owned_parent) = (folder.to_owned(), parent.cloned());
     let blank = tokio::task::spawn_blocking(move || layer::blank(&owned_folder, owned_parent.as_deref())).await;
     let image = blank.map_err(InstallError::internal)?.map_err(InstallError::internal)?;
@@ -121,14 +126,14 @@ pub(crate) async fn install(
         }
     };
     let installation = Installation {
-        writable_mb: INSTALL_WRITABLE_MB,
+        writable_mb,
         layers: parent.map_or(0, |parent| parent.layers()),
         disk: Some(disk),
         handler: Arc::new(serve),
     };
     let (gone, is_gone) = oneshot::channel::<()>();
     let script = parent.and(installer.adds).unwrap_or(installer.script);
-    let request = request(script, requirements);
+    let request = request(script, requirements, memory_mb);
     let outcome = run_installer(host, installation, request, (place, gone), words).await;
     let outcome = outcome.map_err(InstallError::internal)?;
     // Whoever could still write to the disk is gone.
@@ -137,8 +142,9 @@ pub(crate) async fn install(
         return Ok(None);
     }
     if outcome.exit_code != 0 || refusal(session).is_some() {
-        return Err(failure(&outcome, session));
+        return Err(failure(&outcome, session, writable_mb));
     }
+    check_whole(outcome.stdout_bytes).map_err(|reason| InstallError::Failed { reason, log: log_of(&outcome) })?;
     let packages = (installer.read)(&outcome.stdout).map_err(InstallError::internal)?;
     if packages.is_empty() {
         return Err(InstallError::Failed { reason: "nothing was installed".into(), log: log_of(&outcome) });
@@ -180,18 +186,34 @@ pub(crate) async fn run_installer(
     run(vm, timeout, preparation, words).await
 }
 
-fn request(script: &str, requirements: &[Requirement]) -> ExecuteInput {
+/// What an installer is given where the largest VM has `most_mb`. Less than the least is for admission to refuse.
+fn memory_mb(most_mb: u64) -> u64 {
+    most_mb.saturating_sub(VM_OVERHEAD_MB).clamp(INSTALL_MEMORY_MIN_MB, INSTALL_MEMORY_MB)
+}
+
+/// The list of what is there is the lock: one that ends early would be another set's.
+fn check_whole(stdout_bytes: u64) -> Result<(), String> {
+    if stdout_bytes <= STDOUT_MAX_BYTES as u64 {
+        return Ok(());
+    }
+    Err(format!(
+        "the list of what was installed has {stdout_bytes} bytes, and is cut at {STDOUT_MAX_BYTES}: these are too many packages for \
+         one set"
+    ))
+}
+
+fn request(script: &str, requirements: &[Requirement], memory_mb: u64) -> ExecuteInput {
     ExecuteInput {
         timeout_seconds: INSTALL_TIMEOUT_SECONDS,
         env: [("INSTALL_REGISTRY".into(), format!("http://127.0.0.1:{REGISTRY_PORT}"))].into(),
         stdin: requirements.iter().map(|requirement| format!("{requirement}\n")).collect(),
-        memory_mb: INSTALL_MEMORY_MB,
+        memory_mb,
         ..ExecuteInput::new(Language::Shell, script)
     }
 }
 
 /// Why an installer has failed: what the gateway knows of it says more than the installer does.
-fn failure(outcome: &ExecuteOutcome, session: &Session) -> InstallError {
+fn failure(outcome: &ExecuteOutcome, session: &Session, writable_mb: u64) -> InstallError {
     let log = log_of(outcome);
     let report = session.report();
     if let Some(refusal) = refusal(session) {
@@ -200,7 +222,7 @@ fn failure(outcome: &ExecuteOutcome, session: &Session) -> InstallError {
     let reason = if outcome.timed_out {
         format!("the installation took longer than {INSTALL_TIMEOUT_SECONDS} s")
     } else if outcome.out_of_memory || outcome.stderr.contains("No space left on device") {
-        format!("the packages need more than the {INSTALL_WRITABLE_MB} MiB that an installation may write")
+        format!("the packages need more than the {writable_mb} MiB that an installation may write")
     } else if let Some(failure) = report.failures.first() {
         failure.to_string()
     } else if let Some(unavailable) = report.unavailable.first() {
@@ -255,6 +277,19 @@ fn read_javascript(said: &str) -> Result<Vec<LockedPackage>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_installer_has_what_there_is_and_no_less_than_it_needs() {
+        assert_eq!([10_000, 3328, 2304, 1280, 300, 0].map(memory_mb), [3072, 3072, 2048, 1024, 1024, 1024]);
+        const { assert!(INSTALL_MEMORY_MIN_MB > INSTALL_PROGRAM_MB) };
+    }
+
+    #[test]
+    fn a_list_that_ends_early_is_no_lock() {
+        assert!(check_whole(STDOUT_MAX_BYTES as u64).is_ok());
+        let reason = check_whole(STDOUT_MAX_BYTES as u64 + 1).unwrap_err();
+        assert!(reason.contains("has 1000001 bytes, and is cut at 1000000"), "{reason}");
+    }
 
     #[test]
     fn what_was_installed_is_read_from_what_the_installers_say() {

@@ -2,12 +2,14 @@
 
 use std::fs::File;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use sandbox_packages::{Gateway, Requirement};
 use sandbox_schemas::environment::Lock;
 use sandbox_schemas::language::Language;
-use sandbox_store::{CacheDir, EntryId, Fetched, FileError, KeyHasher, Kind, Shelf, open_own, write_json};
+use sandbox_store::{
+    CacheDir, EntryId, Fetched, FileError, KeyHasher, Kind, Lock as Right, Shelf, ShelfError, open_own, write_json,
+};
 
 /// The one file of an entry.
 const LOCK: &str = "lock.json";
@@ -36,7 +38,11 @@ pub(crate) fn fetch(
     if let Ok(lock) = read(&path(&shelf, &entry), language) {
         return Some(lock);
     }
-    let right = shelf.try_lock(&entry.name).ok().flatten()?;
+    // Whoever has it may be fetching this very resolution.
+    let right = right(&shelf, &entry.name)?;
+    if let Ok(lock) = read(&path(&shelf, &entry), language) {
+        return Some(lock);
+    }
     match cache.fetch(&entry, right, PATIENCE, |folder| read(folder, language)) {
         Ok(Fetched::Entry(lock, _lease)) => Some(lock),
         Ok(Fetched::Nothing(_)) => None,
@@ -55,7 +61,7 @@ pub(crate) fn offer(cache: &CacheDir, gateway: &Gateway, requirements: &[Require
     let entry = entry(gateway, lock.language, requirements);
     let shelf = cache.shelf(entry.kind);
     let written = || -> Result<(), FileError> {
-        let Ok(Some(right)) = shelf.try_lock(&entry.name) else { return Ok(()) };
+        let Some(right) = right(&shelf, &entry.name) else { return Ok(()) };
         let place = shelf.begin(right, entry.key)?;
         write_json(place.made(), LOCK, lock)?;
         place.publish().map(drop)
@@ -63,6 +69,23 @@ pub(crate) fn offer(cache: &CacheDir, gateway: &Gateway, requirements: &[Require
     match written() {
         Ok(()) => cache.offer(&entry),
         Err(error) => tracing::warn!(%error, "a resolution is not shared"),
+    }
+}
+
+/// The right to put a resolution on the shelf, if it is to be had in time. Who has it is done in a moment, or fetches.
+fn right(shelf: &Shelf, name: &str) -> Option<Right> {
+    let until = Instant::now() + PATIENCE;
+    let waits = || if Instant::now() < until { Ok(()) } else { Err(NoRight) };
+    shelf.lock(name, waits).ok()
+}
+
+/// It was not to be had.
+struct NoRight;
+
+impl From<ShelfError> for NoRight {
+    fn from(error: ShelfError) -> NoRight {
+        tracing::warn!(%error, "no resolution can be kept");
+        NoRight
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::image::BootImage;
+use sandbox_schemas::limits::TCG_CODE_BUFFER_MB;
 
 use crate::qemu::version::Version;
 
@@ -115,7 +116,10 @@ pub(crate) fn arguments_to(start: StartKind, spec: &LaunchSpec, version: Version
         Accelerator::Kvm => ("kvm".to_string(), "max"),
         // One virtual CPU: a thread per CPU would only add locking. Told that string instructions are fast, the guest kernel copies
         // and clears with them, which takes twice as long where each is emulated byte by byte.
-        Accelerator::Tcg => (format!("tcg,thread=single{}", code_options(&spec.code)), "max,-erms,-fsrm"),
+        Accelerator::Tcg => {
+            let code = code_options(&spec.code);
+            (format!("tcg,thread=single,tb-size={TCG_CODE_BUFFER_MB}{code}"), "max,-erms,-fsrm")
+        }
     };
     let memory = spec.memory_mb;
     let mut pairs = vec![
@@ -315,7 +319,8 @@ mod tests {
 
     #[test]
     fn what_tcg_does_worse_is_the_only_difference() {
-        let tcg = line(Accelerator::Tcg, Start::Boot, OLD).replace("tcg,thread=single", "kvm");
+        let tcg = line(Accelerator::Tcg, Start::Boot, OLD)
+            .replace(&format!("tcg,thread=single,tb-size={TCG_CODE_BUFFER_MB}"), "kvm");
         let tcg = tcg.replace("max,-erms,-fsrm", "max");
         assert_eq!(
             line(Accelerator::Kvm, Start::Boot, OLD),

@@ -12,4 +12,4 @@ pub(crate) use binary::Qemu;
 pub(crate) use clock::tsc_khz;
 pub(crate) use command::{Code, LaunchSpec, OPENS_RAM_READ_ONLY, Slot, Start, StartKind, arguments_to};
 pub(crate) use monitor::{Monitor, STATE_MAX_BYTES};
-pub(crate) use process::{KVM_DEVICE, QemuProcess, runs_as_another_user};
+pub(crate) use process::{KVM_DEVICE, QemuProcess, runs_as_another_user, starved};

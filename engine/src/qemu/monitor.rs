@@ -64,7 +64,7 @@ impl Monitor {
             match self.next().await {
                 Ok(message) => {
                     if let Some(error) = failure_in(&message) {
-                        return VmError::Spawn(error);
+                        return VmError::Restore(error);
                     }
                 }
                 // The wire ends as well then, and says it better.

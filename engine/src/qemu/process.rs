@@ -161,6 +161,18 @@ pub(crate) fn private_memory_bytes(id: u32) -> u64 {
     pages * 4096
 }
 
+/// For how long a process's threads, of them the one that did so for longest, were ready to run and did not: other processes had the
+/// processors, or its control group may use no more. Nothing where the kernel does not say.
+pub(crate) fn starved(id: u32) -> Duration {
+    let threads = std::fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
+    // In nanoseconds: time on a processor, time in a queue for one.
+    let waited = threads.filter_map(|thread| {
+        let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split_whitespace().nth(1)?.parse().ok()
+    });
+    Duration::from_nanos(waited.max().unwrap_or(0))
+}
+
 /// The group that may use KVM, where that is what QEMU needs: as nobody it could not.
 fn device_group(accelerator: Accelerator) -> Option<Gid> {
     let device = (accelerator == Accelerator::Kvm).then(|| std::fs::metadata(KVM_DEVICE).ok()).flatten()?;

@@ -10,9 +10,10 @@ use sandbox_schemas::wire::Hello;
 use tokio::sync::oneshot;
 
 use crate::acquire::boot_deadline;
-use crate::error::VmError;
+use crate::admission::Place;
+use crate::error::{Fault, VmError};
 use crate::qemu::{LaunchSpec, Qemu, Start};
-use crate::template::{code, ram, rehearsal};
+use crate::template::{ram, rehearsal};
 use crate::vm::{Booting, hello};
 
 /// What a template's VM has in its clock, less than what it is. Generators that are seeded anew after so much time (OpenSSL's
@@ -35,21 +36,36 @@ pub(crate) struct Saved {
     /// Its memory; nobody uses it any more.
     pub(crate) ram: File,
     /// The state of its devices.
-    pub(crate) state: Vec<u8>,
-    /// What a clone of it has translated, where QEMU keeps that.
-    pub(crate) code: Option<File>,
+    pub(crate) state: Arc<[u8]>,
+}
+
+/// A template in the making, whose clones have nothing translated yet.
+#[derive(Debug)]
+pub(crate) struct Built {
+    pub(crate) saved: Saved,
+    /// What its clones are launched by, but for what they start with.
+    pub(crate) spec: LaunchSpec,
+    /// What its clones will do most of all.
+    pub(crate) languages: Vec<Language>,
+    /// What the VMs take that are started for it, if they were admitted.
+    pub(crate) place: Option<Arc<Place>>,
 }
 
 /// Boots a VM by `spec`, whose memory it shall have, and saves it.
-pub(crate) async fn build(qemu: &Qemu, spec: &LaunchSpec) -> Result<Saved, VmError> {
-    match try_build(qemu, spec, &Language::ALL).await {
+pub(crate) async fn build(qemu: &Qemu, spec: &LaunchSpec) -> Result<Built, VmError> {
+    let mut languages = Language::ALL.to_vec();
+    let saved = match try_build(qemu, spec, &languages).await {
+        // What was done to it is no reason to make a worse one, which is kept.
+        Err(error) if error.fault() == Fault::Host => return Err(error),
         // Programs would be slower without the exercises, and much slower without a template.
         Err(error) => {
             tracing::warn!(%error, "a template could not be built; another is tried that does fewer rehearsals");
-            try_build(qemu, spec, &[]).await
+            languages.clear();
+            try_build(qemu, spec, &[]).await?
         }
-        built => built,
-    }
+        Ok(saved) => saved,
+    };
+    Ok(Built { saved, spec: spec.clone(), languages, place: None })
 }
 
 async fn try_build(qemu: &Qemu, spec: &LaunchSpec, exercised: &[Language]) -> Result<Saved, VmError> {
@@ -67,8 +83,7 @@ async fn try_build(qemu: &Qemu, spec: &LaunchSpec, exercised: &[Language]) -> Re
     let state = vm.rest(REST).await?.save(SAVE_DEADLINE).await?;
     // Its end is the end of its mapping; only then is the memory what it will stay.
     let _ = gone.await;
-    let saved = Saved { ram: memory, state, code: None };
-    Ok(Saved { code: code::of(qemu, &spec, &saved, exercised).await, ..saved })
+    Ok(Saved { ram: memory, state: state.into() })
 }
 
 /// A copy of a template's memory, for a VM that will write to it.

@@ -4,15 +4,17 @@
 //! QEMU has translated for that is kept. Clones use of it what is still so in their memory; see `images/qemu/code-cache.patch`.
 
 use std::fs::File;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::language::Language;
 use tokio::sync::oneshot;
 
-use crate::error::VmError;
+use crate::admission::Place;
+use crate::error::{Fault, VmError};
 use crate::qemu::{Code, LaunchSpec, Qemu, Start};
-use crate::template::build::{REST, SAVE_DEADLINE, Saved, copy_of, no_memory, share};
+use crate::template::build::{REST, SAVE_DEADLINE, copy_of, no_memory, share};
 use crate::template::{ram, rehearsal};
 use crate::vm::{Booting, hello};
 
@@ -32,32 +34,47 @@ fn is_kept(qemu: &Qemu, spec: &LaunchSpec) -> bool {
     qemu.keeps_code() && spec.accelerator == Accelerator::Tcg
 }
 
-/// What clones of `saved`, which was launched by `spec`, will execute, most of all for programs in these languages. Without it
-/// they are slower, and no worse.
-pub(crate) async fn of(qemu: &Qemu, spec: &LaunchSpec, saved: &Saved, languages: &[Language]) -> Option<File> {
-    if !is_kept(qemu, spec) {
-        return None;
+/// What clones of `built`, whose memory lies in `ram` by now, will execute. Without it they are slower, and no worse: only what the
+/// host has done is a reason to make no template now.
+pub(crate) async fn of(qemu: &Qemu, built: &Making<'_>) -> Result<Option<File>, VmError> {
+    if !is_kept(qemu, built.spec) {
+        return Ok(None);
     }
-    match translate(qemu, spec, saved, languages).await {
-        Ok(code) => Some(code),
+    match translate(qemu, built).await {
+        Ok(code) => Ok(Some(code)),
+        Err(error) if error.fault() == Fault::Host => Err(error),
         Err(error) => {
             tracing::warn!(%error, "a template will have no translated code");
-            None
+            Ok(None)
         }
     }
 }
 
-async fn translate(qemu: &Qemu, spec: &LaunchSpec, saved: &Saved, languages: &[Language]) -> Result<File, VmError> {
+/// A template without code.
+pub(crate) struct Making<'a> {
+    /// Its memory, which is only read.
+    pub(crate) ram: &'a File,
+    pub(crate) state: &'a Arc<[u8]>,
+    pub(crate) spec: &'a LaunchSpec,
+    /// What its clones will do most of all.
+    pub(crate) languages: &'a [Language],
+    /// What its VM takes, if that was admitted.
+    pub(crate) place: Option<Arc<Place>>,
+}
+
+async fn translate(qemu: &Qemu, built: &Making<'_>) -> Result<File, VmError> {
+    let Making { ram, state, spec, languages, place } = built;
     // A VM that is saved has its memory in a file that it may write to, or would save that as well.
-    let memory = copy_of(&saved.ram).await?;
+    let memory = copy_of(ram).await?;
     let code = ram::create(ROOM_BYTES).map_err(no_memory)?;
     let spec = LaunchSpec {
-        start: Start::RestoreIn { ram: share(&memory)?, state: saved.state.clone().into() },
+        start: Start::RestoreIn { ram: share(&memory)?, state: Arc::clone(state) },
         code: Code { save: Some(share(&code)?), ..spec.code.clone() },
-        ..spec.clone()
+        ..(*spec).clone()
     };
     let (keep, gone) = oneshot::channel::<()>();
-    let mut vm = Booting::launch(qemu, &spec, hello(Vec::new())?, keep).await?.ready(DEADLINE).await?;
+    let vm = Booting::launch(qemu, &spec, hello(Vec::new())?, (keep, place.clone())).await?;
+    let mut vm = vm.ready(DEADLINE).await?;
     for program in (0..TIMES).flat_map(|round| rehearsal::in_clone(&Language::ALL, round)) {
         vm = vm.rehearse(&program?, DEADLINE).await?;
     }

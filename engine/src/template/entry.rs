@@ -5,12 +5,11 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::image::Digest;
-use sandbox_schemas::template::{TEMPLATE_FORMAT, TemplateManifest, TemplateStamp};
+use sandbox_schemas::template::{RamPart, TEMPLATE_FORMAT, TemplateManifest, TemplateStamp};
 use sandbox_store::{At, FileError, identity, verify_once, write_json};
 use sha2::{Digest as _, Sha256};
 
@@ -18,7 +17,6 @@ use crate::entry::{MANIFEST, Mapped, Opened, Unusable, write_mapped};
 use crate::environment::Environment;
 use crate::qemu::STATE_MAX_BYTES;
 use crate::template::Template;
-use crate::template::build::Saved;
 
 const RAM: &str = "ram";
 const STATE: &str = "state";
@@ -37,20 +35,36 @@ pub(crate) struct Origin {
     pub(crate) qemu: String,
 }
 
-/// Writes an entry's files into an empty directory.
-pub(crate) fn write(folder: &Path, saved: &Saved, origin: &Origin) -> Result<(), FileError> {
-    let ram = write_mapped(&folder.join(RAM), &saved.ram)?;
-    let code = saved.code.as_ref().map(|code| write_mapped(&folder.join(CODE), code)).transpose()?;
+/// Writes the memory of an entry into an empty directory, so that it need not be kept in memory.
+pub(crate) fn write_ram(folder: &Path, ram: &File) -> Result<RamPart, FileError> {
+    write_mapped(&folder.join(RAM), ram)
+}
+
+/// The memory that was written.
+pub(crate) fn open_ram(folder: &Path) -> Result<File, FileError> {
+    let path = folder.join(RAM);
+    File::open(&path).at("open", &path)
+}
+
+/// Writes all other files of an entry whose memory is there.
+pub(crate) fn complete(
+    folder: &Path,
+    ram: RamPart,
+    state: &[u8],
+    code: Option<&File>,
+    origin: &Origin,
+) -> Result<(), FileError> {
+    let code = code.map(|code| write_mapped(&folder.join(CODE), code)).transpose()?;
     let state_path = folder.join(STATE);
     let mut file = File::create_new(&state_path).at("create", &state_path)?;
     // Whatever the umask is: what others could write is not loaded.
     file.set_permissions(fs::Permissions::from_mode(0o600)).at("set the mode of", &state_path)?;
-    file.write_all(&saved.state).and_then(|()| file.sync_all()).at("write", &state_path)?;
+    file.write_all(state).and_then(|()| file.sync_all()).at("write", &state_path)?;
     let manifest = TemplateManifest {
         format: TEMPLATE_FORMAT,
         key: origin.key,
         ram,
-        state_sha256: digest(&saved.state),
+        state_sha256: digest(state),
         code,
         tsc_khz: origin.tsc_khz,
         accelerator: origin.accelerator,
@@ -94,12 +108,12 @@ pub(crate) fn load(
     Ok(Template {
         ram: ram.for_qemu(copies)?,
         state: state.into(),
+        state_sha256: manifest.state_sha256,
         code: code.map(|code| code.for_qemu(copies)).transpose()?,
         memory_mb: manifest.ram.size_bytes / (1024 * 1024),
         tsc_khz: manifest.tsc_khz,
-        failures: AtomicU32::new(0),
         environment,
-        _lease: entry.lease,
+        _lease: Some(entry.lease),
     })
 }
 
@@ -143,7 +157,8 @@ mod tests {
             code.write_all_at(&[3; 20_000], 4096).unwrap();
             code
         });
-        write(&path, &Saved { ram, state: vec![5; 1000], code }, &origin()).unwrap();
+        let part = write_ram(&path, &ram).unwrap();
+        complete(&path, part, &[5; 1000], code.as_ref(), &origin()).unwrap();
         (folder, path)
     }
 

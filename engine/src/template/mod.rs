@@ -5,6 +5,11 @@
 mod templates;
 pub(crate) use templates::Templates;
 
+mod known;
+mod standing;
+
+mod supply;
+
 mod build;
 pub(crate) mod rehearsal;
 
@@ -16,8 +21,8 @@ pub(crate) mod ram;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 
+use sandbox_schemas::image::Digest;
 use sandbox_store::Lease;
 
 use crate::environment::Environment;
@@ -28,25 +33,20 @@ use crate::qemu::{Code, Start};
 pub(crate) struct Template {
     ram: Arc<OwnedFd>,
     state: Arc<[u8]>,
+    /// What tells it from others of its key.
+    state_sha256: Digest,
     /// What its QEMU has translated, if that keeps code.
     code: Option<Arc<OwnedFd>>,
     /// Size of a clone's memory, in MiB.
     pub(crate) memory_mb: u64,
     /// The time stamp counter that clones count by, in kHz.
     pub(crate) tsc_khz: u64,
-    /// Clones that did not come up since the last one that did.
-    failures: AtomicU32,
     /// The packages that it has.
     pub(crate) environment: Option<Arc<Environment>>,
-    _lease: Lease,
+    _lease: Option<Lease>,
 }
 
 impl Template {
-    /// A clone came up.
-    pub(crate) fn note_success(&self) {
-        self.failures.store(0, Ordering::Relaxed);
-    }
-
     /// What a clone begins with.
     pub(crate) fn start(&self) -> Start {
         Start::Restore { ram: self.ram.clone(), state: self.state.clone() }
@@ -55,5 +55,20 @@ impl Template {
     /// The code that a clone need not translate.
     pub(crate) fn code(&self) -> Code {
         Code { load: self.code.clone(), save: None }
+    }
+
+    /// One that tells itself from others, and is no good.
+    #[cfg(test)]
+    pub(crate) fn for_tests(number: u8) -> Template {
+        Template {
+            ram: Arc::new(tempfile::tempfile().unwrap().into()),
+            state: Arc::new([]),
+            state_sha256: Digest([number; 32]),
+            code: None,
+            memory_mb: 1,
+            tsc_khz: 1,
+            environment: None,
+            _lease: None,
+        }
     }
 }

@@ -70,13 +70,18 @@ pub(crate) fn sources() -> impl Iterator<Item = String> {
 
 /// A program of ours, after which its interpreter waits for another.
 pub(crate) fn program(language: Language, code: String) -> Result<Program, VmError> {
+    program_within(MEMORY_MAX_MB, language, code)
+}
+
+/// The same with so much memory, in MiB.
+pub(crate) fn program_within(memory_mb: u64, language: Language, code: String) -> Result<Program, VmError> {
     Program::new(Execute {
         language,
         is_rehearsal: true,
         code,
         stdin: String::new(),
         env: Vec::new(),
-        memory_bytes: MEMORY_MAX_MB * 1024 * 1024,
+        memory_bytes: memory_mb * 1024 * 1024,
         stdout_max: STDOUT_MAX_BYTES as u64,
         stderr_max: STDERR_MAX_BYTES as u64,
     })

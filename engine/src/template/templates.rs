@@ -1,28 +1,31 @@
-//! The templates of an engine: each is loaded, or built, once; all who want it meanwhile wait for the same.
+//! The templates of an engine: each is loaded, or made, once, by a task of its own; all who want it wait for the same.
 
 use std::collections::HashMap;
-use std::path::Path;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
-use sandbox_schemas::environment::EnvironmentId;
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::limits::{MEMORY_MAX_MB, VM_OVERHEAD_MB};
-use sandbox_schemas::status::{EnvironmentStatus, TemplateState, TemplateStatus};
-use sandbox_store::{CacheDir, EntryId, Fetched, FileError, Kind, LOCK_POLL, Lock, Shelf, ShelfError};
+use sandbox_schemas::status::{EnvironmentStatus, TemplateStatus};
+use sandbox_store::CacheDir;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use crate::entry::Unusable;
 use crate::environment::Environment;
 use crate::error::VmError;
-use crate::pool::Pool;
+use crate::host::Host;
+use crate::pool::layer_of;
 use crate::qemu::{LaunchSpec, OPENS_RAM_READ_ONLY, Qemu, StartKind, arguments_to, runs_as_another_user};
 use crate::template::Template;
-use crate::template::build;
-use crate::template::derive;
-use crate::template::entry::{self, Origin};
+use crate::template::build::{self, Built};
+use crate::template::derive::{self, IMPORT_MEMORY_MB};
+use crate::template::entry::Origin;
 use crate::template::key::{TemplateInputs, host_cpu};
+use crate::template::known::{Known, Look, Maker, Making, Waited};
 use crate::template::rehearsal;
+use crate::template::standing::Consequence;
+use crate::template::supply::{Supply, TemplateError, Wanted};
 
 /// The name of the template that has all languages and no packages.
 const BASE: &str = "base";
@@ -30,138 +33,180 @@ const BASE: &str = "base";
 /// Memory of a clone, in MiB. What a program may use of it is set for each run; what is never touched costs nothing.
 const MEMORY_MB: u64 = MEMORY_MAX_MB + VM_OVERHEAD_MB;
 
-/// Clones of one template that may fail before it is given up.
-const FAILURES_MAX: u32 = 3;
+/// What the making of a set's template may take, in MiB: a VM that imports, and after it another one whose translated code is saved in
+/// memory.
+const DERIVING_MB: u64 = IMPORT_MEMORY_MB + VM_OVERHEAD_MB + SAVED_CODE_MB;
+
+/// Translated code comes to 130 MiB, and what it is found by to some more.
+const SAVED_CODE_MB: u64 = 256;
 
 /// Templates of package sets that stay loaded. A QEMU that must not have the file gets a copy of 150-400 MB in memory, which is made
 /// anew in 0.1-0.2 s.
 const SETS_LOADED_MAX: usize = 4;
 
-/// What building one takes under TCG: a tier that would take longer is of no use.
-const TIER_PATIENCE: Duration = Duration::from_secs(15);
-
-/// Why there is no template. Programs still run: in VMs that boot.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum TemplateError {
-    #[error("building it: {0}")]
-    Build(#[from] VmError),
-    #[error("there is none to make it from")]
-    NoBase,
-    #[error(transparent)]
-    File(#[from] FileError),
-    #[error(transparent)]
-    Shelf(#[from] ShelfError),
-    #[error("what was just written is damaged: {0}")]
-    Damaged(Unusable),
-    #[error("{0}")]
-    Internal(String),
-}
-
 /// What an engine knows of its templates.
 #[derive(Debug)]
 pub(crate) struct Templates {
-    cache: CacheDir,
-    shelf: Shelf,
+    host: Arc<Host>,
+    supply: Supply,
     spec: LaunchSpec,
     inputs: TemplateInputs,
-    /// Whether QEMU must not have the memory's file itself.
-    copies: bool,
     base: Arc<Known>,
     /// By the key of the packages' layer.
     sets: Mutex<HashMap<Digest, Arc<Known>>>,
-}
-
-/// What is known of one template. Whoever loads or builds it holds the lock.
-#[derive(Debug)]
-struct Known {
-    origin: Origin,
-    /// The set's; the base has none.
-    id: Option<EnvironmentId>,
-    state: tokio::sync::Mutex<State>,
-    last_used: Mutex<Instant>,
-}
-
-#[derive(Debug)]
-enum State {
-    Unknown,
-    Loaded(Arc<Template>),
-    /// Not tried again: a failure takes long, and every run would wait for it.
-    Failed,
+    /// Held by the one set whose template is made.
+    deriving: Semaphore,
+    /// What makes templates, and ends with the engine alone.
+    tasks: TaskTracker,
+    ending: CancellationToken,
 }
 
 impl Templates {
-    /// Templates in a folder of `cache`, of VMs like `spec`.
-    pub(crate) fn new(cache: CacheDir, qemu: &Qemu, spec: &LaunchSpec) -> Templates {
-        let spec = LaunchSpec { memory_mb: MEMORY_MB, ..spec.clone() };
-        let inputs = inputs(qemu, &spec);
+    /// Templates in a folder of `cache`, of VMs like the host's.
+    pub(crate) fn new(cache: CacheDir, host: Arc<Host>) -> Templates {
+        let spec = LaunchSpec { memory_mb: MEMORY_MB, ..host.spec.clone() };
+        let inputs = inputs(&host.qemu, &spec);
+        let copies = host.qemu.version() < OPENS_RAM_READ_ONLY || !runs_as_another_user();
         Templates {
-            shelf: cache.shelf(Kind::Template),
-            cache,
-            base: Arc::new(Known::new(origin(&inputs, &spec), None)),
+            supply: Supply::new(cache, copies),
+            base: Arc::new(Known::new(BASE.into(), origin(&inputs, &spec), None)),
             sets: Mutex::default(),
+            host,
             spec,
             inputs,
-            copies: qemu.version() < OPENS_RAM_READ_ONLY || !runs_as_another_user(),
+            deriving: Semaphore::new(1),
+            tasks: TaskTracker::new(),
+            ending: CancellationToken::new(),
         }
     }
 
-    /// The template without packages; `None` when there is none to be had.
-    pub(crate) async fn base(&self, qemu: &Qemu) -> Option<Arc<Template>> {
-        let known = &self.base;
-        let mut state = known.state.lock().await;
-        if matches!(*state, State::Unknown) {
-            *state = self.obtain(BASE, &known.origin, None, build::build(qemu, &self.spec)).await.into();
+    /// The template of a set of packages, or the base for none; `None` when there is none to be had, for now. Not waited for any longer
+    /// than until `patience` after its making has begun.
+    pub(crate) async fn of(
+        self: &Arc<Self>,
+        environment: Option<&Arc<Environment>>,
+        patience: Duration,
+    ) -> Option<Arc<Template>> {
+        let making = match self.look(environment) {
+            Ok(settled) => return settled,
+            Err(making) => making,
+        };
+        match making.wait(patience).await {
+            Waited::Done(template) => template,
+            Waited::InVain => {
+                tracing::warn!("a template was not there within {patience:?}; VMs boot until it is");
+                None
+            }
         }
-        state.template()
     }
 
-    /// The template of a set of packages, or the base for none.
-    pub(crate) async fn of(&self, qemu: &Qemu, environment: Option<&Arc<Environment>>) -> Option<Arc<Template>> {
-        let Some(environment) = environment else { return self.base(qemu).await };
-        let known = self.known(environment);
-        let mut state = known.state.lock().await;
-        if matches!(*state, State::Unknown) {
-            let build = async {
-                let parent = environment.parent.as_ref();
-                // One level deep: a layer that others are added to was added to none.
-                let base = Box::pin(self.of(qemu, parent)).await.ok_or(TemplateError::NoBase)?;
-                let parent = parent.map(|parent| &**parent);
-                Ok::<_, TemplateError>(derive::derive(qemu, &self.clone_of(&base), parent, environment).await?)
-            };
-            *state = self.obtain(&environment.id.to_string(), &known.origin, Some(environment), build).await.into();
+    /// The same if it is there now. If not, it is being made.
+    pub(crate) fn at_hand(self: &Arc<Self>, environment: Option<&Arc<Environment>>) -> Option<Arc<Template>> {
+        self.look(environment).ok().flatten()
+    }
+
+    fn look(self: &Arc<Self>, environment: Option<&Arc<Environment>>) -> Result<Option<Arc<Template>>, Making> {
+        let known = environment.map_or_else(|| self.base.clone(), |environment| self.known(environment));
+        match known.look() {
+            Look::There(template) => Ok(Some(template)),
+            Look::Resting => Ok(None),
+            Look::Making(making) => Err(making),
+            Look::ToBeMade(maker, making) => {
+                let (this, environment) = (self.clone(), environment.cloned());
+                let ending = self.ending.clone();
+                self.tasks.spawn(async move { ending.run_until_cancelled(this.make(maker, environment)).await });
+                Err(making)
+            }
         }
-        state.template()
     }
 
     /// What is known of the template of a set. What was not used for longest is forgotten for it, if it is one too many.
     fn known(&self, environment: &Arc<Environment>) -> Arc<Known> {
         let mut sets = lock(&self.sets);
-        let known = sets.entry(environment.key).or_insert_with(|| {
-            let inputs = TemplateInputs { layer: Some(environment.image_sha256), ..self.inputs.clone() };
-            Arc::new(Known::new(origin(&inputs, &self.spec), Some(environment.id.clone())))
-        });
-        let known = known.clone();
-        *lock(&known.last_used) = Instant::now();
-        while sets.len() > SETS_LOADED_MAX {
-            let Some(oldest) = sets.iter().min_by_key(|(_, known)| *lock(&known.last_used)).map(|(key, _)| *key) else {
+        if let Some(known) = sets.get(&environment.key) {
+            return known.clone();
+        }
+        let inputs = TemplateInputs { layer: Some(environment.image_sha256), ..self.inputs.clone() };
+        let (name, id) = (environment.id.to_string(), Some(environment.id.clone()));
+        let known = Arc::new(Known::new(name, origin(&inputs, &self.spec), id));
+        while sets.len() >= SETS_LOADED_MAX {
+            let Some(oldest) = sets.iter().min_by_key(|(_, known)| known.last_used()).map(|(key, _)| *key) else {
                 break;
             };
             sets.remove(&oldest);
         }
+        sets.insert(environment.key, known.clone());
         known
     }
 
-    /// A clone did not come up. A busy host can do that; a template that does it again and again is of no use.
-    pub(crate) async fn note_failure(&self, template: &Template) {
-        if template.failures.fetch_add(1, Ordering::Relaxed) + 1 < FAILURES_MAX {
-            return;
+    /// Loads the template, or builds it. What comes of it is told to all who wait.
+    async fn make(self: Arc<Self>, maker: Maker, environment: Option<Arc<Environment>>) {
+        let known = maker.known().clone();
+        let wanted = Wanted {
+            name: known.name.clone(),
+            origin: known.origin.clone(),
+            environment: environment.clone(),
+            distrusted: known.distrusted(),
+        };
+        let build = Box::pin(self.build(environment.as_ref()));
+        let made = self.supply.obtain(&self.host.qemu, &wanted, build).await;
+        match maker.finish(made.map_err(|error| error.to_string())) {
+            Ok(()) => self.host.pool.call_up(layer_of(environment.as_ref())),
+            Err((reason, rest)) => {
+                let name = known.name.as_str();
+                tracing::warn!(
+                    name,
+                    reason,
+                    "no template: VMs boot, which takes longer; it is tried again in {rest:?}"
+                );
+            }
         }
-        let known = match &template.environment {
+    }
+
+    async fn build(self: &Arc<Self>, environment: Option<&Arc<Environment>>) -> Result<Built, TemplateError> {
+        let Some(environment) = environment else { return Ok(build::build(&self.host.qemu, &self.spec).await?) };
+        let parent = environment.parent.as_ref();
+        // One level deep: a layer that others are added to was added to none.
+        let base = Box::pin(self.of(parent, Duration::MAX)).await.ok_or(TemplateError::NoBase)?;
+        // Two at once would only be slower.
+        let _turn = self.deriving.acquire().await.map_err(|error| TemplateError::Internal(error.to_string()))?;
+        let place = self.host.enter(DERIVING_MB).await.map_err(|error| TemplateError::NoRoom(error.to_string()))?;
+        let parent = parent.map(|parent| &**parent);
+        let (qemu, base) = (&self.host.qemu, self.clone_of(&base));
+        Ok(derive::derive(qemu, &base, parent, environment, Arc::new(place)).await?)
+    }
+
+    /// A clone came up.
+    pub(crate) fn came_up(&self, template: &Template) {
+        if let Some(known) = self.known_of(template) {
+            known.came_up();
+        }
+    }
+
+    /// A clone did not come up: by its template's fault, or by what the host did.
+    pub(crate) fn did_not_come_up(self: &Arc<Self>, template: &Arc<Template>, error: &VmError) {
+        let Some(known) = self.known_of(template) else { return };
+        let name = known.name.as_str();
+        match known.did_not_come_up(template, error.fault(), error.to_string()) {
+            Consequence::Keep => {}
+            Consequence::Replace => {
+                tracing::warn!(name, %error, "VMs restored from a template do not come up: it is removed, and made anew");
+                // Begun now, so that the next call has less to wait for.
+                drop(self.at_hand(template.environment.as_ref()));
+            }
+            Consequence::Rest(rest) => tracing::warn!(
+                name,
+                %error,
+                "VMs restored from a template that was made anew do not come up either: VMs boot, which takes longer; it is tried \
+                 again in {rest:?}"
+            ),
+        }
+    }
+
+    fn known_of(&self, template: &Template) -> Option<Arc<Known>> {
+        match &template.environment {
             None => Some(self.base.clone()),
             Some(environment) => lock(&self.sets).get(&environment.key).cloned(),
-        };
-        if let Some(known) = known {
-            *known.state.lock().await = State::Failed;
         }
     }
 
@@ -179,178 +224,30 @@ impl Templates {
 
     /// What is known of the base template now, without waiting for it.
     pub(crate) fn status(&self) -> TemplateStatus {
-        TemplateStatus { state: self.base.status(), key: Some(self.base.origin.key.to_string()) }
+        self.base.status()
     }
 
     /// The same of those with packages, and of their VMs.
-    pub(crate) fn environments(&self, pool: &Pool) -> Vec<EnvironmentStatus> {
+    pub(crate) fn environments(&self) -> Vec<EnvironmentStatus> {
         let sets = lock(&self.sets);
         let status = |(layer, known): (&Digest, &Arc<Known>)| {
-            let (ready, calls) = pool.count(*layer);
+            let (ready, calls) = self.host.pool.count(*layer);
             let environment_id = known.id.as_ref()?.to_string();
-            let state = known.status();
-            Some(EnvironmentStatus { environment_id, state, ready: ready as u64, calls: calls as u64 })
+            let TemplateStatus { state, last_error, retry_in_seconds, .. } = known.status();
+            let (ready, calls) = (ready as u64, calls as u64);
+            Some(EnvironmentStatus { environment_id, state, last_error, retry_in_seconds, ready, calls })
         };
         let mut all: Vec<_> = sets.iter().filter_map(status).collect();
         all.sort_by(|one, other| one.environment_id.cmp(&other.environment_id));
         all
     }
 
-    async fn obtain<E: Into<TemplateError>>(
-        &self,
-        name: &str,
-        origin: &Origin,
-        environment: Option<&Arc<Environment>>,
-        build: impl Future<Output = Result<build::Saved, E>>,
-    ) -> Result<Template, TemplateError> {
-        let template = self.load_or_make(name, origin, environment, build).await?;
-        self.cache.offer(&id(name, origin));
-        Ok(template)
+    /// Ends what is being made, and waits for that.
+    pub(crate) async fn shut_down(&self) {
+        self.ending.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
     }
-
-    async fn load_or_make<E: Into<TemplateError>>(
-        &self,
-        name: &str,
-        origin: &Origin,
-        environment: Option<&Arc<Environment>>,
-        build: impl Future<Output = Result<build::Saved, E>>,
-    ) -> Result<Template, TemplateError> {
-        match self.load(name, origin, environment).await? {
-            Ok(template) => return Ok(template),
-            Err(Unusable::Missing) => {}
-            Err(Unusable::Damaged(reason)) => tracing::warn!(name, reason, "a template is damaged and built anew"),
-        }
-        let lock = self.lock(name).await?;
-        // The other may have built it.
-        if let Ok(template) = self.load(name, origin, environment).await? {
-            return Ok(template);
-        }
-        let lock = match self.fetch(lock, name, origin, environment).await? {
-            Fetched::Entry(template, _lease) => return Ok(template),
-            Fetched::Nothing(lock) => lock,
-        };
-        tracing::info!(name, "building a template, which takes some seconds");
-        let saved = build.await.map_err(Into::into)?;
-        let (shelf, owned) = (self.shelf.clone(), origin.clone());
-        let published = in_background(move || {
-            let place = shelf.begin(lock, owned.key)?;
-            entry::write(place.made(), &saved, &owned)?;
-            place.publish()
-        });
-        // In use until the template is, so that nobody makes room with it meanwhile.
-        let _lease = published.await??;
-        let template = self.load(name, origin, environment).await?.map_err(TemplateError::Damaged)?;
-        if let Err(error) = self.make_room(name).await {
-            tracing::warn!(%error, "no room was made in the cache");
-        }
-        Ok(template)
-    }
-
-    /// What another host has built.
-    async fn fetch(
-        &self,
-        lock: Lock,
-        name: &str,
-        origin: &Origin,
-        environment: Option<&Arc<Environment>>,
-    ) -> Result<Fetched<Template>, TemplateError> {
-        let (cache, wanted) = (self.cache.clone(), id(name, origin));
-        let (origin, copies, environment) = (origin.clone(), self.copies, environment.cloned());
-        let fetched = in_background(move || {
-            let load = |folder: &Path| {
-                entry::load(folder, &origin, copies, environment.clone()).map_err(|reason| reason.to_string())
-            };
-            cache.fetch(&wanted, lock, TIER_PATIENCE, load)
-        });
-        let fetched = fetched.await??;
-        if matches!(fetched, Fetched::Entry(..))
-            && let Err(error) = self.make_room(name).await
-        {
-            tracing::warn!(%error, "no room was made in the cache");
-        }
-        Ok(fetched)
-    }
-
-    /// Waits for the right to build; who does not want the template any more drops this.
-    async fn lock(&self, name: &str) -> Result<Lock, TemplateError> {
-        let mut waits = false;
-        loop {
-            let (shelf, owned) = (self.shelf.clone(), name.to_owned());
-            if let Some(lock) = in_background(move || shelf.try_lock(&owned)).await?? {
-                return Ok(lock);
-            }
-            if !waits {
-                tracing::info!(name, "waiting for another server that builds the template");
-                waits = true;
-            }
-            tokio::time::sleep(LOCK_POLL).await;
-        }
-    }
-
-    /// Removes what is not needed any more, now that there is one template more.
-    async fn make_room(&self, name: &str) -> Result<(), TemplateError> {
-        let (shelf, cache, name) = (self.shelf.clone(), self.cache.clone(), name.to_owned());
-        in_background(move || {
-            shelf.prune(&name, SystemTime::now());
-            for removed in cache.make_room() {
-                tracing::info!(entry = %removed.path.display(), "removed, to make room in the cache");
-            }
-        })
-        .await
-    }
-
-    async fn load(
-        &self,
-        name: &str,
-        origin: &Origin,
-        environment: Option<&Arc<Environment>>,
-    ) -> Result<Result<Template, Unusable>, TemplateError> {
-        let folder = self.shelf.entry(name, origin.key);
-        let (origin, copies, environment) = (origin.clone(), self.copies, environment.cloned());
-        in_background(move || entry::load(&folder, &origin, copies, environment)).await
-    }
-}
-
-impl Known {
-    fn new(origin: Origin, id: Option<EnvironmentId>) -> Known {
-        Known { origin, id, state: tokio::sync::Mutex::new(State::Unknown), last_used: Mutex::new(Instant::now()) }
-    }
-}
-
-impl Known {
-    /// Without waiting for who loads or builds it.
-    fn status(&self) -> TemplateState {
-        match self.state.try_lock().as_deref() {
-            Ok(State::Loaded(_)) => TemplateState::Ready,
-            Ok(State::Failed) => TemplateState::Failed,
-            Ok(State::Unknown) | Err(_) => TemplateState::Preparing,
-        }
-    }
-}
-
-impl State {
-    fn template(&self) -> Option<Arc<Template>> {
-        match self {
-            State::Loaded(template) => Some(template.clone()),
-            State::Unknown | State::Failed => None,
-        }
-    }
-}
-
-impl From<Result<Template, TemplateError>> for State {
-    fn from(obtained: Result<Template, TemplateError>) -> State {
-        match obtained {
-            Ok(template) => State::Loaded(Arc::new(template)),
-            Err(error) => {
-                tracing::warn!(%error, "no template: VMs boot, which takes longer");
-                State::Failed
-            }
-        }
-    }
-}
-
-fn id(name: &str, origin: &Origin) -> EntryId {
-    EntryId { kind: Kind::Template, name: name.into(), key: origin.key }
 }
 
 fn inputs(qemu: &Qemu, spec: &LaunchSpec) -> TemplateInputs {
@@ -374,11 +271,6 @@ fn inputs(qemu: &Qemu, spec: &LaunchSpec) -> TemplateInputs {
 
 fn origin(inputs: &TemplateInputs, spec: &LaunchSpec) -> Origin {
     Origin { key: inputs.key(), tsc_khz: spec.tsc_khz, accelerator: spec.accelerator, qemu: inputs.qemu.clone() }
-}
-
-/// Files are read and hashed where it does not hold up the runtime.
-async fn in_background<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, TemplateError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| TemplateError::Internal(error.to_string()))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
