@@ -11,6 +11,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, read};
 use sandbox_schemas::language::Language;
+use sandbox_schemas::limits;
 use sandbox_schemas::wire::{Execute, Exit, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION, Role};
 
 use crate::error::{Context, Error, Result};
@@ -30,6 +31,9 @@ pub(crate) struct Agent {
     run: Option<Run>,
     /// Parts of the second disk that are mounted.
     layers: usize,
+    role: Role,
+    /// Size of the writable space, in MiB.
+    writable_mb: u64,
     /// Only in a VM that installs.
     tunnel: Option<Tunnel>,
 }
@@ -52,7 +56,17 @@ impl Agent {
         mask.thread_block().context("blocking SIGCHLD")?;
         let children = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
             .context("watching for children's ends")?;
-        Ok(Agent { port, children, runners: Vec::new(), warming: Vec::new(), run: None, layers: 0, tunnel: None })
+        Ok(Agent {
+            port,
+            children,
+            runners: Vec::new(),
+            warming: Vec::new(),
+            run: None,
+            layers: 0,
+            role: Role::Runs,
+            writable_mb: boot::WRITABLE_DEFAULT_MB,
+            tunnel: None,
+        })
     }
 
     /// Serves until the host is gone.
@@ -88,7 +102,8 @@ impl Agent {
             PollFd::new(self.port.as_fd(), if is_full { PollFlags::empty() } else { PollFlags::POLLIN }),
             PollFd::new(self.children.as_fd(), PollFlags::POLLIN),
         ];
-        fds.extend(self.runners.iter().map(|runner| PollFd::new(runner.control.as_fd(), PollFlags::POLLIN)));
+        let controls = self.runners.iter().filter_map(|runner| runner.control.as_ref());
+        fds.extend(controls.map(|control| PollFd::new(control.as_fd(), PollFlags::POLLIN)));
         fds.extend(self.tunnel.as_ref().map(|tunnel| PollFd::new(tunnel.as_fd(), tunnel.interest())));
         let mut until: Option<Instant> = None;
         if let Some(run) = &self.run {
@@ -146,6 +161,7 @@ impl Agent {
         let layers = usize::from(hello.layers);
         boot::mount_packages(self.layers, layers)?;
         self.layers = self.layers.max(layers);
+        self.role = hello.role;
         if let Role::Installs { writable_mb, has_disk } = hello.role {
             self.equip(writable_mb, has_disk)?;
         }
@@ -171,6 +187,9 @@ impl Agent {
         if self.run.is_some() {
             return Err(Error::new("executing", "a program is running already"));
         }
+        if self.role == Role::Runs && !request.is_rehearsal {
+            self.fit_writable(request.memory_bytes);
+        }
         let index = self.runners.iter().position(|runner| runner.language == request.language);
         let mut warm = index.map(|index| self.runners.swap_remove(index));
         if needs_own_start(request.language, &request.env)
@@ -183,19 +202,36 @@ impl Agent {
         Ok(())
     }
 
+    /// Gives the writable space the size that goes with a program's memory, if it is not the usual.
+    fn fit_writable(&mut self, memory_bytes: u64) {
+        let wanted_mb = limits::writable_mb(memory_bytes / (1024 * 1024));
+        // What packages have left there when they were imported can be more than a small one holds: then it stays as it is.
+        if wanted_mb != self.writable_mb && boot::resize_writable(wanted_mb).is_ok() {
+            self.writable_mb = wanted_mb;
+        }
+    }
+
     /// Takes in which runners have become warm.
     fn hear_runners(&mut self, woken: &Woken) -> Result<()> {
         let mut warmed = false;
-        for runner in self.runners.iter_mut().filter(|runner| woken.by(&runner.control)) {
+        for runner in &mut self.runners {
+            let Some(control) = runner.control.as_ref().filter(|control| woken.by(control)) else { continue };
             let mut byte = [0];
-            if read(runner.control.as_fd(), &mut byte) == Ok(1) && byte == *b"R" {
-                runner.is_warm_now();
-                let before = self.warming.len();
-                self.warming.retain(|&language| language != runner.language);
-                warmed |= self.warming.len() < before;
-            } else {
-                // It has closed the pipe, or says what no runner says: of no use, and its end is reported as such.
-                runner.signal(Signal::SIGKILL);
+            match read(control, &mut byte) {
+                Ok(1) if byte == *b"R" => {
+                    runner.is_warm_now();
+                    let before = self.warming.len();
+                    self.warming.retain(|&language| language != runner.language);
+                    warmed |= self.warming.len() < before;
+                }
+                Err(Errno::EAGAIN | Errno::EINTR) => {}
+                // It has closed the pipe, or says what no runner says: of no use, and its end is reported as such. A closed
+                // pipe wakes whoever still waits for it, again and again, and an agent that is always awake comes before
+                // the process that is about to end.
+                _ => {
+                    runner.control = None;
+                    runner.signal(Signal::SIGKILL);
+                }
             }
         }
         if warmed { self.say_ready() } else { Ok(()) }

@@ -16,6 +16,7 @@ use crate::confine::{USER_GID, USER_UID};
 use crate::error::{Context, Error, Result};
 use crate::partition;
 use crate::port::Port;
+use crate::settings;
 
 /// Where a program and its environment lie while it runs. The user may write here: a runner gives the file the ending
 /// that its interpreter wants.
@@ -44,6 +45,9 @@ const PORT_WAIT: Duration = Duration::from_secs(10);
 const WRITABLE_DIR: &str = "/run/writable";
 const WRITABLE_FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
 
+/// The quota of a run that is given the usual memory.
+pub(crate) const WRITABLE_DEFAULT_MB: u64 = limits::writable_mb(limits::MEMORY_DEFAULT_MB);
+
 /// The disk that packages are on, or are installed to.
 const SECOND_DISK: &str = "/dev/vdb";
 
@@ -55,7 +59,7 @@ pub(crate) fn bring_up() -> Result<Port> {
     enter_root()?;
     mount_system()?;
     mount_writable()?;
-    let_memory_rest()?;
+    settings::apply()?;
     bring_up_loopback()?;
     partition::divide(SECOND_DISK, limits::LAYER_ADDED_AT_BYTES, limits::LAYER_SLOT_BYTES)?;
     cgroup::set_up()?;
@@ -109,7 +113,7 @@ fn enter_root() -> Result<()> {
 
 fn mount_system() -> Result<()> {
     let hardened = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    attach("proc", "/proc", "proc", hardened, "")?;
+    attach("proc", "/proc", "proc", hardened, settings::PROC_OPTIONS)?;
     attach("sysfs", "/sys", "sysfs", hardened, "")?;
     attach("cgroup2", "/sys/fs/cgroup", "cgroup2", hardened, "")?;
     attach("tmpfs", "/run", "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=0755,size=16m")?;
@@ -129,7 +133,7 @@ fn mount_system() -> Result<()> {
 
 fn mount_writable() -> Result<()> {
     make_directory(WRITABLE_DIR, 0o755)?;
-    attach("tmpfs", WRITABLE_DIR, "tmpfs", WRITABLE_FLAGS, &quota(limits::WORKSPACE_MAX_MB))?;
+    attach("tmpfs", WRITABLE_DIR, "tmpfs", WRITABLE_FLAGS, &quota(WRITABLE_DEFAULT_MB))?;
     make_directory(PROGRAM_DIR, 0o755)?;
     for (name, target, mode) in WRITABLE {
         let source = format!("{WRITABLE_DIR}/{name}");
@@ -141,16 +145,9 @@ fn mount_writable() -> Result<()> {
     make_directory(RUNNER_DIR, 0o755)
 }
 
-/// The kernel would look twice a second whether memory is worth compacting: of all that wakes a VM that waits, four fifths.
-/// Whoever needs memory in one piece still has it compacted.
-fn let_memory_rest() -> Result<()> {
-    let setting = "/proc/sys/vm/compaction_proactiveness";
-    fs::write(setting, "0").context(format!("writing {setting}"))
-}
-
 /// As a mount option of the writable space.
 fn quota(size_mb: u64) -> String {
-    format!("mode=0755,size={size_mb}m,nr_inodes={}", limits::WORKSPACE_MAX_INODES)
+    format!("mode=0755,size={size_mb}m,nr_inodes={}", limits::writable_inodes(size_mb))
 }
 
 /// 127.0.0.1 works; there is nothing else.

@@ -45,24 +45,23 @@ impl Cgroup {
         self.folder.join("cgroup.procs")
     }
 
-    /// Bounds what the processes and the files they write take together.
-    pub(crate) fn limit_memory(&self, bytes: u64) -> Result<()> {
-        write(&self.folder, "memory.max", &bytes.to_string())
-    }
-
     /// Kills every process in it, however it has forked.
     pub(crate) fn kill_all(&self) -> Result<()> {
         write(&self.folder, "cgroup.kill", "1")
     }
 
-    /// Begins to measure from what is there now.
-    pub(crate) fn meter(&self) -> Meter {
-        // What was used for warming does not count. A write resets the peak for those who read through this descriptor.
+    /// Bounds what the processes and the files they write take together, in bytes, and begins to measure.
+    pub(crate) fn meter(&self, memory_max: u64) -> Result<Meter> {
+        // It can be too small for the interpreter already, which is then killed for it: that counts.
+        let (cpu_before_us, oom_kills_before) = (self.cpu_us(), self.oom_kills());
+        write(&self.folder, "memory.max", &memory_max.to_string())?;
+        // What was used for warming does not count, nor what the limit has just pushed out: pages of files that rehearsals read
+        // can be more than a program is allowed. A write resets the peak for those who read through this descriptor.
         let mut peak = File::options().read(true).write(true).open(self.folder.join("memory.peak")).ok();
         if let Some(peak) = &mut peak {
             let _ = peak.write(b"reset");
         }
-        Meter { cpu_before_us: self.cpu_us(), oom_kills_before: self.oom_kills(), peak }
+        Ok(Meter { cpu_before_us, oom_kills_before, peak })
     }
 
     fn cpu_us(&self) -> u64 {

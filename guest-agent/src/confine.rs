@@ -6,6 +6,8 @@ use nix::libc;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::SigSet;
 use nix::unistd::{Gid, Uid, setgid, setgroups, setsid, setuid};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use sandbox_schemas::language::Language;
 use sandbox_schemas::limits;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
@@ -73,9 +75,21 @@ pub(crate) fn filter() -> Result<BpfProgram> {
         .context("building the system call filter")
 }
 
+/// What sets the processes of a language's programs apart from the interpreters that wait for programs of another, although all
+/// are the same user's: the kernel lets a process reach into another (its descriptors and its memory in /proc, `ptrace` and its
+/// kin) only if it has every capability that the other has. These three are about auditing, which our kernel has not: they
+/// permit nothing. A child of a program has its parent's, whatever it executes.
+pub(crate) fn mark(language: Language) -> CapabilitySet {
+    match language {
+        Language::Python => CapabilitySet::AUDIT_READ,
+        Language::Javascript => CapabilitySet::AUDIT_WRITE,
+        Language::Shell => CapabilitySet::AUDIT_CONTROL,
+    }
+}
+
 /// Turns the calling process, a fresh child of the agent, into that of an ordinary user, whose group has the same number: no
-/// way back.
-pub(crate) fn become_user(id: u32, filter: &BpfProgram, cgroup: &Path) -> std::io::Result<()> {
+/// way back. Of root's capabilities it keeps the mark alone.
+pub(crate) fn become_user(id: u32, mark: CapabilitySet, filter: &BpfProgram, cgroup: &Path) -> std::io::Result<()> {
     setsid()?;
     // The agent blocks the signals that it waits for; a program expects none to be blocked.
     SigSet::empty().thread_set_mask()?;
@@ -84,7 +98,19 @@ pub(crate) fn become_user(id: u32, filter: &BpfProgram, cgroup: &Path) -> std::i
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
     setgroups(&[])?;
     setgid(Gid::from_raw(id))?;
+    rustix::thread::set_keep_capabilities(true)?;
     setuid(Uid::from_raw(id))?;
+    keep_only(mark)?;
     nix::sys::prctl::set_no_new_privs()?;
     seccompiler::apply_filter(filter).map_err(std::io::Error::other)
+}
+
+/// Gives up all other capabilities. What is ambient is there after exec as well.
+fn keep_only(mark: CapabilitySet) -> std::io::Result<()> {
+    let sets = CapabilitySets { effective: CapabilitySet::empty(), permitted: mark, inheritable: mark };
+    rustix::thread::set_capabilities(None, sets)?;
+    for capability in mark.iter() {
+        rustix::thread::configure_capability_in_ambient_set(capability, true)?;
+    }
+    Ok(())
 }

@@ -17,6 +17,7 @@ mod boot;
 mod identity;
 mod partition;
 mod port;
+mod settings;
 
 mod cgroup;
 mod confine;

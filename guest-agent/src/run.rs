@@ -34,10 +34,7 @@ impl Run {
     /// program's doing.
     pub(crate) fn start(warm: Option<Runner>, request: Execute, port: &mut Port) -> Result<Run> {
         let has_own_start = warm.is_none();
-        let cgroup = Cgroup::of(request.language)?;
-        // Before the limit, which can be too small for the interpreter already.
-        let meter = cgroup.meter();
-        cgroup.limit_memory(request.memory_bytes)?;
+        let meter = Cgroup::of(request.language)?.meter(request.memory_bytes)?;
         let has_environment = runner::lay_out(request.language, &request.code, &request.env, has_own_start)?;
         port.send(&GuestFrame::Started)?;
         let started = Instant::now();
@@ -49,7 +46,7 @@ impl Run {
         let mut run = Run {
             stdout: Output::new(Stream::Stdout, runner.stdout.try_clone().context("stdout")?, request.stdout_max),
             stderr: Output::new(Stream::Stderr, runner.stderr.try_clone().context("stderr")?, request.stderr_max),
-            control: Some(runner.control.try_clone().context("the control pipe")?),
+            control: runner.control.take(),
             stdin: request.stdin.into_bytes(),
             stdin_written: 0,
             runner,
@@ -95,8 +92,9 @@ impl Run {
                 Ok(0) => self.control = None,
                 // A program that finds the pipe can flood it; what a runner says fits many times over.
                 Ok(length) if self.said.len() < 1024 => self.said.extend_from_slice(&chunk[..length]),
-                Ok(_) => {}
-                Err(_) => break,
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => break,
+                Err(_) => self.control = None,
             }
         }
         if self.runner.spawn_us.is_none() && self.said.first() == Some(&b'R') {
@@ -127,6 +125,7 @@ impl Run {
             return Ok(None);
         }
         runner::clear_away()?;
+        self.runner.control = self.control;
         Ok(Some(self.runner))
     }
 }

@@ -153,7 +153,8 @@ pub(crate) struct Runner {
     pub(crate) stdin: Option<OwnedFd>,
     pub(crate) stdout: OwnedFd,
     pub(crate) stderr: OwnedFd,
-    pub(crate) control: OwnedFd,
+    /// Gone once the runner has closed its end.
+    pub(crate) control: Option<OwnedFd>,
     request: OwnedFd,
     spawned: Instant,
     /// How long it took to be warm; `None` until it says so.
@@ -194,11 +195,12 @@ impl Runner {
             .stdin(Stdio::from(stdin_read))
             .stdout(Stdio::from(stdout_write))
             .stderr(Stdio::from(stderr_write));
+        let mark = confine::mark(language);
         let prepare = move || {
             // dup2 leaves close-on-exec off at the target, on at the source.
             place(&request_read, REQUEST_FD)?;
             place(&control_write, CONTROL_FD)?;
-            confine::become_user(USER_UID, &filter, &join_file)
+            confine::become_user(USER_UID, mark, &filter, &join_file)
         };
         #[allow(unsafe_code, reason = "rights are given up between fork and exec")]
         // SAFETY: the agent has one thread, so that nothing in the child can wait for a lock that another thread held.
@@ -214,7 +216,7 @@ impl Runner {
             stdin: Some(stdin_write),
             stdout: stdout_read,
             stderr: stderr_read,
-            control: control_read,
+            control: Some(control_read),
             request: request_write,
             spawned,
             spawn_us: None,

@@ -12,6 +12,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::PollFlags;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 use nix::unistd::{read, write};
+use rustix::thread::CapabilitySet;
 use sandbox_schemas::limits::{TUNNEL_CHUNK_MAX_BYTES, TUNNEL_WINDOW_MAX_BYTES};
 use sandbox_schemas::tunnel::REGISTRY_PORT;
 use sandbox_schemas::wire::GuestFrame;
@@ -61,7 +62,7 @@ impl Tunnel {
         let prepare = move || {
             place(&theirs, PIPE_FD)?;
             place(&listener, LISTENER_FD)?;
-            confine::become_user(TUNNEL_UID, &filter, &join_file)
+            confine::become_user(TUNNEL_UID, CapabilitySet::empty(), &filter, &join_file)
         };
         #[allow(unsafe_code, reason = "rights are given up between fork and exec")]
         // SAFETY: the agent has one thread, so that nothing in the child can wait for a lock that another thread held.

@@ -39,12 +39,28 @@ pub const VM_OVERHEAD_MB: u64 = 256;
 /// no budget knew of. What fills it is thrown away and translated again.
 pub const TCG_CODE_BUFFER_MB: u64 = 256;
 
-/// Writable space of a run (`/workspace`, `/tmp` and the home directory together), in MiB. It is memory, and counts
-/// against `memory_mb` as well.
+/// Largest writable space of a run (`/workspace`, `/tmp`, `/dev/shm` and the home directory together), in MiB.
 pub const WORKSPACE_MAX_MB: u64 = 1024;
 
 /// Most files and directories in the writable space. An inode costs about 1 KiB of the guest kernel's memory.
 pub const WORKSPACE_MAX_INODES: u64 = 200_000;
+
+/// What an interpreter needs for itself, in MiB: of the three, a warmed Node.js needs most.
+pub const INTERPRETER_MB: u64 = 48;
+
+/// Writable space of a run that is given so much memory, in MiB. It is memory, and counts against `memory_mb`; so it has to be
+/// full before that is used up, else a program that writes too much is killed instead of being told. Three quarters of what an
+/// interpreter leaves: the last one is for what a program holds while it writes, and for the files' own bookkeeping.
+pub const fn writable_mb(memory_mb: u64) -> u64 {
+    let size_mb = memory_mb.saturating_sub(INTERPRETER_MB) * 3 / 4;
+    if size_mb > WORKSPACE_MAX_MB { WORKSPACE_MAX_MB } else { size_mb }
+}
+
+/// Most files and directories in a writable space of so many MiB: as many for its size as the largest may have.
+pub const fn writable_inodes(size_mb: u64) -> u64 {
+    let inodes = size_mb * WORKSPACE_MAX_INODES / WORKSPACE_MAX_MB;
+    if inodes > WORKSPACE_MAX_INODES { WORKSPACE_MAX_INODES } else { inodes }
+}
 
 /// Most processes and threads of a run. A fork bomb meets it at once; Node.js with a few workers needs about 40.
 pub const PROCESSES_MAX: u64 = 512;
@@ -126,3 +142,22 @@ const _: () = {
     assert!(TUNNEL_CHUNK_MAX_BYTES + 1024 < HOST_FRAME_MAX_BYTES);
     assert!(TIMEOUT_DEFAULT_SECONDS < 60);
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What an empty file takes of the kernel's memory, in bytes: an inode and a name.
+    const INODE_BYTES: u64 = 1280;
+
+    #[test]
+    fn what_may_be_written_leaves_an_interpreter_its_memory() {
+        for memory_mb in MEMORY_MIN_MB..=MEMORY_MAX_MB {
+            let size_mb = writable_mb(memory_mb);
+            let inodes_mb = writable_inodes(size_mb) * INODE_BYTES / (1024 * 1024);
+            assert!(size_mb > 0 && INTERPRETER_MB + size_mb + inodes_mb <= memory_mb, "{size_mb} of {memory_mb} MiB");
+        }
+        assert_eq!(writable_mb(MEMORY_MAX_MB), WORKSPACE_MAX_MB);
+        assert_eq!(writable_inodes(INSTALL_WRITABLE_MB), WORKSPACE_MAX_INODES);
+    }
+}

@@ -120,19 +120,66 @@ except RuntimeError:
     check_with(json!({"language": "python", "code": code}), 0, "True\n", "");
 }
 
+/// Fills a directory of its arguments with one large file, and again with empty ones.
+const FILL: &str = "
+import os, sys
+for place in sys.argv[1:] or ('/workspace', '/tmp', '/dev/shm', '/home/user'):
+    try:
+        with open(f'{place}/full', 'wb', 0) as file:
+            while True: file.write(b'x' * (1 << 16))
+    except OSError as error: print(place, error.errno, os.stat(f'{place}/full').st_size >> 20)
+    os.remove(f'{place}/full')
+made = 0
+try:
+    while True: open(f'/tmp/{made}', 'w').close(); made += 1
+except OSError as error: print(error.errno, made > 1000)
+try:
+    with open('/workspace/full', 'wb', 0) as file:
+        while True: file.write(b'x' * (1 << 16))
+except OSError as error: print(error.errno)
+";
+
 #[test]
-fn the_workspace_has_a_quota() {
+fn a_full_disk_is_an_error_and_no_kill() {
+    for (memory_mb, size_mb) in [(64, 12), (512, 348), (2048, 1024)] {
+        let programs = [
+            ("python", FILL.to_string()),
+            ("shell", format!("cat >/tmp/fill.py <<'EOF'\n{FILL}\nEOF\npython3 /tmp/fill.py")),
+        ];
+        for (language, code) in programs {
+            let outcome = run(language, &code, json!({"memory_mb": memory_mb, "timeout_seconds": 300}));
+            let places: String = ["/workspace", "/tmp", "/dev/shm", "/home/user"]
+                .iter()
+                .map(|place| format!("{place} 28 {}\n", size_mb - 1))
+                .collect();
+            assert_eq!(
+                outcome["stdout"],
+                format!("{places}28 True\n28\n"),
+                "{language} with {memory_mb} MiB: {outcome}"
+            );
+            assert_eq!((&outcome["exit_code"], &outcome["out_of_memory"]), (&json!(0), &json!(false)), "{outcome}");
+        }
+        let code = "
+const fs = require('fs');
+for (const place of ['/workspace', '/tmp', '/dev/shm']) {
+  const file = fs.openSync(`${place}/full`, 'w');
+  try { for (;;) fs.writeSync(file, Buffer.alloc(1 << 16)); } catch (error) { console.log(error.code, fs.fstatSync(file).size >> 20); }
+  fs.unlinkSync(`${place}/full`);
+  fs.closeSync(file);
+}";
+        let outcome = run("javascript", code, json!({"memory_mb": memory_mb, "timeout_seconds": 300}));
+        assert_eq!(outcome["stdout"], format!("ENOSPC {}\n", size_mb - 1).repeat(3), "{outcome}");
+    }
+}
+
+#[test]
+fn a_file_is_no_larger_than_what_is_in_it() {
     let code = "
 import os
 with open('sparse', 'wb') as file: file.truncate(1 << 40)
 print(os.stat('sparse').st_blocks)
-try:
-    with open('full', 'wb') as file:
-        while True: file.write(b'x' * (1 << 20))
-except OSError as error: print(error.strerror, os.stat('full').st_size >> 20)
 ";
-    let arguments = json!({"language": "python", "code": code, "memory_mb": 2048, "timeout_seconds": 120});
-    check_with(arguments, 0, "0\nNo space left on device 1023\n", "");
+    check_with(json!({"language": "python", "code": code}), 0, "0\n", "");
 }
 
 #[test]

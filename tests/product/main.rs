@@ -21,6 +21,7 @@ mod bundle;
 mod cache;
 mod cancelling;
 mod clients;
+mod containment;
 mod ending;
 mod eras;
 mod javascript;
