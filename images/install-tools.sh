@@ -32,6 +32,7 @@ done
 if [ "${1-}" = tests ]; then
     python3 -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python3-venv"
     command -v npm >/dev/null || missing="$missing npm"
+    command -v strace >/dev/null || missing="$missing strace"
 fi
 [ -n "$missing" ] || exit 0
 

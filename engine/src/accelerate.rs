@@ -130,6 +130,7 @@ fn key(qemu: &Qemu, spec: &LaunchSpec) -> Digest {
     KeyHasher::new("kvm-verdict")
         .field("device", device.as_bytes())
         .field("user", nix::unistd::Uid::effective().to_string().as_bytes())
+        .field("QEMU is another", &[qemu.isolation().is_another_user().into()])
         .field("host kernel", read("/proc/sys/kernel/version").as_bytes())
         .field("its release", read("/proc/sys/kernel/osrelease").as_bytes())
         .field("its boot", read("/proc/sys/kernel/random/boot_id").as_bytes())

@@ -11,7 +11,7 @@ use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::image::BootImage;
 use sandbox_schemas::install::InstallOutcome;
 use sandbox_schemas::language::Language;
-use sandbox_schemas::limits::{LAYER_SLOT_BYTES, MEMORY_MIN_MB, VM_OVERHEAD_MB};
+use sandbox_schemas::limits::{MEMORY_MIN_MB, VM_OVERHEAD_MB};
 use sandbox_schemas::outcome::ExecuteOutcome;
 use sandbox_schemas::status::{
     CacheSize, ImageDigests, LimitsInForce, PoolStatus, TemplateState, TemplateStatus, VmCounts,
@@ -28,7 +28,7 @@ use crate::environment::{Environment, Environments, InstallError, Installation, 
 use crate::error::{ExecuteError, StartError};
 use crate::host::Host;
 use crate::pool::{Pool, layer_of};
-use crate::qemu::{Code, LaunchSpec, Qemu, Slot, Start, tsc_khz};
+use crate::qemu::{Code, LaunchSpec, Qemu, Slot, Start, confinement, tell, tsc_khz};
 use crate::run::{OutputSink, Preparation, program, run};
 use crate::stats::{Counted, Stats};
 use crate::template::Templates;
@@ -87,20 +87,20 @@ impl Engine {
         let measuring = tokio::task::spawn_blocking(tsc_khz);
         let qemu = Qemu::find(config.qemu.as_deref(), config.cache.root()).await?;
         let tsc_khz = measuring.await.map_err(|error| StartError::Internal { reason: error.to_string() })?;
-        let no_slot = |error: std::io::Error| StartError::Internal { reason: format!("a disk in memory: {error}") };
-        // Nothing is ever in it, so that it takes nothing.
-        let slot = Arc::new(crate::template::ram::create(LAYER_SLOT_BYTES).map_err(no_slot)?.into());
         let boot = |accelerator| LaunchSpec {
             accelerator,
             memory_mb: MEMORY_MIN_MB + VM_OVERHEAD_MB,
             start: Start::Boot,
             tsc_khz,
             image: config.image.clone(),
-            slot: Slot { file: Arc::clone(&slot), is_writable: false },
+            slot: Slot::default(),
             code: Code::default(),
         };
         let accelerator = accelerate::decide(&qemu, config.accelerator, config.cache.root(), boot).await?;
         tracing::info!(qemu = qemu.words(), path = %qemu.path().display(), %accelerator, "engine started");
+        let facts = &qemu.isolation().facts;
+        let confinement = confinement(qemu.path(), facts);
+        tell(qemu.path(), &confinement, facts);
         let spec = boot(accelerator);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let root_sha256 = spec.image.root_sha256;
@@ -108,6 +108,7 @@ impl Engine {
         let host = Arc::new(Host {
             pool: Pool::new(if config.uses_templates { config.warm_pool_size } else { 0 }, cores),
             qemu,
+            confinement,
             spec,
             admission: Admission::new(config.limits),
         });
@@ -144,12 +145,13 @@ impl Engine {
     /// How it is doing. Cheap enough to be asked every second.
     pub fn status(&self) -> PoolStatus {
         let Inner { host, cache, templates, stats, .. } = &*self.0;
-        let Host { qemu, spec, admission, pool } = &**host;
+        let Host { qemu, confinement, spec, admission, pool } = &**host;
         let (limits, count) = (admission.limits(), |counter: &AtomicU64| counter.load(Ordering::Relaxed));
         let off = TemplateStatus { state: TemplateState::Off, key: None, last_error: None, retry_in_seconds: None };
         PoolStatus {
             accelerator: spec.accelerator,
             qemu: qemu.words().to_string(),
+            confinement: confinement.clone(),
             image: ImageDigests {
                 kernel: spec.image.kernel_sha256.to_string(),
                 root: spec.image.root_sha256.to_string(),

@@ -40,6 +40,12 @@ pub enum StartError {
         /// The oldest that works.
         needed: String,
     },
+    /// A step that every VM's process takes is not allowed.
+    #[error("no VM can be confined on this host: {reason}")]
+    NoConfinement {
+        /// Which step, and why.
+        reason: String,
+    },
     /// A bug of ours.
     #[error("the engine does not start: {reason}")]
     Internal {

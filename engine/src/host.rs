@@ -2,6 +2,7 @@
 
 use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::limits::TCG_CODE_BUFFER_MB;
+use sandbox_schemas::status::Confinement;
 
 use crate::admission::{Admission, Place};
 use crate::error::ExecuteError;
@@ -12,6 +13,8 @@ use crate::qemu::{LaunchSpec, Qemu};
 #[derive(Debug)]
 pub(crate) struct Host {
     pub(crate) qemu: Qemu,
+    /// What holds QEMU's processes.
+    pub(crate) confinement: Confinement,
     /// A VM that boots.
     pub(crate) spec: LaunchSpec,
     pub(crate) admission: Admission,

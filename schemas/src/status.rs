@@ -18,6 +18,8 @@ pub struct PoolStatus {
     pub accelerator: Accelerator,
     /// What QEMU says of its version.
     pub qemu: String,
+    /// What holds its processes on this host.
+    pub confinement: Confinement,
     /// What the VMs boot.
     pub image: ImageDigests,
     /// What VMs without packages are restored from.
@@ -44,6 +46,45 @@ pub struct PoolStatus {
     pub tiers: Vec<TierStatus>,
     /// The limits in force.
     pub limits: LimitsInForce,
+}
+
+/// What holds QEMU's processes on this host, beside the VMs themselves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
+pub struct Confinement {
+    /// Whose user a VM's process has.
+    pub user: ProcessUser,
+    /// Linux namespaces of its own.
+    pub namespaces: Vec<String>,
+    /// Whose filter of system calls: `allowlist` (and QEMU's), or `qemu` alone.
+    pub seccomp: SystemCalls,
+    /// Version of Landlock, which keeps files from it; absent without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub landlock: Option<u32>,
+    /// Whether each VM has a cgroup of its own.
+    pub cgroup: bool,
+}
+
+/// Whose user a VM's process has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum ProcessUser {
+    /// One that no other VM has.
+    Own,
+    /// The server's.
+    Server,
+}
+
+/// What decides which system calls a VM's process may make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
+#[serde(rename_all = "lowercase")]
+pub enum SystemCalls {
+    /// A list of what is allowed, and QEMU's own of what is not.
+    Allowlist,
+    /// QEMU's own alone.
+    Qemu,
 }
 
 /// SHA-256 of the files that a VM boots, in hexadecimal digits.

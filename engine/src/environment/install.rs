@@ -169,7 +169,7 @@ pub(crate) async fn run_installer(
     let mut hello = hello(Vec::new())?;
     (hello.layers, hello.role) = (layers, Role::Installs { writable_mb, has_disk: disk.is_some() });
     if let Some(file) = disk {
-        spec.slot = Slot { file, is_writable: true };
+        spec.slot = Slot { file: Some(file), is_writable: true };
     }
     let program = program(request)?;
     let vm = Booting::launch(&host.qemu, &spec, hello, keep).await?.with_tunnel(handler);

@@ -74,7 +74,7 @@ impl Environment {
 
     /// The disk of a VM that has these packages.
     pub(crate) fn slot(&self) -> Slot {
-        Slot { file: self.layer.clone(), is_writable: false }
+        Slot { file: Some(self.layer.clone()), is_writable: false }
     }
 
     /// One of no packages, that tells itself from others.

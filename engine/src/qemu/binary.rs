@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::error::{StartError, VmError};
 use crate::qemu::command::{self, LaunchSpec};
+use crate::qemu::isolation::Isolation;
 use crate::qemu::process::{self, QemuProcess};
 use crate::qemu::version::{Version, parse_version};
 
@@ -40,6 +41,8 @@ pub(crate) struct Qemu {
     version: Version,
     /// What it says of its version, the distribution's words included.
     words: String,
+    /// What holds its processes.
+    isolation: Isolation,
     /// Counts the processes that are not reaped yet.
     processes: TaskTracker,
     ids: Arc<Mutex<HashSet<u32>>>,
@@ -48,6 +51,10 @@ pub(crate) struct Qemu {
 impl Qemu {
     /// The named binary, or the first in PATH and the usual places. What it says of its version is remembered in `cache_dir`.
     pub(crate) async fn find(named: Option<&Path>, cache_dir: &Path) -> Result<Qemu, StartError> {
+        // Before there is a child of ours, which would be in a cgroup that could be had otherwise.
+        let isolation = tokio::task::spawn_blocking(Isolation::find_out).await;
+        let isolation = isolation.map_err(|error| StartError::Internal { reason: error.to_string() })?;
+        let isolation = isolation.map_err(|reason| StartError::NoConfinement { reason })?;
         let path = match named {
             Some(path) => path.to_path_buf(),
             None => search(std::env::var_os("PATH").as_deref())
@@ -71,7 +78,7 @@ impl Qemu {
             let (found, needed) = (version.to_string(), OLDEST.to_string());
             return Err(StartError::QemuTooOld { path, found, needed });
         }
-        Ok(Qemu { path, version, words, processes: TaskTracker::new(), ids: Arc::default() })
+        Ok(Qemu { path, version, words, isolation, processes: TaskTracker::new(), ids: Arc::default() })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -91,6 +98,11 @@ impl Qemu {
         self.words.contains(KEEPS_CODE)
     }
 
+    /// What holds its processes on this host.
+    pub(crate) fn isolation(&self) -> &Isolation {
+        &self.isolation
+    }
+
     /// Starts a VM whose wire is `guest_end`. `keep` is dropped once its process is gone.
     pub(crate) fn spawn(
         &self,
@@ -99,8 +111,8 @@ impl Qemu {
         monitor_end: Option<UnixStream>,
         keep: impl Send + 'static,
     ) -> Result<QemuProcess, VmError> {
-        let (process, reaping) =
-            process::spawn(&self.path, command::arguments(spec, self.version), spec, guest_end, monitor_end)?;
+        let arguments = command::arguments(spec, self.version);
+        let (process, reaping) = process::spawn(&self.path, arguments, spec, &self.isolation, guest_end, monitor_end)?;
         let (ids, id) = (self.ids.clone(), process.id);
         lock(&ids).insert(id);
         self.processes.spawn(async move {

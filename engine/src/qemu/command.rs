@@ -62,10 +62,10 @@ pub(crate) struct Code {
 }
 
 /// The second disk, which every VM has: a clone has the devices of its template, and what is in the slot may differ.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Slot {
-    /// A file of [`LAYER_SLOT_BYTES`](sandbox_schemas::limits::LAYER_SLOT_BYTES).
-    pub(crate) file: Arc<OwnedFd>,
+    /// A file of [`LAYER_SLOT_BYTES`](sandbox_schemas::limits::LAYER_SLOT_BYTES); `None` for one with nothing in it.
+    pub(crate) file: Option<Arc<OwnedFd>>,
     /// Whether the VM is there to write it. All others only read.
     pub(crate) is_writable: bool,
 }
@@ -99,7 +99,27 @@ pub(crate) enum Start {
 const MACHINE: &str = "microvm,acpi=off,pit=on,pic=on,rtc=on,isa-serial=off,x-option-roms=off,\
                        auto-kernel-cmdline=on,usb=off,graphics=off,memory-backend=ram";
 
-/// QEMU's own system call filter: no obsolete calls, no new rights, no new processes, no scheduling games.
+/// What the guest's processor does not have although QEMU, or the host's, could offer it: each is code that a guest could attack, or
+/// a way to look at the host, and no program is compiled for it. Every QEMU that is supported knows these names; what it, or the host,
+/// does not have is not there either way.
+const UNNEEDED_OF_CPU: &[&str] = &[
+    // A hypervisor in the guest. What KVM and TCG do for one can be reached from the guest's ring 0, and has been a way out.
+    "svm", "vmx",
+    // Counters, branch records and traces of the host's processor: clocks for side channels. The guest's kernel has no use for them.
+    "pmu", "arch-lbr", "intel-pt",
+    // Transactions in memory: switched off on most processors that had them, for what they let be seen.
+    "hle", "rtm", // Enclaves.
+    "sgx", "sgxlc", // What would have the host's processor wait.
+    "monitor", "waitpkg", // Given up by those who made them, and by compilers and kernels.
+    "mpx", "3dnow", "3dnowext", // For kernels with more memory, or more to protect, than these.
+    "la57", "pks",
+];
+
+/// Told that string instructions are fast, the guest kernel copies and clears with them, which takes twice as long where each is
+/// emulated byte by byte.
+const SLOW_UNDER_TCG: &[&str] = &["erms", "fsrm"];
+
+/// QEMU's own system call filter, above [ours](crate::qemu::filter): no obsolete calls, no new rights, no new processes, no scheduling games.
 const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
 /// What the process is called in a list of processes (15 bytes), where it would be the number of its descriptor.
@@ -112,19 +132,17 @@ pub(crate) fn arguments(spec: &LaunchSpec, version: Version) -> Vec<String> {
 
 /// The arguments of a launch like `spec`, but with this start.
 pub(crate) fn arguments_to(start: StartKind, spec: &LaunchSpec, version: Version) -> Vec<String> {
-    let (accelerator, cpu) = match spec.accelerator {
-        Accelerator::Kvm => ("kvm".to_string(), "max"),
-        // One virtual CPU: a thread per CPU would only add locking. Told that string instructions are fast, the guest kernel copies
-        // and clears with them, which takes twice as long where each is emulated byte by byte.
+    let accelerator = match spec.accelerator {
+        Accelerator::Kvm => "kvm".to_string(),
+        // One virtual CPU: a thread per CPU would only add locking.
         Accelerator::Tcg => {
-            let code = code_options(&spec.code);
-            (format!("tcg,thread=single,tb-size={TCG_CODE_BUFFER_MB}{code}"), "max,-erms,-fsrm")
-        }
+            format!("tcg,thread=single,tb-size={TCG_CODE_BUFFER_MB}{}", code_options(&spec.code))
+        },
     };
     let memory = spec.memory_mb;
     let mut pairs = vec![
         ("-name", format!("process={PROCESS_NAME}")),
-        ("-cpu", cpu.to_string()),
+        ("-cpu", cpu(spec.accelerator)),
         ("-accel", accelerator),
         ("-m", format!("{memory}M")),
         ("-smp", "1".to_string()),
@@ -216,6 +234,13 @@ pub(crate) fn open(fd: RawFd) -> String {
     format!("/proc/self/fd/{fd}")
 }
 
+/// The processor: all that the accelerator can do, but for what no guest needs.
+fn cpu(accelerator: Accelerator) -> String {
+    let slow = if accelerator == Accelerator::Tcg { SLOW_UNDER_TCG } else { &[] };
+    let without = UNNEEDED_OF_CPU.iter().chain(slow).map(|feature| format!(",{feature}=off"));
+    std::iter::once("max".to_string()).chain(without).collect()
+}
+
 fn code_options(code: &Code) -> String {
     let files = [("load", &code.load, CODE_FD), ("save", &code.save, SAVED_CODE_FD)];
     let given = files.into_iter().filter(|(_, file, _)| file.is_some());
@@ -272,7 +297,7 @@ mod tests {
             initrd: "agent.cpio".into(),
             initrd_sha256: digest,
         };
-        let slot = Slot { file: file(), is_writable: false };
+        let slot = Slot::default();
         let (memory_mb, tsc_khz, code) = (256, 2_000_000, Code::default());
         arguments(&LaunchSpec { accelerator, memory_mb, start, tsc_khz, image, slot, code }, version).join(" ")
     }
@@ -321,11 +346,22 @@ mod tests {
     fn what_tcg_does_worse_is_the_only_difference() {
         let tcg = line(Accelerator::Tcg, Start::Boot, OLD)
             .replace(&format!("tcg,thread=single,tb-size={TCG_CODE_BUFFER_MB}"), "kvm");
-        let tcg = tcg.replace("max,-erms,-fsrm", "max");
+        let tcg = tcg.replace(",erms=off,fsrm=off", "");
         assert_eq!(
             line(Accelerator::Kvm, Start::Boot, OLD),
             tcg.replace(" tsc=reliable tsc_early_khz=2000000 no_timer_check nolapic_timer", "")
         );
+    }
+
+    #[test]
+    fn no_guest_has_a_hypervisor_or_counters() {
+        for accelerator in [Accelerator::Kvm, Accelerator::Tcg] {
+            let cpu = cpu(accelerator);
+            for feature in ["svm=off", "vmx=off", "pmu=off"] {
+                assert!(cpu.split(',').any(|part| part == feature), "{cpu}");
+            }
+            assert!(!cpu.contains("avx") && !cpu.contains("aes"), "what programs are compiled for stays: {cpu}");
+        }
     }
 
     #[test]

@@ -8,8 +8,24 @@ mod monitor;
 mod process;
 mod version;
 
+mod isolation;
+
+mod child;
+mod group;
+mod namespace;
+mod privileges;
+mod user;
+
+mod program;
+
+mod filter;
+mod landlock;
+
+mod confinement;
+
 pub(crate) use binary::Qemu;
 pub(crate) use clock::tsc_khz;
 pub(crate) use command::{Code, LaunchSpec, OPENS_RAM_READ_ONLY, Slot, Start, StartKind, arguments_to};
+pub(crate) use confinement::{confinement, tell};
 pub(crate) use monitor::{Monitor, STATE_MAX_BYTES};
-pub(crate) use process::{KVM_DEVICE, QemuProcess, runs_as_another_user, starved};
+pub(crate) use process::{KVM_DEVICE, QemuProcess, starved};

@@ -1,37 +1,42 @@
 //! One QEMU process: started with little, ended for certain.
 
+use std::convert::Infallible;
+use std::ffi::{CString, c_char};
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::Duration;
 
-use command_fds::{CommandFdExt, FdMapping};
 use nix::libc;
-use nix::sched::{CloneFlags, unshare};
-use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::Signal;
-use nix::unistd::{Gid, Pid, Uid, getpid, getppid, setgid, setgroups, setuid};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Signal, set_parent_process_death_signal, setsid};
+use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::limits::LAYER_SLOT_BYTES;
 use tokio::io::AsyncReadExt;
-use tokio::process::{Child, ChildStderr, Command};
+use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 
 use crate::error::VmError;
+use crate::qemu::child::{self, Child, Ended, Voice, Word, not_given};
 use crate::qemu::command::{
     self, BINARY_FD, CODE_FD, INITRD_FD, KERNEL_FD, LaunchSpec, MONITOR_FD, RAM_FD, ROOT_FD, SAVED_CODE_FD, SLOT_FD,
     WIRE_FD,
 };
+use crate::qemu::filter::Filter;
+use crate::qemu::isolation::{Degree, Isolation};
+use crate::qemu::landlock::Landlock;
+use crate::qemu::privileges;
+use crate::qemu::program::Program;
+use crate::template::ram;
 
 /// KVM's device.
 pub(crate) const KVM_DEVICE: &str = "/dev/kvm";
-
-/// Debian's `nobody`: who QEMU is when the server is root. It owns nothing.
-const NOBODY: u32 = 65534;
 
 /// How long an ended QEMU's last words are waited for.
 const LAST_WORDS_DEADLINE: Duration = Duration::from_millis(500);
@@ -39,14 +44,19 @@ const LAST_WORDS_DEADLINE: Duration = Duration::from_millis(500);
 /// Most of QEMU's words that are kept, in bytes.
 const LAST_WORDS_BYTES: u64 = 4096;
 
+/// Descriptors that QEMU may have open. It is given a dozen.
+const OPEN_FILES: u64 = 64;
+
 /// A running QEMU. Its drop kills it; a task of its own reaps it.
 #[derive(Debug)]
 pub(crate) struct QemuProcess {
     /// The process's id, for as long as it is not reaped.
     pub(crate) id: u32,
-    stderr: Option<ChildStderr>,
+    stderr: Option<pipe::Receiver>,
+    /// How it ended, if it did so by itself.
+    ended: Option<oneshot::Receiver<Ended>>,
     /// Dropped to have the process killed.
-    _kill: oneshot::Sender<()>,
+    _kill: oneshot::Sender<Infallible>,
 }
 
 /// Starts QEMU; the future that comes with it ends when the process is gone, and has to run for that. Must be called from a
@@ -55,96 +65,205 @@ pub(crate) fn spawn(
     qemu: &Path,
     arguments: Vec<String>,
     spec: &LaunchSpec,
+    isolation: &Isolation,
     guest_end: UnixStream,
     monitor_end: Option<UnixStream>,
 ) -> Result<(QemuProcess, impl Future<Output = ()> + use<>), VmError> {
+    let failed = |error: io::Error| VmError::Spawn(error.to_string());
+    let (hears, speaks) =
+        pipe::pipe().and_then(|(speaks, hears)| Ok((hears, speaks.into_blocking_fd()?))).map_err(failed)?;
+    let unreadable = |error: io::Error| VmError::Spawn(format!("{}: {error}", qemu.display()));
+    let binary = File::open(qemu).map_err(unreadable)?;
+    let kind = Program::of(&binary).map_err(unreadable)?;
+    let given = descriptors(binary.try_clone().map_err(unreadable)?, spec, guest_end, monitor_end, speaks)?;
+    let files = given.iter().map(|(file, _)| file.as_fd());
+    let landlock = Landlock::new(&kind, qemu, &binary, files, spec.accelerator);
+    let landlock = landlock.map_err(|error| VmError::Spawn(error.to_string()))?;
+    let filter = Filter::of(&kind, spec.accelerator).map_err(|error| VmError::Spawn(error.to_string()))?;
+    let descriptors: Vec<(RawFd, RawFd)> = given.iter().map(|(file, place)| (file.as_raw_fd(), *place)).collect();
+
+    let program = c_string(command::open(BINARY_FD).as_bytes())?;
+    let words = std::iter::once(qemu.as_os_str().as_bytes()).chain(arguments.iter().map(String::as_bytes));
+    let words: Vec<CString> = words.map(c_string).collect::<Result<_, _>>()?;
+    let words: Vec<*const c_char> = words.iter().map(|word| word.as_ptr()).chain([std::ptr::null()]).collect();
+    // QEMU needs nothing of the user's environment, and could tell a guest's conqueror about it.
+    let environment: [*const c_char; 1] = [std::ptr::null()];
+
+    let belongings = isolation.belongings(spec.memory_mb).map_err(VmError::Spawn)?;
+    let confinement = Confinement {
+        descriptors: &descriptors,
+        user: belongings.user.as_ref().map(|user| user.id),
+        group: device_group(spec.accelerator),
+        // QEMU writes no file at all, unless it is there to write one.
+        file_bytes: if spec.slot.is_writable { LAYER_SLOT_BYTES } else { 0 },
+        server: isolation.server.as_fd(),
+        oom_score: &isolation.oom_score,
+        landlock: landlock.as_ref(),
+        filter,
+    };
+    let become_qemu = |voice: &Voice| {
+        let refused = match confine(&confinement) {
+            Ok(_) => {
+                #[allow(unsafe_code, reason = "this folder is the one that starts QEMU")]
+                // SAFETY: strings and lists that end with a null, and live.
+                unsafe {
+                    libc::execve(program.as_ptr(), words.as_ptr(), environment.as_ptr())
+                };
+                Refused::new(Step::Program, &io::Error::last_os_error())
+            }
+            Err(refused) => refused,
+        };
+        voice.say(refused.into());
+    };
+    #[allow(unsafe_code, reason = "rights are given up between clone and exec")]
+    // SAFETY: the closure makes system calls only; it neither allocates nor takes a lock.
+    let started = unsafe { child::start(isolation.beginning(&belongings), become_qemu) };
+    let (mut child, word) = started.map_err(|error| VmError::Spawn(not_begun(&error)))?;
+    if let Some(word) = word {
+        let _ = child.wait_here();
+        return Err(VmError::Spawn(format!("{}: {}", qemu.display(), Refused::from(word))));
+    }
+    let (kill, killed) = oneshot::channel();
+    let (tell, ended) = oneshot::channel();
+    let process = QemuProcess { id: child.id(), stderr: Some(hears), ended: Some(ended), _kill: kill };
+    let reaping = async move {
+        reap(child, killed, tell).await;
+        // Now they are nobody's.
+        drop(belongings);
+    };
+    Ok((process, reaping))
+}
+
+/// Why there is no process. What was to be had when the engine started can be used up.
+fn not_begun(error: &io::Error) -> String {
+    let what = match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EUSERS) => "the host has no more namespaces (user.max_pid_namespaces and its like)",
+        Some(libc::EAGAIN) => "the host allows no more processes (ulimit -u, or pids.max of a cgroup)",
+        _ => "a process for it",
+    };
+    format!("{what}: {error}")
+}
+
+fn c_string(bytes: &[u8]) -> Result<CString, VmError> {
+    CString::new(bytes).map_err(|error| VmError::Spawn(error.to_string()))
+}
+
+/// All that QEMU gets, and where it finds it. None is there already: see [`not_given`].
+fn descriptors(
+    binary: File,
+    spec: &LaunchSpec,
+    guest_end: UnixStream,
+    monitor_end: Option<UnixStream>,
+    stderr: OwnedFd,
+) -> Result<Vec<(OwnedFd, RawFd)>, VmError> {
     let open = |path: &Path| -> Result<OwnedFd, VmError> {
         let file = File::open(path).map_err(|error| VmError::Spawn(format!("{}: {error}", path.display())))?;
         Ok(file.into())
     };
-    let mut mappings = vec![
-        FdMapping { parent_fd: guest_end.into(), child_fd: WIRE_FD },
-        FdMapping { parent_fd: open(&spec.image.root)?, child_fd: ROOT_FD },
-        // As another user it cannot reach what is in the cache, which may be QEMU itself. The descriptor stays open for a
-        // script, which is opened once more by its interpreter.
-        FdMapping { parent_fd: open(qemu)?, child_fd: BINARY_FD },
-    ];
-    if spec.start.kind().boots() {
-        mappings.push(FdMapping { parent_fd: open(&spec.image.kernel)?, child_fd: KERNEL_FD });
-        mappings.push(FdMapping { parent_fd: open(&spec.image.initrd)?, child_fd: INITRD_FD });
-    }
     let share = |file: &OwnedFd, what: &str| {
         file.try_clone().map_err(|error| VmError::Spawn(format!("the {what}'s file: {error}")))
     };
-    mappings.push(FdMapping { parent_fd: share(&spec.slot.file, "slot")?, child_fd: SLOT_FD });
-    if let Some(ram) = spec.start.ram() {
-        mappings.push(FdMapping { parent_fd: share(ram, "memory")?, child_fd: RAM_FD });
+    let nothing = Path::new("/dev/null");
+    let unheard = File::options().write(true).open(nothing);
+    let unheard = unheard.map_err(|error| VmError::Spawn(format!("{}: {error}", nothing.display())))?;
+    let mut given = vec![
+        (open(nothing)?, libc::STDIN_FILENO),
+        (unheard.into(), libc::STDOUT_FILENO),
+        (stderr, libc::STDERR_FILENO),
+        (guest_end.into(), WIRE_FD),
+        (open(&spec.image.root)?, ROOT_FD),
+        // As another user it cannot reach what is in the cache, which may be QEMU itself. The descriptor stays open for a
+        // script, which is opened once more by its interpreter.
+        (binary.into(), BINARY_FD),
+    ];
+    if spec.start.kind().boots() {
+        given.push((open(&spec.image.kernel)?, KERNEL_FD));
+        given.push((open(&spec.image.initrd)?, INITRD_FD));
     }
-    for (file, child_fd) in [(&spec.code.load, CODE_FD), (&spec.code.save, SAVED_CODE_FD)] {
+    let slot = match &spec.slot.file {
+        Some(file) => share(file, "slot")?,
+        // Its own, so that what it makes of it is gone with it.
+        None => ram::nothing(LAYER_SLOT_BYTES).map_err(|error| VmError::Spawn(format!("an empty slot: {error}")))?,
+    };
+    given.push((slot, SLOT_FD));
+    if let Some(ram) = spec.start.ram() {
+        given.push((share(ram, "memory")?, RAM_FD));
+    }
+    for (file, place) in [(&spec.code.load, CODE_FD), (&spec.code.save, SAVED_CODE_FD)] {
         if let Some(file) = file {
-            mappings.push(FdMapping { parent_fd: share(file, "translated code")?, child_fd });
+            given.push((share(file, "translated code")?, place));
         }
     }
-    mappings.extend(monitor_end.map(|end| FdMapping { parent_fd: end.into(), child_fd: MONITOR_FD }));
-
-    #[allow(clippy::disallowed_methods, reason = "this folder is the one that starts QEMU")]
-    let mut command = std::process::Command::new(command::open(BINARY_FD));
-    command
-        .arg0(qemu)
-        .args(arguments)
-        // QEMU needs nothing of the user's environment, and could tell a guest's conqueror about it.
-        .env_clear()
-        .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped());
-    let server = getpid();
-    let group = device_group(spec.accelerator);
-    // QEMU writes no file at all, unless it is there to write one.
-    let file_bytes = if spec.slot.is_writable { LAYER_SLOT_BYTES } else { 0 };
-    #[allow(unsafe_code, reason = "rights are given up between fork and exec")]
-    // SAFETY: the closure makes system calls only; it neither allocates nor takes a lock.
-    unsafe {
-        command.pre_exec(move || confine(server, group, file_bytes))
-    };
-    // After `confine`, which marks every descriptor close-on-exec: those named here are the only ones that stay open.
-    command.fd_mappings(mappings).map_err(|error| VmError::Spawn(error.to_string()))?;
-
-    let mut child = Command::from(command)
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|error| VmError::Spawn(format!("{}: {error}", qemu.display())))?;
-    let id = child.id().unwrap_or_default();
-    let stderr = child.stderr.take();
-    let (kill, killed) = oneshot::channel();
-    Ok((QemuProcess { id, stderr, _kill: kill }, reap(child, killed)))
+    given.extend(monitor_end.map(|end| (end.into(), MONITOR_FD)));
+    let moved = given.into_iter().map(|(file, place)| Ok((not_given(file)?, place))).collect::<io::Result<_>>();
+    moved.map_err(|error| VmError::Spawn(format!("its descriptors: {error}")))
 }
 
 impl QemuProcess {
-    /// What QEMU said before it ended, as the tail of a sentence; empty when it said nothing.
+    /// What QEMU said before it ended, and how it did so if that says something, as the tail of a sentence; else empty.
     pub(crate) async fn last_words(&mut self) -> String {
-        let Some(stderr) = self.stderr.take() else { return String::new() };
+        let (stderr, ended) = (self.stderr.take(), self.ended.take());
         let mut words = Vec::new();
+        let listen = async {
+            if let Some(stderr) = stderr {
+                let _ = stderr.take(LAST_WORDS_BYTES).read_to_end(&mut words).await;
+            }
+        };
+        let see = async {
+            match ended {
+                Some(ended) => ended.await.ok(),
+                None => None,
+            }
+        };
         // It also ends at the deadline when QEMU lives on: then there are no last words yet.
-        let _ = tokio::time::timeout(LAST_WORDS_DEADLINE, stderr.take(LAST_WORDS_BYTES).read_to_end(&mut words)).await;
-        match String::from_utf8_lossy(&words).trim() {
-            "" => String::new(),
-            words => format!(": {words}"),
-        }
+        let deadline = tokio::time::Instant::now() + LAST_WORDS_DEADLINE;
+        let (_, ended) =
+            tokio::join!(tokio::time::timeout_at(deadline, listen), tokio::time::timeout_at(deadline, see));
+        tail(String::from_utf8_lossy(&words).trim(), ended.ok().flatten())
     }
 }
 
-/// Waits for the process's end, and brings it about when its owner has gone.
-async fn reap(mut child: Child, killed: oneshot::Receiver<()>) {
+/// Words and an end, as the tail of a sentence.
+fn tail(words: &str, ended: Option<Ended>) -> String {
+    let end = match ended {
+        // Of which the words say why.
+        None | Some(Ended::Exit(0 | 1)) => None,
+        Some(Ended::Exit(status)) => Some(format!("QEMU exited with status {status}")),
+        Some(Ended::Signal(libc::SIGKILL)) => Some(
+            "QEMU was killed by signal 9, which this server did not send: a host does so when it has no memory left"
+                .to_string(),
+        ),
+        Some(Ended::Signal(libc::SIGSYS)) => {
+            Some("QEMU was killed by signal 31, for a system call that is not allowed to it".to_string())
+        }
+        Some(Ended::Signal(signal)) => Some(format!("QEMU was ended by signal {signal}")),
+    };
+    match (words, end) {
+        ("", None) => String::new(),
+        (words, None) => format!(": {words}"),
+        ("", Some(end)) => format!(": {end}"),
+        (words, Some(end)) => format!(": {words} ({end})"),
+    }
+}
+
+/// Waits for the process's end, and brings it about when its owner has gone. However that goes: what is not reaped is there.
+async fn reap(mut child: Child, killed: oneshot::Receiver<Infallible>, tell: oneshot::Sender<Ended>) {
     let ended = tokio::select! {
-        status = child.wait() => status,
-        _ = killed => match child.start_kill() {
-            Ok(()) => child.wait().await,
-            Err(error) => Err(error),
-        },
+        ended = child.wait() => {
+            let _ = ended.as_ref().map(|ended| tell.send(*ended));
+            ended
+        }
+        _ = killed => {
+            if let Err(error) = child.kill() {
+                // Its wire is closed, at which the guest's agent stops the VM, unless it is conquered.
+                let id = child.id();
+                tracing::error!(%error, id, "QEMU cannot be killed, and keeps its place; CAP_KILL may have been taken from the server");
+            }
+            child.wait().await
+        }
     };
     match ended {
-        Ok(status) => tracing::debug!(%status, "QEMU ended"),
+        Ok(ended) => tracing::debug!(?ended, "QEMU ended"),
         Err(error) => tracing::error!(%error, "QEMU could not be reaped"),
     }
 }
@@ -173,46 +292,212 @@ pub(crate) fn starved(id: u32) -> Duration {
     Duration::from_nanos(waited.max().unwrap_or(0))
 }
 
-/// The group that may use KVM, where that is what QEMU needs: as nobody it could not.
+/// The group that may use KVM, where that is what QEMU needs: as somebody else it could not.
 fn device_group(accelerator: Accelerator) -> Option<Gid> {
     let device = (accelerator == Accelerator::Kvm).then(|| std::fs::metadata(KVM_DEVICE).ok()).flatten()?;
     Some(Gid::from_raw(device.gid())).filter(|group| group.as_raw() != 0)
 }
 
-/// Runs in the child, before QEMU.
-fn confine(server: Pid, group: Option<Gid>, file_bytes: u64) -> std::io::Result<()> {
-    close_descriptors_on_exec()?;
-    // A network of its own with nothing in it, where that is allowed (not to most users, nor to root in most containers): QEMU
-    // has no network device either way, this is the second lock.
-    if runs_as_another_user() {
-        let _ = unshare(CloneFlags::CLONE_NEWNET);
-        setgroups(group.as_slice())?;
-        setgid(Gid::from_raw(NOBODY))?;
-        setuid(Uid::from_raw(NOBODY))?;
-    } else {
-        let _ = unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET);
-    }
-    setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
-    setrlimit(Resource::RLIMIT_FSIZE, file_bytes, file_bytes)?;
-    setrlimit(Resource::RLIMIT_NOFILE, 64, 64)?;
+/// What a child is confined by, made before it is.
+pub(crate) struct Confinement<'a> {
+    /// What it keeps, and where.
+    pub(crate) descriptors: &'a [(RawFd, RawFd)],
+    /// Who it becomes, with a group of the same number. `None` for nobody else.
+    pub(crate) user: Option<u32>,
+    /// A group that it is in as well.
+    pub(crate) group: Option<Gid>,
+    /// Size to which it may write files.
+    pub(crate) file_bytes: u64,
+    /// The process that it must not outlive.
+    pub(crate) server: BorrowedFd<'a>,
+    pub(crate) oom_score: &'a str,
+    /// What it may do with files, where the kernel can tell it.
+    pub(crate) landlock: Option<&'a Landlock>,
+    /// What it may ask of the kernel. `None` for what is no program.
+    pub(crate) filter: Option<&'a Filter>,
+}
+
+/// A step of a child on its way to being QEMU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Step {
+    Descriptors = 1,
+    Session,
+    User,
+    Limits,
+    Privileges,
+    Lifeline,
+    Landlock,
+    Filter,
+    Program,
+}
+
+/// With what an error says that it was about.
+const STEPS: [(Step, &str); 9] = [
+    (Step::Descriptors, "giving it its descriptors"),
+    (Step::Session, "giving it a session of its own"),
+    (Step::User, "changing to another user"),
+    (Step::Limits, "setting its limits"),
+    (Step::Privileges, "giving up its privileges"),
+    (Step::Lifeline, "tying its life to the server's"),
+    (Step::Landlock, "submitting it to Landlock's rules"),
+    (Step::Filter, "filtering its system calls"),
+    (Step::Program, "executing it"),
+];
+
+/// Why a child did not become QEMU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Refused {
+    step: Option<Step>,
+    errno: i32,
+}
+
+/// Runs in the child, before QEMU, and in one that tries it out: system calls only.
+pub(crate) fn confine(confinement: &Confinement<'_>) -> Result<Degree, Refused> {
+    let at = |step: Step| move |error: io::Error| Refused::new(step, &error);
+    keep_descriptors(confinement.descriptors).map_err(at(Step::Descriptors))?;
+    leave_session().map_err(at(Step::Session))?;
+    // Both before the change of user, who may do neither.
+    let has_oom_score = write_oom_score(confinement.oom_score).is_ok();
+    let has_no_bounding_set = privileges::empty_bounding_set();
+    become_user(confinement.user, confinement.group).map_err(at(Step::User))?;
+    limit(confinement.file_bytes).map_err(at(Step::Limits))?;
+    privileges::give_up().map_err(at(Step::Privileges))?;
     // After the change of user, which clears it.
-    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
-    // The server may have ended before that.
-    if getppid() != server {
-        return Err(std::io::Error::from_raw_os_error(libc::ESRCH));
+    end_with(confinement.server).map_err(at(Step::Lifeline))?;
+    if let Some(landlock) = confinement.landlock {
+        landlock.apply().map_err(|errno| Refused::new(Step::Landlock, &errno.into()))?;
+    }
+    // Last, since it forbids what came before.
+    if let Some(filter) = confinement.filter {
+        filter.apply().map_err(|errno| Refused::new(Step::Filter, &errno.into()))?;
+    }
+    Ok(Degree { has_no_bounding_set, has_oom_score })
+}
+
+/// Keeps these descriptors and no other beyond the end of this program: whoever started the server may have left some open
+/// without close-on-exec.
+fn keep_descriptors(descriptors: &[(RawFd, RawFd)]) -> io::Result<()> {
+    let first = libc::STDERR_FILENO + 1;
+    #[allow(unsafe_code, reason = "nix has no wrapper of close_range")]
+    // SAFETY: it only sets a flag on descriptors of this process.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    for &(file, place) in descriptors {
+        #[allow(unsafe_code, reason = "places are numbers")]
+        // SAFETY: nothing of ours is in the place, in a process that owns nothing.
+        if unsafe { libc::dup2(file, place) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
     }
     Ok(())
 }
 
-/// Whether QEMU is somebody else than the server.
-pub(crate) fn runs_as_another_user() -> bool {
-    Uid::effective().is_root()
+/// Away from the server's terminal, whose Ctrl-C is for the server, and from its group of processes, which could be signalled
+/// as a whole.
+fn leave_session() -> io::Result<()> {
+    setsid()?;
+    Ok(())
 }
 
-/// Whoever started the server may have left descriptors open without close-on-exec.
-fn close_descriptors_on_exec() -> std::io::Result<()> {
-    #[allow(unsafe_code, reason = "nix has no wrapper of close_range")]
-    // SAFETY: it only sets a flag on descriptors of this process.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+/// A host that is out of memory shall end a VM, and not who uses it.
+fn write_oom_score(score: &str) -> io::Result<()> {
+    let (flags, mode) = (rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty());
+    let file = rustix::fs::open(c"/proc/self/oom_score_adj", flags, mode)?;
+    rustix::io::write(&file, score.as_bytes())?;
+    Ok(())
+}
+
+fn become_user(user: Option<u32>, group: Option<Gid>) -> io::Result<()> {
+    let Some(id) = user else { return Ok(()) };
+    let (user, own_group) = (Uid::from_raw(id), Gid::from_raw(id));
+    set_thread_groups(group.as_slice())?;
+    set_thread_res_gid(own_group, own_group, own_group)?;
+    set_thread_res_uid(user, user, user)?;
+    Ok(())
+}
+
+fn limit(file_bytes: u64) -> io::Result<()> {
+    let limits =
+        [(Resource::RLIMIT_CORE, 0), (Resource::RLIMIT_FSIZE, file_bytes), (Resource::RLIMIT_NOFILE, OPEN_FILES)];
+    for (resource, most) in limits {
+        // Whoever started the server may have set less, of which nobody gets back anything.
+        let most = getrlimit(resource)?.1.min(most);
+        setrlimit(resource, most, most)?;
+    }
+    Ok(())
+}
+
+/// Has the kernel end this process when the server ends.
+fn end_with(server: BorrowedFd<'_>) -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::KILL))?;
+    // The server may have ended before that. Its id would not say so: in a PID namespace it has none.
+    let mut server = [PollFd::from_borrowed_fd(server, PollFlags::IN)];
+    match poll(&mut server, Some(&Timespec::default()))? {
+        0 => Ok(()),
+        _ => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+    }
+}
+
+impl Refused {
+    pub(crate) fn new(step: Step, error: &io::Error) -> Refused {
+        Refused { step: Some(step), errno: error.raw_os_error().unwrap_or_default() }
+    }
+}
+
+impl From<Refused> for Word {
+    fn from(refused: Refused) -> Word {
+        Word { about: refused.step.map_or(u8::MAX, |step| step as u8), value: refused.errno }
+    }
+}
+
+impl From<Word> for Refused {
+    fn from(word: Word) -> Refused {
+        let step = STEPS.iter().map(|(step, _)| *step).find(|step| *step as u8 == word.about);
+        Refused { step, errno: word.value }
+    }
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let doing = STEPS.iter().find(|(step, _)| Some(*step) == self.step).map_or("confining it", |(_, doing)| doing);
+        write!(formatter, "{doing}: {}", io::Error::from_raw_os_error(self.errno))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_is_told_where_it_says_something() {
+        assert_eq!(tail("", None), "");
+        assert_eq!(tail("", Some(Ended::Exit(0))), "", "a guest that has stopped");
+        assert_eq!(tail("no such machine", Some(Ended::Exit(1))), ": no such machine");
+        assert_eq!(tail("odd", Some(Ended::Exit(3))), ": odd (QEMU exited with status 3)");
+        let killed = tail("", Some(Ended::Signal(libc::SIGKILL)));
+        assert!(killed.starts_with(": QEMU was killed by signal 9") && killed.contains("no memory left"), "{killed}");
+        assert!(tail("", Some(Ended::Signal(libc::SIGSYS))).contains("a system call that is not allowed to it"));
+        assert_eq!(tail("", Some(Ended::Signal(libc::SIGSEGV))), ": QEMU was ended by signal 11");
+    }
+
+    #[test]
+    fn what_is_used_up_is_named() {
+        let error = |errno| not_begun(&io::Error::from_raw_os_error(errno));
+        assert!(error(libc::ENOSPC).contains("user.max_pid_namespaces"));
+        assert!(error(libc::EAGAIN).contains("ulimit -u"));
+        assert!(error(libc::ENOMEM).starts_with("a process for it: "));
+    }
+
+    #[test]
+    fn a_refusal_survives_the_pipe_and_says_what_was_refused() {
+        for (step, doing) in STEPS {
+            let refused = Refused::new(step, &io::Error::from_raw_os_error(libc::EPERM));
+            assert_eq!(Refused::from(Word::from(refused)), refused);
+            assert_eq!(refused.to_string(), format!("{doing}: Operation not permitted (os error 1)"));
+        }
+        assert!(Refused::from(Word { about: 200, value: libc::EIO }).to_string().starts_with("confining it: "));
+    }
 }

@@ -23,6 +23,13 @@ pub(crate) fn create(size_bytes: u64) -> io::Result<File> {
     Ok(file)
 }
 
+/// A file with nothing in it, which nobody can ever write to.
+pub(crate) fn nothing(size_bytes: u64) -> io::Result<OwnedFd> {
+    let file = create(size_bytes)?;
+    seal(&file)?;
+    Ok(file.into())
+}
+
 /// Writes the pages that hold anything to `to`, which is empty.
 pub(crate) fn save(ram: &File, to: &File) -> io::Result<RamPart> {
     to.set_len(ram.metadata()?.len())?;
@@ -91,6 +98,7 @@ fn summarise(ram: &File, mut take: impl FnMut(u64, &[u8]) -> io::Result<()>) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsRawFd;
 
     const SIZE: u64 = 8 * 1024 * 1024;
 
@@ -143,9 +151,15 @@ mod tests {
 
     #[test]
     fn what_is_sealed_cannot_be_written() {
-        let copy = File::from(sealed_copy(&memory()).unwrap());
-        assert!(copy.write_all_at(&[1], 0).is_err());
-        assert!(copy.set_len(0).is_err());
-        assert!(copy.set_len(2 * SIZE).is_err());
+        for sealed in [sealed_copy(&memory()).unwrap(), nothing(SIZE).unwrap()] {
+            // Opened once more for writing, as its user could: the seals hold, not the opening.
+            let again = format!("/proc/self/fd/{}", sealed.as_raw_fd());
+            let again = File::options().read(true).write(true).open(again).unwrap();
+            for file in [File::from(sealed), again] {
+                assert!(file.write_all_at(&[1], 0).is_err());
+                assert!(file.set_len(0).is_err());
+                assert!(file.set_len(2 * SIZE).is_err());
+            }
+        }
     }
 }

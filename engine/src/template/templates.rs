@@ -16,7 +16,7 @@ use crate::environment::Environment;
 use crate::error::VmError;
 use crate::host::Host;
 use crate::pool::layer_of;
-use crate::qemu::{LaunchSpec, OPENS_RAM_READ_ONLY, Qemu, StartKind, arguments_to, runs_as_another_user};
+use crate::qemu::{LaunchSpec, OPENS_RAM_READ_ONLY, Qemu, StartKind, arguments_to};
 use crate::template::Template;
 use crate::template::build::{self, Built};
 use crate::template::derive::{self, IMPORT_MEMORY_MB};
@@ -66,7 +66,7 @@ impl Templates {
     pub(crate) fn new(cache: CacheDir, host: Arc<Host>) -> Templates {
         let spec = LaunchSpec { memory_mb: MEMORY_MB, ..host.spec.clone() };
         let inputs = inputs(&host.qemu, &spec);
-        let copies = host.qemu.version() < OPENS_RAM_READ_ONLY || !runs_as_another_user();
+        let copies = host.qemu.version() < OPENS_RAM_READ_ONLY || !host.qemu.isolation().is_another_user();
         Templates {
             supply: Supply::new(cache, copies),
             base: Arc::new(Known::new(BASE.into(), origin(&inputs, &spec), None)),
