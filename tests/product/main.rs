@@ -39,4 +39,5 @@ mod settings;
 mod shell;
 mod streaming;
 mod templates;
+mod translated_code;
 mod warnings;

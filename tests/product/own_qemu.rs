@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::harness::{Server, command, execute_request, execute_with, new_cache, request};
 
 /// A server whose VMs run in the QEMU of the image, if there is one.
-fn own() -> Option<Command> {
+pub(crate) fn own() -> Option<Command> {
     let mut status = command();
     let output = status.args(["image", "status"]).output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
@@ -112,14 +112,14 @@ fn whoever_names_another_gets_that() {
 }
 
 /// The same with a cache that has no templates.
-fn own_in(cache: &Path) -> Option<Command> {
+pub(crate) fn own_in(cache: &Path) -> Option<Command> {
     let mut command = own()?;
     command.args(["--cache-dir", cache.to_str().unwrap()]);
     Some(command)
 }
 
 /// The one template in a cache, built if it is not there.
-fn template(cache: &Path) -> Option<PathBuf> {
+pub(crate) fn template(cache: &Path) -> Option<PathBuf> {
     let outcome = execute_with(&mut own_in(cache)?, json!({"language": "shell", "code": "true"}));
     assert_eq!(outcome["template_hit"], true, "{outcome}");
     let entries = fs::read_dir(cache.join("templates")).unwrap().flatten().map(|entry| entry.path());

@@ -1,5 +1,7 @@
 //! What a template depends on. Whatever differs makes another template.
 
+use std::path::Path;
+
 use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::template::TEMPLATE_FORMAT;
@@ -21,6 +23,8 @@ pub(crate) struct TemplateInputs {
     pub(crate) accelerator: Accelerator,
     /// The host's processor, of whose features the guest may have taken note.
     pub(crate) cpu: String,
+    /// What else of the host a template depends on, where KVM is used: nothing under TCG, which brings its own processor.
+    pub(crate) kvm: Vec<String>,
     /// QEMU's arguments: the machine, its devices, its memory.
     pub(crate) arguments: Vec<String>,
     /// The programs that it has rehearsed.
@@ -41,6 +45,7 @@ impl TemplateInputs {
             .field("qemu", self.qemu.as_bytes())
             .field("accelerator", self.accelerator.name().as_bytes())
             .field("cpu", self.cpu.as_bytes());
+        let hasher = self.kvm.iter().fold(hasher, |hasher, text| hasher.field("kvm", text.as_bytes()));
         let arguments = self.arguments.iter().fold(hasher, |hasher, text| hasher.field("argument", text.as_bytes()));
         let hasher = self.rehearsals.iter().fold(arguments, |hasher, text| hasher.field("rehearsal", text.as_bytes()));
         self.layer.iter().fold(hasher, |hasher, layer| hasher.field("layer", &layer.0)).finish()
@@ -49,9 +54,38 @@ impl TemplateInputs {
 
 /// The processor's name and features.
 pub(crate) fn host_cpu() -> String {
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let is_wanted = |line: &&str| line.starts_with("model name") || line.starts_with("flags");
-    text.lines().take_while(|line| !line.is_empty()).filter(is_wanted).collect::<Vec<_>>().join("\n")
+    cpu_lines(Path::new("/"), &["model name", "flags"]).join("\n")
+}
+
+/// What decides which device state KVM saves and takes, if it is used. `root` is the host's. The kernel says which registers
+/// there are and what they may hold, its parameters what of them a guest sees (`ignore_msrs`, `enable_pmu`, `nested`), and
+/// microcode adds to them.
+pub(crate) fn host_kvm(accelerator: Accelerator, root: &Path) -> Vec<String> {
+    if accelerator != Accelerator::Kvm {
+        return Vec::new();
+    }
+    let wanted = ["vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags", "vmx flags"];
+    let mut facts = cpu_lines(root, &wanted);
+    let kernel = ["osrelease", "version"].map(|name| root.join("proc/sys/kernel").join(name));
+    let entries = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_kvm = |path: &Path| path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"kvm"));
+    let modules = entries(&root.join("sys/module")).filter(|path| is_kvm(path));
+    let mut parameters: Vec<_> = modules.flat_map(|module| entries(&module.join("parameters"))).collect();
+    parameters.sort();
+    facts.extend(kernel.into_iter().chain(parameters).map(|path| {
+        // One that this user may not read is known by its name alone.
+        let value = std::fs::read_to_string(&path).unwrap_or_default();
+        format!("{}: {}", path.strip_prefix(root).unwrap_or(&path).display(), value.trim())
+    }));
+    facts
+}
+
+/// Lines of the first processor's description, by what stands before the colon.
+fn cpu_lines(root: &Path, wanted: &[&str]) -> Vec<String> {
+    let text = std::fs::read_to_string(root.join("proc/cpuinfo")).unwrap_or_default();
+    let first = text.lines().take_while(|line| !line.is_empty());
+    let is_wanted = |line: &&str| line.split_once(':').is_some_and(|(name, _)| wanted.contains(&name.trim()));
+    first.filter(is_wanted).map(str::to_owned).collect()
 }
 
 #[cfg(test)]
@@ -66,6 +100,7 @@ mod tests {
             qemu: "QEMU emulator version 7.2".into(),
             accelerator: Accelerator::Tcg,
             cpu: "a processor".into(),
+            kvm: vec!["proc/sys/kernel/osrelease: 6.1.0".into()],
             arguments: vec!["-m".into(), "256M".into()],
             rehearsals: vec!["print(1)".into()],
             layer: None,
@@ -74,7 +109,7 @@ mod tests {
 
     #[test]
     fn every_input_makes_another_template() {
-        let changes: [fn(&mut TemplateInputs); 13] = [
+        let changes: [fn(&mut TemplateInputs); 16] = [
             |i| i.kernel_sha256.0[0] ^= 1,
             |i| i.root_sha256.0[31] ^= 1,
             |i| i.initrd_sha256.0[7] ^= 1,
@@ -82,6 +117,9 @@ mod tests {
             |i| i.qemu.push_str(" (Debian)"),
             |i| i.accelerator = Accelerator::Kvm,
             |i| i.cpu.push('2'),
+            |i| i.kvm[0].push('1'),
+            |i| i.kvm.push("sys/module/kvm/parameters/ignore_msrs: Y".into()),
+            |i| i.kvm.clear(),
             |i| i.arguments[1] = "512M".into(),
             |i| i.arguments.push(String::new()),
             |i| i.rehearsals.clear(),
@@ -105,6 +143,73 @@ mod tests {
 
     #[test]
     fn this_host_has_a_processor() {
-        assert!(host_cpu().contains("flags"));
+        let lines: Vec<_> = host_cpu().lines().map(|line| line.split('\t').next().unwrap().to_owned()).collect();
+        assert_eq!(lines, ["model name", "flags"]);
+        assert!(
+            host_kvm(Accelerator::Kvm, Path::new("/"))
+                .iter()
+                .any(|fact| fact.starts_with("proc/sys/kernel/osrelease: "))
+        );
+    }
+
+    /// A host's files, as far as they are looked at, and some that are not.
+    fn host(folder: &Path, changed: Option<(&str, &str)>) -> Vec<String> {
+        const CPU: &str = "processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 85\n\
+                           model name\t: Intel(R) Xeon(R)\nstepping\t: 7\nmicrocode\t: 0x5003604\ncpu MHz\t\t: 2400.001\n\
+                           flags\t\t: fpu vme vmx\nvmx flags\t: vnmi ept\nbogomips\t: 4800.00\n\nprocessor\t: 1\n\
+                           microcode\t: 0x1\n";
+        let files = [
+            ("proc/cpuinfo", CPU),
+            ("proc/sys/kernel/osrelease", "6.1.0-37-amd64\n"),
+            ("proc/sys/kernel/version", "#1 SMP PREEMPT_DYNAMIC Debian 6.1.140-1\n"),
+            ("sys/module/kvm/parameters/ignore_msrs", "N\n"),
+            ("sys/module/kvm_intel/parameters/nested", "Y\n"),
+            ("sys/module/kvm_intel/refcnt", "3\n"),
+            ("sys/module/loop/parameters/max_loop", "0\n"),
+        ];
+        for (name, text) in files {
+            let path = folder.join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let text = changed.filter(|(of, _)| *of == name).map_or(text, |(_, text)| text);
+            std::fs::write(path, text).unwrap();
+        }
+        host_kvm(Accelerator::Kvm, folder)
+    }
+
+    #[test]
+    fn what_kvm_depends_on_is_found_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let found = host(folder.path(), None);
+        let expected = [
+            "vendor_id\t: GenuineIntel",
+            "cpu family\t: 6",
+            "model\t\t: 85",
+            "model name\t: Intel(R) Xeon(R)",
+            "stepping\t: 7",
+            "microcode\t: 0x5003604",
+            "flags\t\t: fpu vme vmx",
+            "vmx flags\t: vnmi ept",
+            "proc/sys/kernel/osrelease: 6.1.0-37-amd64",
+            "proc/sys/kernel/version: #1 SMP PREEMPT_DYNAMIC Debian 6.1.140-1",
+            "sys/module/kvm/parameters/ignore_msrs: N",
+            "sys/module/kvm_intel/parameters/nested: Y",
+        ];
+        assert_eq!(found, expected);
+        for (name, text, matters) in [
+            ("proc/sys/kernel/osrelease", "6.1.0-38-amd64\n", true),
+            ("proc/sys/kernel/version", "#1 SMP PREEMPT_DYNAMIC Debian 6.1.147-1\n", true),
+            ("sys/module/kvm/parameters/ignore_msrs", "Y\n", true),
+            ("sys/module/kvm_intel/parameters/nested", "N\n", true),
+            ("proc/cpuinfo", "microcode\t: 0x5003605\n", true),
+            ("sys/module/kvm_intel/refcnt", "4\n", false),
+            ("sys/module/loop/parameters/max_loop", "8\n", false),
+        ] {
+            assert_eq!(host(folder.path(), Some((name, text))) != found, matters, "{name}");
+        }
+        host(folder.path(), None);
+        std::fs::remove_file(folder.path().join("sys/module/kvm_intel/parameters/nested")).unwrap();
+        let without = host_kvm(Accelerator::Kvm, folder.path());
+        assert_eq!(without, found[..found.len() - 1], "another module is loaded, or none");
+        assert!(host_kvm(Accelerator::Tcg, folder.path()).is_empty(), "what is not used does not count");
     }
 }

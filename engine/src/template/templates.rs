@@ -1,6 +1,7 @@
 //! The templates of an engine: each is loaded, or made, once, by a task of its own; all who want it wait for the same.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use crate::template::Template;
 use crate::template::build::{self, Built};
 use crate::template::derive::{self, IMPORT_MEMORY_MB};
 use crate::template::entry::Origin;
-use crate::template::key::{TemplateInputs, host_cpu};
+use crate::template::key::{TemplateInputs, host_cpu, host_kvm};
 use crate::template::known::{Known, Look, Maker, Making, Waited};
 use crate::template::rehearsal;
 use crate::template::standing::Consequence;
@@ -263,6 +264,7 @@ fn inputs(qemu: &Qemu, spec: &LaunchSpec) -> TemplateInputs {
         qemu: qemu.words().to_string(),
         accelerator: spec.accelerator,
         cpu: host_cpu(),
+        kvm: host_kvm(spec.accelerator, Path::new("/")),
         arguments,
         rehearsals: rehearsal::sources().chain(derive::programs()).collect(),
         layer: None,
