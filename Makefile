@@ -3,7 +3,7 @@
 CARGO ?= cargo
 PROGRAM := $(or $(CARGO_TARGET_DIR),target)/release/sandbox-mcp
 
-.PHONY: demo test lint bench bundle setup setup-tests program image
+.PHONY: demo test lint bench soak bundle setup setup-tests program image
 .DEFAULT_GOAL := demo
 
 # A VM runs a line of Python. An answer that is an error fails the demo, and is shown.
@@ -37,6 +37,10 @@ program: setup
 # How long a user waits, and what a VM costs: never fails on a time. AGAINST=/path/to/another/sandbox-mcp compares with that.
 bench: image
 	$(CARGO) bench --locked --bench performance
+
+# Ten thousand runs through one server, whose holdings must not grow; minutes. RUNS=3000 runs fewer.
+soak: image
+	$(CARGO) bench --locked --bench soak
 
 # What desktop clients and the MCP registry install from, in target/bundle. URL is where the bundle will be found.
 bundle: program

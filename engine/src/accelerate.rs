@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::wire::PROTOCOL_VERSION;
-use sandbox_store::{FileError, KeyHasher, create_private_directory, write_json};
+use sandbox_store::{FileError, KeyHasher, create_private_directory, read_regular, write_json};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Fault, StartError, VmError};
@@ -34,6 +34,9 @@ const TRIAL_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The file in the cache directory.
 const VERDICT: &str = "kvm-verdict.json";
+
+/// Largest verdict that is read, in bytes.
+const VERDICT_MAX_BYTES: u64 = 64 * 1024;
 
 /// What was found, and for which machine.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -143,8 +146,8 @@ fn key(qemu: &Qemu, spec: &LaunchSpec) -> Digest {
 }
 
 fn recall(file: &Path, key: Digest) -> Option<Verdict> {
-    let text = std::fs::read_to_string(file).ok()?;
-    let verdict = serde_json::from_str::<Verdict>(&text).ok()?;
+    let text = read_regular(file, VERDICT_MAX_BYTES).ok()?;
+    let verdict = serde_json::from_slice::<Verdict>(&text).ok()?;
     let age = now().saturating_sub(verdict.unix_seconds);
     let holds = verdict.works || age < NEGATIVE_VERDICT_HOLDS.as_secs();
     (verdict.key == key && holds).then_some(verdict)

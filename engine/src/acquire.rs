@@ -225,7 +225,10 @@ impl Inner {
 }
 
 pub(crate) fn before_run(error: VmError) -> ExecuteError {
-    ExecuteError::FailedBeforeRun { reason: error.to_string() }
+    match error {
+        VmError::Gone(path) => ExecuteError::NotInstalled { path },
+        error => ExecuteError::FailedBeforeRun { reason: error.to_string() },
+    }
 }
 
 /// What came of making a VM for the pool.

@@ -77,6 +77,12 @@ pub enum ExecuteError {
     /// The packages that the program needs are not there; nothing ran.
     #[error(transparent)]
     Install(#[from] InstallError),
+    /// What VMs are started from is not there any more; nothing ran.
+    #[error("{} is gone, which VMs are started from", path.display())]
+    NotInstalled {
+        /// What is missing.
+        path: PathBuf,
+    },
     /// The VM failed before the program started.
     #[error("the VM failed before the program ran: {reason}. It is safe to try again")]
     FailedBeforeRun {
@@ -110,6 +116,7 @@ impl ExecuteError {
             ExecuteError::Invalid(_) => Some(ErrorCode::InvalidInput),
             ExecuteError::Capacity { .. } => Some(ErrorCode::Capacity),
             ExecuteError::Install(error) => error.code(),
+            ExecuteError::NotInstalled { .. } => Some(ErrorCode::NotInstalled),
             ExecuteError::FailedBeforeRun { .. } => Some(ErrorCode::FailedBeforeRun),
             ExecuteError::OutcomeUnknown { .. } => Some(ErrorCode::OutcomeUnknown),
             ExecuteError::Cancelled => None,
@@ -129,6 +136,8 @@ pub(crate) enum VmError {
     Spawn(String),
     #[error("it cannot be restored: {0}")]
     Restore(String),
+    #[error("{} is gone, which VMs are started from", .0.display())]
+    Gone(PathBuf),
     #[error("the guest was not ready within {0:?}")]
     Deadline(Duration),
     #[error("the guest was not ready within {0:?}, for much of which it waited for a processor of a busy machine")]
@@ -168,7 +177,7 @@ const SILENT: [&str; 3] = [" (writing to it", " (reading from it", " (its monito
 impl VmError {
     pub(crate) fn fault(&self) -> Fault {
         match self {
-            VmError::Spawn(_) | VmError::Starved(_) => Fault::Host,
+            VmError::Spawn(_) | VmError::Gone(_) | VmError::Starved(_) => Fault::Host,
             VmError::Ended(words) if WANTS.iter().any(|want| words.contains(want)) => Fault::Host,
             // Whoever ends it from outside leaves it no time to say anything; nor has one that crashes.
             VmError::Ended(words) if words.is_empty() || SILENT.iter().any(|begin| words.starts_with(begin)) => {

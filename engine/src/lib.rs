@@ -39,6 +39,9 @@ mod template;
 
 mod qemu;
 
+#[cfg(test)]
+mod fuzz;
+
 pub use accelerate::AcceleratorChoice;
 pub use admission::Limits;
 pub use engine::{Engine, EngineConfig, PackageSet};

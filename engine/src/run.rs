@@ -13,9 +13,16 @@ use crate::capture::Capture;
 use crate::error::VmError;
 use crate::vm::{Program, Running, unexpected};
 
-/// How long a program whose deadline has come while its sink wanted nothing may still be heard out: it may have ended long ago.
-/// All that its stream can hold took 0.1 s under TCG.
+/// How long a program whose deadline has come while its sink wanted nothing, or while this process was stopped, may still be
+/// heard out: it may have ended long ago. All that its stream can hold took 0.1 s under TCG.
 const HEARING: Duration = Duration::from_millis(500);
+
+/// A deadline that is noticed so late was slept through: this process was stopped, or the whole machine.
+const LATE: Duration = Duration::from_millis(200);
+
+/// Frames that are read at a deadline at most because they lie there. A wire holds no more than a handful of them; a guest that
+/// goes on sending is not heard out for that.
+const FRAMES_AT_DEADLINE: usize = 64;
 
 /// From an interrupt to the kill: time for an exception to be printed, not more. Printing Python's first traceback, which
 /// imports what prints it, took 0.45-0.55 s under TCG.
@@ -70,16 +77,20 @@ pub(crate) async fn run(
     preparation: Preparation,
     sink: &mut dyn OutputSink,
 ) -> Result<ExecuteOutcome, VmError> {
-    let mut stdout = Capture::new(STDOUT_MAX_BYTES);
-    let mut stderr = Capture::new(STDERR_MAX_BYTES);
+    let mut heard = Heard::new();
     let mut persuasion = Persuasion::None;
     let mut deadline = vm.started + timeout;
     let finished = loop {
         let frame = tokio::select! {
-            frame = next_wanted(&mut vm, sink, persuasion) => frame?,
+            frame = next_wanted(&mut vm, sink, persuasion) => frame,
             () = tokio::time::sleep_until(deadline.into()) => {
+                let is_late = deadline.elapsed() > LATE;
                 let is_throttled = sink.poll_ready(&mut Context::from_waker(Waker::noop())).is_pending();
-                if persuasion == Persuasion::None && is_throttled {
+                // What lies there was said in time, whoever looks at it late.
+                if let Some(finished) = heard.what_lies_there(&mut vm, sink).await? {
+                    break Some(finished);
+                }
+                if persuasion == Persuasion::None && (is_throttled || is_late) {
                     persuasion = Persuasion::HeardOut;
                     deadline = Instant::now() + HEARING;
                     continue;
@@ -97,11 +108,12 @@ pub(crate) async fn run(
                 continue;
             }
         };
-        match frame {
-            GuestFrame::Output { stream: stream @ Stream::Stdout, bytes } => sink.output(stream, stdout.push(&bytes)),
-            GuestFrame::Output { stream: stream @ Stream::Stderr, bytes } => sink.output(stream, stderr.push(&bytes)),
-            GuestFrame::Finished(finished) => break Some(finished),
-            other => return Err(unexpected("output", &other)),
+        let frame = match frame {
+            Ok(frame) => frame,
+            Err(error) => return Err(vm.explain(error).await),
+        };
+        if let Some(finished) = heard.take(frame, sink)? {
+            break Some(finished);
         }
     };
     let execute = vm.started.elapsed();
@@ -113,7 +125,54 @@ pub(crate) async fn run(
         execute_ms: milliseconds(execute),
         total_ms: milliseconds(preparation.accepted.elapsed()),
     };
-    Ok(outcome(finished, timed_out, stdout, stderr, timing, preparation))
+    Ok(outcome(finished, timed_out, heard, timing, preparation))
+}
+
+/// What a program has written so far.
+struct Heard {
+    stdout: Capture,
+    stderr: Capture,
+}
+
+impl Heard {
+    fn new() -> Heard {
+        Heard { stdout: Capture::new(STDOUT_MAX_BYTES), stderr: Capture::new(STDERR_MAX_BYTES) }
+    }
+
+    /// Takes in a frame: output, or how the program has ended.
+    fn take(&mut self, frame: GuestFrame, sink: &mut dyn OutputSink) -> Result<Option<Finished>, VmError> {
+        match frame {
+            GuestFrame::Output { stream, bytes } => {
+                let capture = match stream {
+                    Stream::Stdout => &mut self.stdout,
+                    Stream::Stderr => &mut self.stderr,
+                };
+                sink.output(stream, capture.push(&bytes));
+                Ok(None)
+            }
+            GuestFrame::Finished(finished) => Ok(Some(finished)),
+            other => Err(unexpected("output", &other)),
+        }
+    }
+
+    /// Takes in what can be had without waiting, whether the sink wants it or not.
+    async fn what_lies_there(
+        &mut self,
+        vm: &mut Running,
+        sink: &mut dyn OutputSink,
+    ) -> Result<Option<Finished>, VmError> {
+        for _ in 0..FRAMES_AT_DEADLINE {
+            let finished = match vm.next_at_hand() {
+                None => return Ok(None),
+                Some(Ok(frame)) => self.take(frame, sink)?,
+                Some(Err(error)) => return Err(vm.explain(error).await),
+            };
+            if finished.is_some() {
+                return Ok(finished);
+            }
+        }
+        Ok(None)
+    }
 }
 
 /// The next frame, once the sink wants one. A program that is to end is not kept from it by a sink that wants none.
@@ -163,8 +222,7 @@ pub(crate) fn program(request: ExecuteInput) -> Result<Program, VmError> {
 fn outcome(
     finished: Option<Finished>,
     timed_out: bool,
-    stdout: Capture,
-    stderr: Capture,
+    Heard { stdout, stderr }: Heard,
     timing: Timing,
     preparation: Preparation,
 ) -> ExecuteOutcome {
@@ -183,10 +241,15 @@ fn outcome(
         out_of_memory: finished.is_some_and(|finished| finished.oom_kills > 0),
         timing,
         execution_time_ms: timing.execute_ms,
-        spawn_ms: finished.map_or(0.0, |finished| milliseconds(Duration::from_micros(finished.spawn_us))),
-        process_ms: finished.map_or(0.0, |finished| milliseconds(Duration::from_micros(finished.process_us))),
-        cpu_time_ms: finished.map_or(0.0, |finished| milliseconds(Duration::from_micros(finished.cpu_us))),
-        memory_peak_mb: finished.map_or(0.0, |finished| finished.memory_peak_bytes as f64 / (1024.0 * 1024.0)),
+        // What nobody has said is not known, and is not 0.
+        spawn_ms: finished.map(|finished| milliseconds(Duration::from_micros(finished.spawn_us))),
+        process_ms: finished.map(|finished| milliseconds(Duration::from_micros(finished.process_us))),
+        cpu_time_ms: finished.map(|finished| milliseconds(Duration::from_micros(finished.cpu_us))),
+        // No interpreter does without memory: the guest says 0 where its kernel does not tell.
+        memory_peak_mb: finished
+            .map(|finished| finished.memory_peak_bytes)
+            .filter(|&bytes| bytes > 0)
+            .map(|bytes| bytes as f64 / (1024.0 * 1024.0)),
         warm_pool_hit: preparation.warm_pool_hit,
         template_hit: preparation.template_hit,
         accelerator: preparation.accelerator,

@@ -6,13 +6,17 @@
 //!    '---------------------------------start------------------------'--> Running --> destroyed
 //! ```
 
+use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures_util::FutureExt;
+use sandbox_schemas::image::BootImage;
 use sandbox_schemas::language::Language;
 use sandbox_schemas::limits::{STDERR_MAX_BYTES, STDOUT_MAX_BYTES};
 use sandbox_schemas::wire::{self, Execute, Exit, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION, Role, Stream};
+use sandbox_store::{limits_behind_words, limits_too_low};
 
 use crate::capture::Capture;
 use crate::error::VmError;
@@ -23,7 +27,8 @@ use crate::wire::Wire;
 /// A process, its wire, and its tunnel and its monitor where it has one: what every phase holds.
 #[derive(Debug)]
 struct Machine {
-    process: QemuProcess,
+    /// There is none only where a test plays the guest.
+    process: Option<QemuProcess>,
     wire: Wire,
     tunnel: Option<Box<Tunnel>>,
     monitor: Option<Monitor>,
@@ -33,7 +38,18 @@ impl Machine {
     /// QEMU's own words make an unexpected end understandable.
     async fn explain(&mut self, error: VmError) -> VmError {
         match error {
-            VmError::Ended(detail) => VmError::Ended(format!("{detail}{}", self.process.last_words().await)),
+            VmError::Ended(detail) => {
+                let words = match &mut self.process {
+                    Some(process) => process.last_words().await,
+                    None => String::new(),
+                };
+                // It lives under the limits of this process. The loader, and the kernel, end it without a word.
+                let limits = match limits_behind_words(&words) {
+                    limits if limits.is_empty() => limits_too_low(),
+                    limits => limits,
+                };
+                VmError::Ended(format!("{detail}{words}{limits}"))
+            }
             other => other,
         }
     }
@@ -51,6 +67,14 @@ impl Machine {
 
     /// The next frame, or QEMU's word that none will come.
     async fn receive(&mut self) -> Result<GuestFrame, VmError> {
+        match self.hear().await {
+            Ok(frame) => Ok(frame),
+            Err(error) => Err(self.explain(error).await),
+        }
+    }
+
+    /// The same without the time that it takes to learn why a guest has ended. Cancel-safe.
+    async fn hear(&mut self) -> Result<GuestFrame, VmError> {
         let failure = async {
             match &mut self.monitor {
                 Some(monitor) => monitor.failure().await,
@@ -67,17 +91,20 @@ impl Machine {
             frame = frame => frame,
             error = failure => Err(error),
         };
-        match received {
-            Ok(GuestFrame::Failed { reason }) => Err(VmError::Guest(reason)),
-            Ok(frame) => Ok(frame),
-            Err(error) => Err(self.explain(error).await),
+        match received? {
+            GuestFrame::Failed { reason } => Err(VmError::Guest(reason)),
+            frame => Ok(frame),
         }
+    }
+
+    fn process_id(&self) -> Option<u32> {
+        self.process.as_ref().map(|process| process.id)
     }
 
     /// A guest is not to blame for a deadline if its QEMU has waited for a processor for much of that time.
     fn excuse(&self, error: VmError) -> VmError {
         match error {
-            VmError::Deadline(deadline) if starved(self.process.id) > deadline / 4 => VmError::Starved(deadline),
+            VmError::Deadline(deadline) if waited(self.process_id()) > deadline / 4 => VmError::Starved(deadline),
             other => other,
         }
     }
@@ -114,23 +141,28 @@ async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T, VmEr
     tokio::time::timeout(deadline, work).await.unwrap_or(Err(VmError::Deadline(deadline)))
 }
 
+/// For how long a process was ready to run and did not.
+fn waited(process: Option<u32>) -> Duration {
+    process.map_or(Duration::ZERO, starved)
+}
+
 /// How often a guest that was kept from the processor is given its time again.
 const PATIENCE: u32 = 10;
 
 /// The same for what takes a guest long, of which no caller waits for the end: the time counts in which it could have done it. A busy
 /// machine must not be a reason to make a template that has rehearsed less.
 async fn within_time_of_its_own<T>(
-    process: u32,
+    process: Option<u32>,
     deadline: Duration,
     work: impl Future<Output = Result<T, VmError>>,
 ) -> Result<T, VmError> {
     let mut work = std::pin::pin!(work);
-    let mut before = starved(process);
+    let mut before = waited(process);
     for _ in 0..PATIENCE {
         if let Ok(done) = tokio::time::timeout(deadline, work.as_mut()).await {
             return done;
         }
-        let now = starved(process);
+        let now = waited(process);
         if now.saturating_sub(before) < deadline / 4 {
             return Err(VmError::Deadline(deadline));
         }
@@ -175,17 +207,26 @@ impl Booting {
         hello: Hello,
         keep: impl Send + 'static,
     ) -> Result<Booting, VmError> {
-        let (wire, guest_end) = Wire::pair()?;
-        let (monitor, monitor_end) =
-            if spec.start.kind().has_monitor() { Some(Monitor::pair()?).unzip() } else { (None, None) };
-        let process = qemu.spawn(spec, guest_end, monitor_end, keep)?;
-        let mut machine = Machine { process, wire, tunnel: None, monitor };
+        let spawn = || {
+            let (wire, guest_end) = Wire::pair()?;
+            let (monitor, monitor_end) =
+                if spec.start.kind().has_monitor() { Some(Monitor::pair()?).unzip() } else { (None, None) };
+            Ok((qemu.spawn(spec, guest_end, monitor_end, keep)?, wire, monitor))
+        };
+        let (process, wire, monitor) = spawn().map_err(|error| not_spawned(error, qemu, spec))?;
+        let mut machine = Machine { process: Some(process), wire, tunnel: None, monitor };
         if let (Some(state), Some(monitor)) = (spec.start.state(), &mut machine.monitor) {
             monitor.begin_restore(state).await?;
         }
         // It lies in the socket until the guest reads it: for a restored one, when it wakes.
         machine.send(&encode(&HostFrame::Hello(hello))?).await?;
         Ok(Booting { machine })
+    }
+
+    /// A guest that is only a wire.
+    #[cfg(test)]
+    pub(crate) fn over(wire: Wire) -> Booting {
+        Booting { machine: Machine { process: None, wire, tunnel: None, monitor: None } }
     }
 
     /// Serves the connections of a VM that installs. What the guest opens is served whenever the VM is listened to, in each
@@ -222,7 +263,7 @@ impl Ready {
         deadline: Duration,
     ) -> Result<(Ready, String), VmError> {
         let (mut stdout, mut stderr) = (Capture::new(STDOUT_MAX_BYTES), Capture::new(STDERR_MAX_BYTES));
-        let process = self.machine.process.id;
+        let process = self.machine.process_id();
         let rehearsal = async {
             self.machine.send(&program.0).await?;
             match self.machine.receive().await? {
@@ -293,14 +334,24 @@ impl Waiting {
 }
 
 impl Running {
-    /// The next thing that the guest says. Cancel-safe until the guest's end.
+    /// The next thing that the guest says. Cancel-safe. Its end is for [`Running::explain`].
     ///
     /// That something failed is no word to rely on any more: the program may have run.
     pub(crate) async fn next(&mut self) -> Result<GuestFrame, VmError> {
-        self.machine.receive().await.map_err(|error| match error {
+        self.machine.hear().await.map_err(|error| match error {
             VmError::Guest(reason) => VmError::Protocol(reason),
             other => other,
         })
+    }
+
+    /// What the guest has said and nobody has heard yet, if there is anything.
+    pub(crate) fn next_at_hand(&mut self) -> Option<Result<GuestFrame, VmError>> {
+        self.next().now_or_never()
+    }
+
+    /// An unexpected end with what QEMU said of it.
+    pub(crate) async fn explain(&mut self, error: VmError) -> VmError {
+        self.machine.explain(error).await
     }
 
     /// Ctrl-C for the program. Goes out while the guest is listened to.
@@ -329,6 +380,25 @@ impl Program {
     pub(crate) fn new(program: Execute) -> Result<Program, VmError> {
         encode(&HostFrame::Execute(program)).map(Program)
     }
+}
+
+/// Why QEMU did not start, where something can be done about it.
+fn not_spawned(error: VmError, qemu: &Qemu, spec: &LaunchSpec) -> VmError {
+    let BootImage { kernel, root, initrd, .. } = &spec.image;
+    // What a clone needs of it first. Somebody has removed the cache, or a package, under this server.
+    let gone = [root.as_path(), qemu.path(), kernel, initrd].into_iter().find(|path| is_gone(path));
+    match (gone, error) {
+        (Some(path), _) => VmError::Gone(path.to_owned()),
+        (None, VmError::Spawn(reason)) => {
+            let limits = limits_behind_words(&reason);
+            VmError::Spawn(format!("{reason}{limits}"))
+        }
+        (None, other) => other,
+    }
+}
+
+fn is_gone(path: &Path) -> bool {
+    path.symlink_metadata().is_err_and(|error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory))
 }
 
 /// What makes a VM itself: names and randomness of its own, and the time that it is now. It is for running programs, unless

@@ -32,6 +32,9 @@ mod multiplexer;
 
 mod error;
 
+#[cfg(test)]
+mod fuzz;
+
 use std::io::Write;
 
 fn main() {

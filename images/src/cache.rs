@@ -65,12 +65,13 @@ impl Cache {
             Ok(manifest) => ComponentState::Present { manifest },
             Err(Unverified::Missing) => ComponentState::Missing,
             Err(Unverified::Corrupt(reason)) => ComponentState::Corrupt { reason },
+            Err(Unverified::Unreadable(reason)) => ComponentState::Unreadable { reason },
         }
     }
 
     /// Looks at an entry that is to be booted: if it is there, it stays until this process ends.
     pub(crate) fn load(&self, recipe: &dyn Recipe) -> ComponentState {
-        // In this order: what was verified cannot be removed any more. What cannot be locked (not every file system has
+        // In this order: what was verified cannot be removed any more. What cannot be opened says so below. What cannot be locked (not every file system has
         // locks) cannot be locked by who would remove it either; and what is not there, or not ours, is not loaded.
         if let Ok(lease) = Lease::take(&self.entry(recipe)) {
             lease.keep_until_exit();
@@ -78,11 +79,22 @@ impl Cache {
         self.inspect(recipe)
     }
 
+    /// The manifest of an entry that is sound. What this host cannot look at now is an error: it must not be built anew for that.
+    fn sound(&self, recipe: &dyn Recipe) -> Result<Option<Manifest>, BuildError> {
+        match self.load(recipe) {
+            ComponentState::Present { manifest } => Ok(Some(manifest)),
+            ComponentState::Missing | ComponentState::Corrupt { .. } => Ok(None),
+            ComponentState::Unreadable { reason } => {
+                Err(BuildError::Unreadable { path: self.artefact(recipe), reason })
+            }
+        }
+    }
+
     /// The manifest of a sound entry, which is built first if there is none. Whoever comes second waits and uses what
     /// the first one has built. The entry stays until this process ends: to make room for one component, the build of
     /// another must not remove it.
     pub(crate) fn obtain(&self, recipe: &dyn Recipe, workshop: &Workshop<'_>) -> Result<Manifest, BuildError> {
-        if let ComponentState::Present { manifest } = self.load(recipe) {
+        if let Some(manifest) = self.sound(recipe)? {
             return Ok(manifest);
         }
         for directory in [self.downloads(), self.logs()] {
@@ -90,7 +102,7 @@ impl Cache {
         }
         let component = recipe.component();
         let lock = self.lock(component, workshop)?;
-        if let ComponentState::Present { manifest } = self.load(recipe) {
+        if let Some(manifest) = self.sound(recipe)? {
             return Ok(manifest);
         }
         workshop.check()?;
@@ -103,7 +115,7 @@ impl Cache {
 
     /// The manifest of a sound entry, which is fetched if it is not here and another host has built it. Nothing is built.
     pub(crate) fn pull(&self, recipe: &dyn Recipe) -> Result<Option<Manifest>, BuildError> {
-        if let ComponentState::Present { manifest } = self.load(recipe) {
+        if let Some(manifest) = self.sound(recipe)? {
             return Ok(Some(manifest));
         }
         let (component, key) = (recipe.component(), recipe.key());
@@ -117,7 +129,7 @@ impl Cache {
             Err(BuildError::Stopped) => return Ok(None),
             lock => lock?,
         };
-        if let ComponentState::Present { manifest } = self.load(recipe) {
+        if let Some(manifest) = self.sound(recipe)? {
             return Ok(Some(manifest));
         }
         let verify = |folder: &Path| entry::verify(folder, component, key).map_err(|reason| reason.to_string());
@@ -216,6 +228,8 @@ mod tests {
     use std::thread;
     use std::time::{Duration, UNIX_EPOCH};
 
+    use nix::sys::stat::Mode;
+    use nix::unistd::mkfifo;
     use sandbox_schemas::image::{Component, ComponentState, Digest, Manifest};
     use sandbox_store::{CacheDir, NotRemoved, create_private_directory};
 
@@ -320,7 +334,11 @@ mod tests {
         let (artefact, manifest) = (cache.artefact(&fake), cache.entry(&fake).join("manifest.json"));
         let other_digest = |text: String| text.replace(&sound.sha256.to_string(), &"0".repeat(64));
         let set_mode = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-        let changes: [(&str, &dyn Fn()); 9] = [
+        let fifo = |path: &Path| {
+            let _ = fs::remove_file(path).or_else(|_| fs::remove_dir_all(path));
+            mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+        };
+        let changes: [(&str, &dyn Fn()); 12] = [
             ("flipped byte", &|| fs::write(&artefact, "the kernex").unwrap()),
             ("truncated file", &|| fs::write(&artefact, "the").unwrap()),
             ("lost file", &|| fs::remove_file(&artefact).unwrap()),
@@ -330,6 +348,9 @@ mod tests {
             ("entry that others can write to", &|| set_mode(&cache.entry(&fake), 0o770)),
             ("manifest that others can write to", &|| set_mode(&manifest, 0o664)),
             ("file that others can write to", &|| set_mode(&artefact, 0o646)),
+            ("FIFO for a file", &|| fifo(&artefact)),
+            ("FIFO for a manifest", &|| fifo(&manifest)),
+            ("FIFO for all", &|| fifo(&cache.entry(&fake))),
         ];
         for (count, (what, change)) in changes.iter().enumerate() {
             change();

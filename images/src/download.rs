@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use sandbox_store::open_regular;
 use ureq::Agent;
 use ureq::http::StatusCode;
 use ureq::tls::{RootCerts, TlsConfig};
@@ -74,7 +75,7 @@ pub enum DownloadError {
         actual: String,
     },
     /// It could not be written.
-    #[error("cannot write {path}: {source}")]
+    #[error("cannot write {path}: {source}{}", sandbox_store::limit_behind(source))]
     Write {
         /// The file.
         path: PathBuf,
@@ -164,8 +165,8 @@ impl Partial {
 }
 
 fn hash_of(path: &Path, download: &Download) -> std::io::Result<String> {
-    let mut file = File::open(path)?;
-    if fs::metadata(path)?.len() != download.size_bytes {
+    let (mut file, metadata) = open_regular(path)?;
+    if metadata.len() != download.size_bytes {
         return Ok(String::new());
     }
     let mut hasher = Hasher::new(download.hash.algorithm);

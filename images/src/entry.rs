@@ -18,6 +18,16 @@ pub(crate) enum Unverified {
     Missing,
     #[error("{0}")]
     Corrupt(String),
+    /// By the host's doing, which says nothing about the entry.
+    #[error("{0}")]
+    Unreadable(String),
+}
+
+/// That a file cannot be looked at, as what it says about the file.
+fn unusable(what: &str, reason: Untrusted) -> Unverified {
+    let is_of_host = reason.is_of_host();
+    let reason = format!("{what} {reason}");
+    if is_of_host { Unverified::Unreadable(reason) } else { Unverified::Corrupt(reason) }
 }
 
 /// The manifest of `entry`, if the entry is this user's own and its file is what the manifest says. The file is hashed
@@ -29,13 +39,13 @@ pub(crate) fn verify(entry: &Path, component: Component, key: Digest) -> Result<
         match check_owner(directory) {
             Ok(()) => {}
             Err(Untrusted::Io(error)) if error.kind() == ErrorKind::NotFound => return Err(Unverified::Missing),
-            Err(reason) => return Err(corrupt(format!("{} {reason}", directory.display()))),
+            Err(reason) => return Err(unusable(&directory.display().to_string(), reason)),
         }
     }
-    let open = |name: &str| open_own(&entry.join(name)).map_err(|reason| corrupt(format!("{name} {reason}")));
+    let open = |name: &str| open_own(&entry.join(name)).map_err(|reason| unusable(name, reason));
 
     let (manifest, _) = open(MANIFEST)?;
-    let manifest = read(manifest).map_err(|error| corrupt(format!("{MANIFEST} cannot be read: {error}")))?;
+    let manifest = read(manifest).map_err(|error| unusable(MANIFEST, error.into()))?;
     let manifest: Manifest =
         serde_json::from_slice(&manifest).map_err(|error| corrupt(format!("{MANIFEST}: {error}")))?;
     if (manifest.format, manifest.component, manifest.key) != (MANIFEST_FORMAT, component, key) {
@@ -50,7 +60,7 @@ pub(crate) fn verify(entry: &Path, component: Component, key: Digest) -> Result<
     verify_once(entry, &stamp, || match hash(&file) {
         Ok((sha256, _)) if sha256 == manifest.sha256 => Ok(()),
         Ok(_) => Err(corrupt(format!("{name} does not hash to what {MANIFEST} says"))),
-        Err(error) => Err(corrupt(format!("{name} cannot be read: {error}"))),
+        Err(error) => Err(unusable(name, error.into())),
     })?;
     Ok(manifest)
 }

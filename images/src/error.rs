@@ -13,19 +13,29 @@ pub use crate::tool::{MissingTools, ToolError};
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// A component was never built from the inputs that this binary holds.
-    #[error("no VM image: run `sandbox-mcp image build`")]
+    #[error("no VM image: run `{} image build`", program())]
     Missing {
         /// Which component.
         component: Component,
     },
     /// A component is not what was built, or that cannot be told.
-    #[error("corrupt VM image: {path}: {reason}: run `sandbox-mcp image build`")]
+    #[error("corrupt VM image: {path}: {reason}: run `{} image build`", program())]
     Corrupt {
         /// Which component.
         component: Component,
         /// Its file.
         path: PathBuf,
         /// What is wrong with it.
+        reason: String,
+    },
+    /// A component may be what it should be, but this host cannot look at it.
+    #[error("the VM image cannot be read: {path}: {reason}")]
+    Unreadable {
+        /// Which component.
+        component: Component,
+        /// Its file.
+        path: PathBuf,
+        /// What went wrong.
         reason: String,
     },
     /// The guest agent could not be written into the cache.
@@ -59,6 +69,14 @@ pub enum BuildError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A component may be there, but this host cannot look at it; it is not built anew for that.
+    #[error("{path} cannot be read: {reason}")]
+    Unreadable {
+        /// The component's file.
+        path: PathBuf,
+        /// What went wrong.
+        reason: String,
+    },
     /// Others than this user can change what is in the cache.
     #[error("{path} {reason}; give it to this user alone (chown, chmod go-w), or name another folder with --cache-dir")]
     Untrusted {
@@ -73,6 +91,12 @@ pub enum BuildError {
     /// Another component failed, so this one was given up.
     #[error("stopped, because another component failed")]
     Stopped,
+}
+
+/// What a user has to run: this program, wherever it is. Clients start servers from places that are in no PATH.
+pub fn program() -> String {
+    let path = std::env::current_exe().ok().filter(|path| path.is_file());
+    path.map_or_else(|| "sandbox-mcp".into(), |path| path.display().to_string())
 }
 
 impl From<ShelfError> for BuildError {

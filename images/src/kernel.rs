@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use sandbox_schemas::image::{Component, Digest};
-use sandbox_store::{At, KeyHasher};
+use sandbox_store::{At, KeyHasher, create_anew};
 
 use crate::debian::{KEYRING, MMDEBSTRAP, SUITE, mmdebstrap};
 use crate::error::BuildError;
@@ -67,7 +67,7 @@ impl Recipe for Kernel {
 
     fn make(&self, work: &Path, artefact: &Path, workshop: &Workshop<'_>) -> Result<Ingredients, BuildError> {
         let log = workshop.logs.join("kernel.log");
-        fs::write(&log, "").at("write", &log)?;
+        create_anew(&log).at("write", &log)?;
         let (source, version) = fetch_source(work, &log, workshop)?;
         configure(self.fragment, &source, &log, workshop)?;
 

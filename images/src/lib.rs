@@ -9,7 +9,7 @@ mod progress;
 pub use progress::{Progress, Stage, TerminalProgress, Unit};
 
 mod error;
-pub use error::{BuildError, DownloadError, LoadError, LockError, MissingTools, ToolError};
+pub use error::{BuildError, DownloadError, LoadError, LockError, MissingTools, ToolError, program};
 
 mod agent;
 mod kernel;

@@ -2,6 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -77,7 +78,10 @@ impl Bar {
         let bar = bars.add(total.map_or_else(ProgressBar::new_spinner, ProgressBar::new));
         bar.set_style(style);
         bar.set_prefix(name.to_owned());
-        bar.enable_steady_tick(Duration::from_millis(200));
+        // Its thread is not to be had everywhere, and then only the spinner stands still.
+        if thread::Builder::new().spawn(|| ()).is_ok() {
+            bar.enable_steady_tick(Duration::from_millis(200));
+        }
         Bar { bars: bars.clone(), bar, started: Instant::now() }
     }
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use sandbox_schemas::image::{Component, Digest};
-use sandbox_store::{At, KeyHasher};
+use sandbox_store::{At, KeyHasher, create_anew};
 
 use crate::debian::{KEYRING, MMDEBSTRAP, SUITE, mmdebstrap_tool, package_names, step};
 use crate::error::BuildError;
@@ -51,7 +51,7 @@ impl Recipe for Qemu {
 
     fn make(&self, work: &Path, artefact: &Path, workshop: &Workshop<'_>) -> Result<Ingredients, BuildError> {
         let log = workshop.logs.join("qemu.log");
-        fs::write(&log, "").at("write", &log)?;
+        create_anew(&log).at("write", &log)?;
         for (name, text) in INPUTS.into_iter().chain([("build.sh", SCRIPT)]) {
             let path = work.join(name);
             fs::write(&path, text).at("write", &path)?;

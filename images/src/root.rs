@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use sandbox_schemas::image::{Component, Digest};
-use sandbox_store::{At, KeyHasher};
+use sandbox_store::{At, KeyHasher, create_anew};
 
 use crate::debian::{KEYRING, MMDEBSTRAP, SUITE, mmdebstrap, package_names};
 use crate::download;
@@ -58,7 +58,7 @@ impl Recipe for Root {
 
     fn make(&self, work: &Path, artefact: &Path, workshop: &Workshop<'_>) -> Result<Ingredients, BuildError> {
         let log = workshop.logs.join("root.log");
-        fs::write(&log, "").at("write", &log)?;
+        create_anew(&log).at("write", &log)?;
         let downloads = lock::parse(lock::TEXT)?;
         let mut inputs = vec!["customize.sh"];
         let script = work.join("customize.sh");

@@ -76,18 +76,19 @@ impl ImageStore {
             ComponentState::Present { .. } => false,
             ComponentState::Missing => component.is_required() || with_qemu,
             ComponentState::Corrupt { .. } => true,
+            // Which says so itself.
+            ComponentState::Unreadable { .. } => true,
         };
         let absent: Vec<_> = Component::ALL.into_iter().filter(is_to_build).collect();
         tool::require(absent.iter().flat_map(|component| self.recipe(*component).tools()))?;
         self.with_workshop(progress, |workshop| {
             // The kernel keeps all processors busy, the root the network and the disk; QEMU does both, in this order.
             let (kernel, root, qemu, agent) = thread::scope(|scope| {
-                let kernel = scope.spawn(|| self.obtain(Component::Kernel, workshop));
-                let root = scope.spawn(|| self.obtain(Component::Root, workshop));
-                let qemu = absent.contains(&Component::Qemu);
-                let qemu = qemu.then(|| scope.spawn(|| self.obtain(Component::Qemu, workshop)));
+                let beside = |component| Work::begin(scope, move || self.obtain(component, workshop));
+                let (kernel, root) = (beside(Component::Kernel), beside(Component::Root));
+                let qemu = absent.contains(&Component::Qemu).then(|| beside(Component::Qemu));
                 let agent = self.obtain(Component::Agent, workshop);
-                (join(kernel), join(root), qemu.map(join), agent)
+                (kernel.end(), root.end(), qemu.map(Work::end), agent)
             });
             let [kernel, root, agent] = match qemu {
                 None => all_or_failure([kernel, root, agent])?,
@@ -117,6 +118,9 @@ impl ImageStore {
             ComponentState::Missing => Ok(None),
             ComponentState::Corrupt { reason } => {
                 Err(LoadError::Corrupt { component, path: self.cache.artefact(recipe), reason })
+            }
+            ComponentState::Unreadable { reason } => {
+                Err(LoadError::Unreadable { component, path: self.cache.artefact(recipe), reason })
             }
         }
     }
@@ -190,8 +194,27 @@ fn all_or_failure<const N: usize>(results: [Result<Manifest, BuildError>; N]) ->
     manifests.try_into().map_err(|_| given_up.unwrap_or(BuildError::Stopped))
 }
 
-fn join<T>(thread: thread::ScopedJoinHandle<'_, T>) -> T {
-    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+/// Work that goes on beside other work, or is done already.
+enum Work<'scope, T> {
+    Running(thread::ScopedJoinHandle<'scope, T>),
+    Done(T),
+}
+
+impl<'scope, T: Send + 'scope> Work<'scope, T> {
+    /// A host that allows no more threads has one thing done after the other.
+    fn begin<'env>(
+        scope: &'scope thread::Scope<'scope, 'env>,
+        work: impl Fn() -> T + Copy + Send + 'scope,
+    ) -> Work<'scope, T> {
+        thread::Builder::new().spawn_scoped(scope, work).map_or_else(|_| Work::Done(work()), Work::Running)
+    }
+
+    fn end(self) -> T {
+        match self {
+            Work::Running(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Work::Done(result) => result,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -209,7 +232,8 @@ mod tests {
         let store = ImageStore::new(CacheDir::new(dir.path().join("cache"), 0));
         let error = store.load().unwrap_err();
         assert!(matches!(error, LoadError::Missing { component: Component::Kernel }));
-        assert_eq!(error.to_string(), "no VM image: run `sandbox-mcp image build`");
+        let expected = format!("no VM image: run `{} image build`", std::env::current_exe().unwrap().display());
+        assert_eq!(error.to_string(), expected);
         assert!(!store.status().is_complete());
         assert!(!dir.path().join("cache").exists(), "looking creates nothing");
     }
@@ -239,7 +263,7 @@ mod tests {
         let status = store.status().components.into_iter().find(|status| status.component == Component::Qemu).unwrap();
         std::fs::create_dir_all(status.path.parent().unwrap()).unwrap();
         let error = store.qemu().unwrap_err().to_string();
-        assert!(error.contains("/qemu-system-x86_64: ") && error.ends_with("run `sandbox-mcp image build`"), "{error}");
+        assert!(error.contains("/qemu-system-x86_64: ") && error.ends_with(" image build`"), "{error}");
     }
 
     #[test]

@@ -2,13 +2,13 @@
 //! keep, whose package it is is what a look-alike lies about.
 
 use std::collections::HashMap;
-use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::language::Language;
-use sandbox_store::KeyHasher;
+use sandbox_store::{KeyHasher, open_regular};
 
 use crate::name::{InvalidName, normalise};
 
@@ -75,11 +75,12 @@ impl Allowlist {
     /// Has the names in a file instead of those it has for a language: one a line, `#` begins a comment.
     pub fn with_file(mut self, language: Language, path: &Path) -> Result<Allowlist, ListError> {
         let unreadable = |source| ListError::File { path: path.to_owned(), source };
-        let is_too_long = fs::metadata(path).map_err(unreadable)?.len() > LIST_MAX_BYTES;
-        if is_too_long {
+        let (file, metadata) = open_regular(path).map_err(unreadable)?;
+        if metadata.len() > LIST_MAX_BYTES {
             return Err(ListError::TooLong { path: path.to_owned() });
         }
-        let text = fs::read_to_string(path).map_err(unreadable)?;
+        let mut text = String::new();
+        file.take(LIST_MAX_BYTES).read_to_string(&mut text).map_err(unreadable)?;
         let mut names = Names::new();
         for (index, line) in text.lines().enumerate() {
             let name = line.split('#').next().unwrap_or_default().trim();

@@ -95,14 +95,17 @@ impl Files {
         let path = self.path(checksum);
         let (mut file, metadata) = match open_own(&path) {
             Ok(opened) => opened,
-            Err(sandbox_store::Untrusted::Io(_)) => return None,
+            Err(reason) if reason.is_of_host() => return None,
+            Err(sandbox_store::Untrusted::Io(error)) if error.kind() == std::io::ErrorKind::NotFound => return None,
             Err(reason) => {
                 tracing::warn!("removed from the download cache: {} {reason}", path.display());
                 let _ = fs::remove_file(&path);
                 return None;
             }
         };
-        let is_right = hash(&mut file, checksum).is_ok_and(|result| result.is_ok()) && file.rewind().is_ok();
+        // A disk that cannot be read now says nothing about the file, which is fetched all the same.
+        let hashed = hash(&mut file, checksum).ok()?;
+        let is_right = hashed.is_ok() && file.rewind().is_ok();
         if !is_right {
             tracing::warn!("removed from the download cache: {} was changed", path.display());
             let _ = fs::remove_file(&path);

@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sandbox_schemas::status::TierStatus;
-use sandbox_store::{EntryId, KeyHasher, Kind, Tier};
+use sandbox_store::{EntryId, KeyHasher, Kind, Tier, create_anew};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::bucket::Bucket;
@@ -306,7 +306,7 @@ impl Shared {
     }
 
     fn set_mark(&self, folder: &Path, mark: &str) {
-        let marked = File::create(folder.join(mark));
+        let marked = create_anew(&folder.join(mark));
         let _ = marked.and_then(|file| file.set_modified(std::time::SystemTime::now()));
     }
 }

@@ -134,7 +134,7 @@ impl ImageStatus {
         self.components.iter().all(|status| match status.state {
             ComponentState::Present { .. } => true,
             ComponentState::Missing => !status.component.is_required(),
-            ComponentState::Corrupt { .. } => false,
+            ComponentState::Corrupt { .. } | ComponentState::Unreadable { .. } => false,
         })
     }
 }
@@ -162,9 +162,14 @@ pub enum ComponentState {
     },
     /// It was never built from today's inputs.
     Missing,
-    /// It is there but is not what was built, may have been changed by another user, or cannot be looked at.
+    /// It is there but is not what was built, or may have been changed by another user.
     Corrupt {
         /// What is wrong with it.
+        reason: String,
+    },
+    /// This host cannot look at it now: what it lacks for that says nothing about the component.
+    Unreadable {
+        /// What went wrong.
         reason: String,
     },
 }

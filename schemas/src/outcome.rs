@@ -18,9 +18,10 @@ pub struct ExecuteOutcome {
     pub timed_out: bool,
     /// Whether stdout or stderr was cut at its limit. The program ran on.
     pub truncated: bool,
-    /// Bytes that the program wrote to stdout, those that were cut included.
+    /// Bytes that the program wrote to stdout, those that were cut included; at least those that came, where the guest did not
+    /// live to count them.
     pub stdout_bytes: u64,
-    /// Bytes that the program wrote to stderr, those that were cut included.
+    /// The same of stderr.
     pub stderr_bytes: u64,
     /// Whether the output had bytes that are not UTF-8; each such sequence stands as U+FFFD.
     pub invalid_utf8: bool,
@@ -31,14 +32,22 @@ pub struct ExecuteOutcome {
     /// From the program's start to its end, as the host saw it, in milliseconds. The same as `timing.execute_ms`.
     pub execution_time_ms: f64,
     /// Starting the interpreter that ran the program, as the guest saw it, in milliseconds: part of `boot_ms` where the VM
-    /// booted, 0 where it was restored with its interpreters.
-    pub spawn_ms: f64,
+    /// booted, 0 where it was restored with its interpreters. Absent, as the next three, where the guest did not live to say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "json-schema", schemars(with = "f64"))]
+    pub spawn_ms: Option<f64>,
     /// From the program's start to its end, as the guest saw it, in milliseconds.
-    pub process_ms: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "json-schema", schemars(with = "f64"))]
+    pub process_ms: Option<f64>,
     /// CPU time of the program and its children in the guest, in milliseconds.
-    pub cpu_time_ms: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "json-schema", schemars(with = "f64"))]
+    pub cpu_time_ms: Option<f64>,
     /// Most memory that the program, its interpreter and its files used at once, in MiB.
-    pub memory_peak_mb: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "json-schema", schemars(with = "f64"))]
+    pub memory_peak_mb: Option<f64>,
     /// Whether the VM came from a pool of started ones; then `setup_ms` and `boot_ms` are 0.
     pub warm_pool_hit: bool,
     /// Whether the VM, now or when it was put into the pool, was restored from a template instead of booted.

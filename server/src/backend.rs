@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use sandbox_engine::{Engine, StartError};
 use sandbox_images::{ImageStore, LoadError};
+use sandbox_schemas::outcome::ErrorCode;
+use sandbox_store::limits_behind_words;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
 use crate::settings::Settings;
@@ -26,6 +28,25 @@ pub(crate) enum BackendError {
     /// A bug of ours.
     #[error("{0}")]
     Internal(String),
+}
+
+impl BackendError {
+    /// Whether the user has to do something, or the host is short of something now.
+    pub(crate) fn code(&self) -> ErrorCode {
+        match self {
+            BackendError::Image(LoadError::Unreadable { .. }) => ErrorCode::FailedBeforeRun,
+            BackendError::Image(_) | BackendError::Engine(_) | BackendError::Setting(_) | BackendError::Internal(_) => {
+                ErrorCode::NotInstalled
+            }
+        }
+    }
+
+    /// With the limit of this process that is behind it, if one is.
+    pub(crate) fn message(&self) -> String {
+        let reason = self.to_string();
+        let limits = limits_behind_words(&reason);
+        format!("{reason}{limits}")
+    }
 }
 
 /// How long ending an upload may take: two or three requests.
@@ -75,7 +96,7 @@ impl Backend {
     pub(crate) async fn prepare(&self) {
         match self.engine().await {
             Ok(engine) => drop(engine.prepare().await),
-            Err(error) => tracing::warn!(%error, "no program can run yet"),
+            Err(error) => tracing::warn!(error = error.message(), "no program can run yet"),
         }
     }
 

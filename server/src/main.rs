@@ -7,6 +7,8 @@ mod commands;
 
 mod serve;
 
+mod refusal;
+
 mod methods;
 mod tools;
 
@@ -18,6 +20,8 @@ mod mcp;
 mod rpc;
 
 mod settings;
+
+mod ulimits;
 
 #[cfg(test)]
 mod fuzz;
@@ -35,7 +39,12 @@ use crate::mcp::log::{Log, Tellable};
 use crate::settings::Settings;
 
 fn main() -> ExitCode {
+    // First: what it raises may be needed for all else.
+    let refused = ulimits::prepare();
     let cli = Cli::parse();
+    if let Err(refused) = refused {
+        return refuse(&refused, cli.command.is_none());
+    }
     let settings = match Settings::resolve(&cli.flags) {
         Ok(settings) => settings,
         // As clap ends on a flag that it does not know.
@@ -48,17 +57,41 @@ fn main() -> ExitCode {
         Some(Command::Cache { action }) => matches!(action, CacheAction::Push { .. } | CacheAction::Pull { .. }),
         Some(Command::Settings | Command::Schema) => false,
     };
-    if uses_tier && let Err(error) = settings.open_tier() {
-        return fail(&error, 2);
+    if uses_tier && settings.s3_bucket.value.is_some() {
+        if let Err(refused) = ulimits::try_threads(ulimits::BUCKET_THREADS) {
+            return refuse(&refused, cli.command.is_none());
+        }
+        if let Err(error) = settings.open_tier() {
+            return fail(&error, 2);
+        }
     }
     let result = match cli.command {
         Some(Command::Image { action }) => commands::image::run(action, &settings),
         Some(Command::Cache { action }) => commands::cache::run(action, &settings),
         Some(Command::Settings) => commands::settings::run(&settings),
         Some(Command::Schema) => commands::schema::run(),
-        None => serve::run(settings, log),
+        None => {
+            if let Some(warning) = ulimits::warning() {
+                tracing::warn!("{warning}");
+            }
+            match ulimits::runtime() {
+                Ok(runtime) => serve::run(runtime, settings, log),
+                Err(refused) => return refuse(&refused, true),
+            }
+        }
     };
     result.map_or_else(|error| fail(&error, 1), |()| ExitCode::SUCCESS)
+}
+
+/// For who reads stderr; and, of a server, for its client.
+fn refuse(refused: &ulimits::Refused, is_server: bool) -> ExitCode {
+    let reason = refused.to_string();
+    let status = fail(&anyhow::Error::msg(reason.clone()), 1);
+    if is_server {
+        // A client that is gone needs no answer.
+        let _ = refusal::answer_all(&reason);
+    }
+    status
 }
 
 /// On stderr and unformatted: the one line that a person reads when nothing else works.

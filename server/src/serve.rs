@@ -12,6 +12,7 @@ use jsonrpsee::types::error::{INTERNAL_ERROR_CODE, INVALID_REQUEST_CODE};
 use sandbox_schemas::limits::MESSAGE_MAX_BYTES;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio_util::codec::FramedRead;
@@ -36,8 +37,7 @@ const END_DEADLINE: Duration = Duration::from_secs(1);
 const TASKS_MAX: usize = 2048;
 
 /// Serves stdin and stdout until the client is gone.
-pub(crate) fn run(settings: Settings, log: Log) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+pub(crate) fn run(runtime: Runtime, settings: Settings, log: Log) -> anyhow::Result<()> {
     let result = runtime.block_on(serve(settings, log));
     // A read of stdin cannot be interrupted; it must not hold the process.
     runtime.shutdown_background();

@@ -1,6 +1,6 @@
 //! An entry as it is found, whatever is in it, and its removal.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, TryLockError};
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use crate::error::{At, FileError, NotRemoved};
 use crate::file::allocated_bytes;
 use crate::lease::is_same;
+use crate::open::open_directory;
 use crate::shelf::remove_directory;
 use crate::stamp::STAMP;
 
@@ -40,7 +41,7 @@ impl Entry {
     pub(crate) fn look(path: PathBuf) -> Option<Entry> {
         let (name, key) = parse(path.file_name()?.to_str()?)?;
         let (name, key) = (name.to_owned(), key.to_owned());
-        let directory = File::open(&path).ok()?;
+        let directory = open_directory(&path).ok()?;
         let metadata = directory.metadata().ok().filter(|metadata| metadata.is_dir())?;
         Some(Entry {
             name,
@@ -55,7 +56,7 @@ impl Entry {
     /// Removes the entry at once, so that there is never half an entry; unless a process uses it, or has used it since it was
     /// looked at. That it is gone already is as good.
     pub fn remove(&self) -> Result<(), NotRemoved> {
-        let directory = match File::open(&self.path) {
+        let directory = match open_directory(&self.path) {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
             directory => directory.at("open", &self.path)?,
         };

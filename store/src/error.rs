@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use crate::trust::Untrusted;
+use crate::ulimit::limit_behind;
 
 /// A file operation that failed.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {action} {path}: {source}")]
+#[error("cannot {action} {path}: {source}{}", limit_behind(source))]
 pub struct FileError {
     /// What was tried, as it stands after "cannot".
     pub action: &'static str,

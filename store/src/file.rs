@@ -1,11 +1,12 @@
 //! Single files and directories, written so that they are whole whenever they are seen.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 
 use crate::error::{At, FileError};
+use crate::open::open_directory;
 
 /// What `stat` counts a file's blocks in, whatever the file system's own are.
 const BLOCK_BYTES: u64 = 512;
@@ -28,7 +29,7 @@ pub fn create_private_directory(path: &Path) -> Result<(), FileError> {
 
 /// Makes what was renamed in a directory outlast a crash.
 pub(crate) fn sync_directory(path: &Path) -> Result<(), FileError> {
-    File::open(path).and_then(|directory| directory.sync_all()).at("sync", path)
+    open_directory(path).and_then(|directory| directory.sync_all()).at("sync", path)
 }
 
 /// What a file, or a directory with all that is in it, takes on the disk: less than its length when it is sparse. What
@@ -43,6 +44,7 @@ pub(crate) fn allocated_bytes(path: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs::File;
 
     #[test]
     fn holes_take_no_space() {

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
+use crate::open::open_directory;
+
 /// An entry that is used. Ends with its drop, or with the process.
 #[derive(Debug)]
 pub struct Lease {
@@ -20,7 +22,7 @@ impl Lease {
     /// cannot be removed any more.
     pub fn take(entry: &Path) -> io::Result<Lease> {
         loop {
-            let directory = File::open(entry)?;
+            let directory = open_directory(entry)?;
             // Waits for who is about to move it away; that takes no time.
             match directory.lock_shared() {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,

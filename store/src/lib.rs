@@ -38,6 +38,9 @@ mod prune;
 mod stamp;
 pub use stamp::{identity, verify_once};
 
+mod open;
+pub use open::{create_anew, is_damage, open_regular, read_regular};
+
 mod trust;
 pub use trust::{Untrusted, check_owner, check_private, open_own, open_private};
 
@@ -49,6 +52,9 @@ pub use file::{create_private_directory, write_json};
 
 mod sparse;
 pub use sparse::{PAGE_BYTES, RUN_MAX_BYTES, for_each_extent, for_each_run};
+
+mod ulimit;
+pub use ulimit::{limit_behind, limit_in_force, limits_behind_words, limits_too_low};
 
 mod error;
 pub use error::{At, FileError, NotRemoved, ShelfError};

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use crate::error::{At, FileError};
+use crate::open::open_lock;
 
 /// How often a builder says that it is not stopped.
 pub(crate) const BEAT: Duration = Duration::from_secs(1);
@@ -34,7 +35,7 @@ pub(crate) struct Taken {
 
 impl Lock {
     pub(crate) fn try_take(path: &Path, name: &str, generation: usize) -> Result<Result<Lock, Taken>, FileError> {
-        let file = File::options().create(true).truncate(false).write(true).open(path).at("open", path)?;
+        let file = open_lock(path, true).at("open", path)?;
         match file.try_lock() {
             Ok(()) => Ok(Ok(Lock::new(name, generation, file))),
             Err(TryLockError::WouldBlock) => {

@@ -7,11 +7,14 @@ use std::path::Path;
 
 use nix::unistd::geteuid;
 
+use crate::open::{is_damage, open_entry_file, open_regular};
+use crate::ulimit::limit_behind;
+
 /// Why a file or directory is not taken for this user's own. The text stands after its name.
 #[derive(Debug, thiserror::Error)]
 pub enum Untrusted {
     /// It cannot be looked at.
-    #[error("cannot be read: {0}")]
+    #[error("cannot be read: {0}{limit}", limit = limit_behind(.0))]
     Io(#[from] std::io::Error),
     /// It is somebody else's.
     #[error("belongs to uid {owner}, while this program runs as uid {user}")]
@@ -35,6 +38,13 @@ pub enum Untrusted {
     },
 }
 
+impl Untrusted {
+    /// Whether it is the host that does not let it be looked at, so that nothing is known of it.
+    pub fn is_of_host(&self) -> bool {
+        matches!(self, Untrusted::Io(error) if !is_damage(error))
+    }
+}
+
 /// What others than the owner must not be able to do.
 #[derive(Debug, Clone, Copy)]
 enum Forbidden {
@@ -52,18 +62,17 @@ pub fn check_private(directory: &Path) -> Result<(), Untrusted> {
     check(&directory.metadata()?, Forbidden::Everything)
 }
 
-/// Opens a file that nobody but this user can have written to.
+/// Opens a file of the cache that nobody but this user can have written to.
 pub fn open_own(path: &Path) -> Result<(File, Metadata), Untrusted> {
-    let file = File::open(path)?;
-    let metadata = file.metadata()?;
+    let (file, metadata) = open_entry_file(path)?;
     check(&metadata, Forbidden::Writing)?;
     Ok((file, metadata))
 }
 
-/// Opens a file that nobody but this user can have written to, or looked into.
+/// Opens a file that nobody but this user can have written to, or looked into. It may lie behind a link, as secrets do that are
+/// mounted into a container.
 pub fn open_private(path: &Path) -> Result<(File, Metadata), Untrusted> {
-    let file = File::open(path)?;
-    let metadata = file.metadata()?;
+    let (file, metadata) = open_regular(path)?;
     check(&metadata, Forbidden::Everything)?;
     Ok((file, metadata))
 }

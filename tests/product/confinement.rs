@@ -233,22 +233,26 @@ fn do_everything(mut traced: Command, cache: &Path, qemu: Option<&Path>) {
         traced.env_remove("SANDBOX_MCP_QEMU").arg("--qemu").arg(qemu);
     }
     let mut server = Server::start_as(&mut traced);
-    let mut run = |arguments: Value, stdout: &str| {
+    let run = |server: &mut Server, arguments: Value, stdout: &str| {
         server.send(&execute_request(1, arguments));
         let answer = server.receive();
         assert_eq!(answer["result"]["structuredContent"]["stdout"], stdout, "{answer}");
     };
-    run(json!({"language": "python", "code": "print(6 * 7)", "timeout_seconds": 120}), "42\n");
-    run(json!({"language": "javascript", "code": "console.log(6 * 7)", "timeout_seconds": 120}), "42\n");
-    let great = "x".repeat(1_000_000);
-    run(json!({"language": "shell", "code": "head -c 1000000 /dev/zero | tr '\\0' x", "timeout_seconds": 120}), &great);
+    run(&mut server, json!({"language": "python", "code": "print(6 * 7)", "timeout_seconds": 120}), "42\n");
+    run(&mut server, json!({"language": "javascript", "code": "console.log(6 * 7)", "timeout_seconds": 120}), "42\n");
+    let great = "x".repeat(900_000);
+    run(
+        &mut server,
+        json!({"language": "shell", "code": "head -c 900000 /dev/zero | tr '\\0' x", "timeout_seconds": 120}),
+        &great,
+    );
     if has_registries() {
         let code = "import six; print(six.moves.range(2))";
         let arguments = json!({"language": "python", "packages": ["six"], "code": code, "timeout_seconds": 120});
-        run(arguments, "range(0, 2)\n");
+        run(&mut server, arguments, "range(0, 2)\n");
     }
     server.wait_for_pool(1);
-    run(json!({"language": "python", "code": "print(6 * 7)"}), "42\n");
+    run(&mut server, json!({"language": "python", "code": "print(6 * 7)"}), "42\n");
 }
 
 #[test]

@@ -120,55 +120,58 @@ except RuntimeError:
     check_with(json!({"language": "python", "code": code}), 0, "True\n", "");
 }
 
-/// Fills a directory of its arguments with one large file, and again with empty ones.
+/// Fills the writable space with one file.
 const FILL: &str = "
-import os, sys
-for place in sys.argv[1:] or ('/workspace', '/tmp', '/dev/shm', '/home/user'):
+import os
+try:
+    with open('/workspace/full', 'wb', 0) as file:
+        while True: file.write(b'x' * (1 << 20))
+except OSError as error: print(error.errno, os.stat('/workspace/full').st_size >> 20)
+for place in ('/tmp', '/dev/shm', '/home/user', '/var/tmp'):
     try:
-        with open(f'{place}/full', 'wb', 0) as file:
-            while True: file.write(b'x' * (1 << 16))
-    except OSError as error: print(place, error.errno, os.stat(f'{place}/full').st_size >> 20)
-    os.remove(f'{place}/full')
+        with open(f'{place}/more', 'wb', 0) as file: print(file.write(b'x' * 4096))
+    except OSError as error: print(place, error.errno)
+";
+
+/// And then, which takes the kernel's memory, with empty ones.
+const FILL_WITH_NAMES: &str = "
 made = 0
 try:
     while True: open(f'/tmp/{made}', 'w').close(); made += 1
 except OSError as error: print(error.errno, made > 1000)
-try:
-    with open('/workspace/full', 'wb', 0) as file:
-        while True: file.write(b'x' * (1 << 16))
-except OSError as error: print(error.errno)
 ";
 
-#[test]
-fn a_full_disk_is_an_error_and_no_kill() {
-    for (memory_mb, size_mb) in [(64, 12), (512, 348), (2048, 1024)] {
-        let programs = [
-            ("python", FILL.to_string()),
-            ("shell", format!("cat >/tmp/fill.py <<'EOF'\n{FILL}\nEOF\npython3 /tmp/fill.py")),
-        ];
-        for (language, code) in programs {
-            let outcome = run(language, &code, json!({"memory_mb": memory_mb, "timeout_seconds": 300}));
-            let places: String = ["/workspace", "/tmp", "/dev/shm", "/home/user"]
-                .iter()
-                .map(|place| format!("{place} 28 {}\n", size_mb - 1))
-                .collect();
-            assert_eq!(
-                outcome["stdout"],
-                format!("{places}28 True\n28\n"),
-                "{language} with {memory_mb} MiB: {outcome}"
-            );
-            assert_eq!((&outcome["exit_code"], &outcome["out_of_memory"]), (&json!(0), &json!(false)), "{outcome}");
-        }
-        let code = "
+const NODE_FILL: &str = "
 const fs = require('fs');
+const data = Buffer.alloc(1 << 20);
 for (const place of ['/workspace', '/tmp', '/dev/shm']) {
   const file = fs.openSync(`${place}/full`, 'w');
-  try { for (;;) fs.writeSync(file, Buffer.alloc(1 << 16)); } catch (error) { console.log(error.code, fs.fstatSync(file).size >> 20); }
+  try { for (;;) fs.writeSync(file, data); } catch (error) { console.log(error.code, fs.fstatSync(file).size >> 20); }
   fs.unlinkSync(`${place}/full`);
   fs.closeSync(file);
 }";
-        let outcome = run("javascript", code, json!({"memory_mb": memory_mb, "timeout_seconds": 300}));
-        assert_eq!(outcome["stdout"], format!("ENOSPC {}\n", size_mb - 1).repeat(3), "{outcome}");
+
+#[test]
+fn a_full_disk_is_an_error_and_no_kill() {
+    let fill_whole = format!("{FILL}{FILL_WITH_NAMES}");
+    let from_shell = format!("cat >/tmp/fill.py <<'EOF'\n{fill_whole}\nEOF\npython3 /tmp/fill.py");
+    for (language, code, memory_mb, size_mb) in [
+        ("python", fill_whole.as_str(), 64, 12),
+        ("shell", from_shell.as_str(), 64, 12),
+        ("javascript", NODE_FILL, 64, 12),
+        ("python", FILL, 512, 348),
+        ("python", FILL, 2048, 1024),
+    ] {
+        let outcome = run(language, code, json!({"memory_mb": memory_mb, "timeout_seconds": 300}));
+        // The program itself takes a page.
+        let last_mb = size_mb - 1;
+        let names = if memory_mb == 64 { "28 True\n" } else { "" };
+        let expected = match language {
+            "javascript" => format!("ENOSPC {last_mb}\n").repeat(3),
+            _ => format!("28 {last_mb}\n/tmp 28\n/dev/shm 28\n/home/user 28\n/var/tmp 28\n{names}"),
+        };
+        assert_eq!(outcome["stdout"], expected, "{language} with {memory_mb} MiB: {outcome}");
+        assert_eq!((&outcome["exit_code"], &outcome["out_of_memory"]), (&json!(0), &json!(false)), "{outcome}");
     }
 }
 

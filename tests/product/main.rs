@@ -25,6 +25,7 @@ mod confinement;
 mod containment;
 mod ending;
 mod eras;
+mod host_limits;
 mod javascript;
 mod lifecycle;
 mod limits;

@@ -133,7 +133,7 @@ impl Environments {
         }
         let gateway = self.gateway().await?;
         if let Some(lock) = self.resolved(&gateway, language, &requirements).await
-            && let Some(environment) = self.load_or_fetch(&lock).await
+            && let Some(environment) = self.load_or_fetch(&lock).await?
         {
             self.note(request, &environment);
             return Ok(Obtained::cached(environment));
@@ -154,7 +154,7 @@ impl Environments {
             Some(environment) => environment,
             None => {
                 let unknown = || InstallError::Unknown { id: id.to_string() };
-                let environment = self.load(id.clone()).await.ok_or_else(unknown)?;
+                let environment = self.load(id.clone()).await?.ok_or_else(unknown)?;
                 self.note(request, &environment);
                 environment
             }
@@ -216,7 +216,7 @@ impl Environments {
         remembered.await.map_err(InstallError::internal)?;
         let key = self.layer_key(&installed.lock);
         let id = EnvironmentId::new(language, key);
-        let environment = match self.load(id.clone()).await {
+        let environment = match self.load(id.clone()).await? {
             // Another request has become the same.
             Some(environment) => environment,
             None => self.publish(id, key, installed, requirements).await?,
@@ -278,7 +278,7 @@ impl Environments {
         requested.dedup();
         // Whoever publishes another set is done in a moment.
         let lock = turn(&shelf, id.language().name()).await.map_err(InstallError::internal)?;
-        if let Some(environment) = self.load(id.clone()).await {
+        if let Some(environment) = self.load(id.clone()).await? {
             // Another server was first; it is in use already.
             return Ok(environment);
         }
@@ -297,26 +297,26 @@ impl Environments {
     }
 
     /// An environment that is on the disk, or that another host has installed.
-    async fn load_or_fetch(self: &Arc<Self>, lock: &Lock) -> Option<Arc<Environment>> {
+    async fn load_or_fetch(self: &Arc<Self>, lock: &Lock) -> Result<Option<Arc<Environment>>, InstallError> {
         let (id, key) = (self.id(lock), self.layer_key(lock));
         let entry = EntryId { kind: Kind::Layer, name: id.language().name().into(), key };
-        if let Some(environment) = self.load(id.clone()).await {
+        if let Some(environment) = self.load(id.clone()).await? {
             self.cache.offer(&entry);
-            return Some(environment);
+            return Ok(Some(environment));
         }
         if !self.cache.has_tiers() {
-            return None;
+            return Ok(None);
         }
         // Whoever has it may be fetching this very layer.
         let right = match turn(&self.shelf, &entry.name).await {
             Ok(right) => right,
             Err(error) => {
                 tracing::warn!(%error, "a package layer cannot be fetched");
-                return None;
+                return Ok(None);
             }
         };
-        if let Some(environment) = self.load(id.clone()).await {
-            return Some(environment);
+        if let Some(environment) = self.load(id.clone()).await? {
+            return Ok(Some(environment));
         }
         let this = self.clone();
         let fetched = tokio::task::spawn_blocking(move || {
@@ -338,21 +338,25 @@ impl Environments {
                 }
             }
         });
-        fetched.await.ok()?
+        fetched.await.map_err(InstallError::internal)
     }
 
-    /// An environment that is on the disk, and sound.
-    async fn load(&self, id: EnvironmentId) -> Option<Arc<Environment>> {
+    /// An environment that is on the disk, and sound. One that this host cannot read now is not installed anew.
+    async fn load(&self, id: EnvironmentId) -> Result<Option<Arc<Environment>>, InstallError> {
         let folder = self.shelf.folder().to_owned();
-        let loaded = tokio::task::spawn_blocking(move || layer::load_with_parent(&folder, &id)).await.ok()?;
-        match loaded {
+        let loaded = tokio::task::spawn_blocking(move || layer::load_with_parent(&folder, &id)).await;
+        Ok(match loaded.map_err(InstallError::internal)? {
             Ok(environment) => Some(Arc::new(environment)),
             Err(Unusable::Missing) => None,
             Err(Unusable::Damaged(reason)) => {
                 tracing::warn!(reason, "a package layer is damaged and installed anew");
                 None
             }
-        }
+            Err(Unusable::Unreadable(reason)) => {
+                let reason = format!("a package layer is there, and cannot be read: {reason}");
+                return Err(InstallError::internal(reason));
+            }
+        })
     }
 
     fn id(&self, lock: &Lock) -> EnvironmentId {

@@ -1,11 +1,12 @@
 //! Why packages are not there.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use sandbox_packages::RequirementError;
 use sandbox_schemas::outcome::ErrorCode;
 
-use crate::error::ExecuteError;
+use crate::error::{ExecuteError, VmError};
 
 /// Why packages are not there. Nothing of them is kept. Told to all who wait for the same.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -43,6 +44,12 @@ pub enum InstallError {
         /// The end of what the installer said.
         log: String,
     },
+    /// What VMs are started from is not there any more.
+    #[error("{} is gone, which VMs are started from", path.display())]
+    NotInstalled {
+        /// What is missing.
+        path: PathBuf,
+    },
     /// The VM, or the disk, failed.
     #[error("installing packages failed: {reason}")]
     Internal {
@@ -66,6 +73,7 @@ impl InstallError {
             InstallError::Refused { .. } => Some(ErrorCode::Refused),
             InstallError::Capacity { .. } => Some(ErrorCode::Capacity),
             InstallError::Failed { .. } => Some(ErrorCode::InstallFailed),
+            InstallError::NotInstalled { .. } => Some(ErrorCode::NotInstalled),
             InstallError::Internal { .. } => Some(ErrorCode::FailedBeforeRun),
             InstallError::Cancelled => None,
         }
@@ -85,7 +93,17 @@ impl From<ExecuteError> for InstallError {
     fn from(error: ExecuteError) -> InstallError {
         match error {
             ExecuteError::Capacity { reason, retry_after } => InstallError::Capacity { reason, retry_after },
+            ExecuteError::NotInstalled { path } => InstallError::NotInstalled { path },
             ExecuteError::Cancelled => InstallError::Cancelled,
+            other => InstallError::internal(other),
+        }
+    }
+}
+
+impl From<VmError> for InstallError {
+    fn from(error: VmError) -> InstallError {
+        match error {
+            VmError::Gone(path) => InstallError::NotInstalled { path },
             other => InstallError::internal(other),
         }
     }

@@ -135,7 +135,7 @@ pub(crate) async fn install(
     let script = parent.and(installer.adds).unwrap_or(installer.script);
     let request = request(script, requirements, memory_mb);
     let outcome = run_installer(host, installation, request, (place, gone), words).await;
-    let outcome = outcome.map_err(InstallError::internal)?;
+    let outcome = outcome?;
     // Whoever could still write to the disk is gone.
     let _ = is_gone.await;
     if parent.is_some() && outcome.exit_code == DOES_NOT_FIT {

@@ -156,6 +156,17 @@ mod tests {
     }
 
     #[test]
+    fn a_fifo_in_place_of_a_file_is_damage_and_holds_nothing_up() {
+        for name in [IMAGE, MANIFEST] {
+            let (_folder, path) = entry();
+            fs::remove_file(path.join(name)).unwrap();
+            nix::unistd::mkfifo(&path.join(name), nix::sys::stat::Mode::S_IRWXU).unwrap();
+            assert!(matches!(load(&path, &id()), Err(Unusable::Damaged(_))), "{name}");
+            assert!(look(&path).is_none_or(|_| name == IMAGE));
+        }
+    }
+
+    #[test]
     fn what_is_foreign_is_refused() {
         let (_folder, path) = entry();
         check(&path, &EnvironmentId::new(Language::Python, Digest([8; 32])), "of another entry");

@@ -9,7 +9,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use sandbox_store::{create_private_directory, write_json};
+use sandbox_store::{create_private_directory, read_regular, write_json};
 use serde::{Deserialize, Serialize};
 use tokio_util::task::TaskTracker;
 
@@ -181,7 +181,7 @@ impl VersionFile {
     }
 
     fn recall(&self) -> Option<String> {
-        let remembered: RememberedVersion = serde_json::from_slice(&std::fs::read(&self.file).ok()?).ok()?;
+        let remembered: RememberedVersion = serde_json::from_slice(&read_regular(&self.file, 64 * 1024).ok()?).ok()?;
         (remembered.key == self.key && parse_version(&remembered.words).is_some()).then_some(remembered.words)
     }
 

@@ -158,9 +158,10 @@ unsafe fn clone(namespaces: CloneFlags, group: Option<BorrowedFd<'_>>) -> io::Re
     // SAFETY: without a stack and without shared memory it is a fork; the structure is as long as is said.
     match unsafe { libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of::<libc::clone_args>()) } {
         0 => Ok(None),
-        // SAFETY: the kernel has opened it for us.
         id if id > 0 => {
-            Ok(Some(Child { id: id as u32, process: unsafe { OwnedFd::from_raw_fd(process) }, is_reaped: false }))
+            // SAFETY: the kernel has opened it for us.
+            let process = unsafe { OwnedFd::from_raw_fd(process) };
+            Ok(Some(Child { id: id as u32, process, is_reaped: false }))
         }
         _ => Err(io::Error::last_os_error()),
     }

@@ -18,6 +18,7 @@ use rustix::process::{Signal, set_parent_process_death_signal, setsid};
 use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::limits::LAYER_SLOT_BYTES;
+use sandbox_store::open_regular;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
@@ -157,7 +158,9 @@ fn descriptors(
     stderr: OwnedFd,
 ) -> Result<Vec<(OwnedFd, RawFd)>, VmError> {
     let open = |path: &Path| -> Result<OwnedFd, VmError> {
-        let file = File::open(path).map_err(|error| VmError::Spawn(format!("{}: {error}", path.display())))?;
+        // Not what has been put into its place, and could be waited for.
+        let opened = open_regular(path);
+        let (file, _) = opened.map_err(|error| VmError::Spawn(format!("{}: {error}", path.display())))?;
         Ok(file.into())
     };
     let share = |file: &OwnedFd, what: &str| {

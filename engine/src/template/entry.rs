@@ -95,7 +95,7 @@ pub(crate) fn load(
     let ram = Mapped::open(&entry, RAM, manifest.ram)?;
     let code = manifest.code.map(|part| Mapped::open(&entry, CODE, part)).transpose()?;
     // Small enough to be hashed each time.
-    let state = read_state(state_file).map_err(|error| Unusable::damaged(STATE, error))?;
+    let state = read_state(state_file).map_err(|error| Unusable::unread(STATE, &error))?;
     if digest(&state) != manifest.state_sha256 {
         return Err(Unusable::damaged(STATE, "its SHA-256 is not the manifest's"));
     }
@@ -223,6 +223,25 @@ mod tests {
         fs::remove_dir_all(&path).unwrap();
         check(&path, &origin(), "there is none");
         drop(folder);
+    }
+
+    #[test]
+    fn a_fifo_in_place_of_a_file_is_damage_and_holds_nothing_up() {
+        for name in [RAM, STATE, CODE, MANIFEST, "verified.json"] {
+            let (_folder, path) = entry();
+            load(&path, &origin(), false, None).unwrap();
+            fs::remove_file(path.join(name)).unwrap();
+            nix::unistd::mkfifo(&path.join(name), nix::sys::stat::Mode::S_IRWXU).unwrap();
+            match load(&path, &origin(), false, None) {
+                Ok(_) => assert_eq!(name, "verified.json"),
+                Err(Unusable::Damaged(reason)) => assert!(reason.contains(name), "{reason}"),
+                Err(other) => panic!("{name}: {other:?}"),
+            }
+        }
+        let (_folder, path) = entry();
+        fs::remove_dir_all(&path).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(matches!(load(&path, &origin(), false, None), Err(Unusable::Damaged(_))));
     }
 
     #[test]

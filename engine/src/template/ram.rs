@@ -68,8 +68,12 @@ pub(crate) fn copy(ram: &File) -> io::Result<File> {
         Ok(())
     };
     std::thread::scope(|scope| {
-        let other = scope.spawn(work);
-        work().and_then(|()| other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        // One does where no more threads are to be had.
+        let other = std::thread::Builder::new().spawn_scoped(scope, work).ok();
+        let join = |other: std::thread::ScopedJoinHandle<'_, _>| {
+            other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        work().and_then(|()| other.map_or(Ok(()), join))
     })?;
     Ok(copy)
 }

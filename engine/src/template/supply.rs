@@ -37,6 +37,8 @@ pub(crate) enum TemplateError {
     Turn(#[from] TurnError),
     #[error("what was just written is damaged: {0}")]
     Damaged(Unusable),
+    #[error("it is there, and cannot be read: {0}")]
+    Unreadable(String),
     #[error("{0}")]
     Internal(String),
 }
@@ -89,6 +91,8 @@ impl Supply {
     ) -> Result<Template, TemplateError> {
         let template = match self.load(wanted).await? {
             Ok(template) => template,
+            // What this host cannot read now is as good as before.
+            Err(Unusable::Unreadable(reason)) => return Err(TemplateError::Unreadable(reason)),
             Err(reason) => {
                 if let Unusable::Damaged(reason) = reason {
                     tracing::warn!(name = wanted.name, reason, "a template cannot be used and is built anew");
@@ -108,8 +112,10 @@ impl Supply {
     ) -> Result<Template, TemplateError> {
         let lock = turn(&self.shelf, &wanted.name).await?;
         // The other may have built it.
-        if let Ok(template) = self.load(wanted).await? {
-            return Ok(template);
+        match self.load(wanted).await? {
+            Ok(template) => return Ok(template),
+            Err(Unusable::Missing | Unusable::Damaged(_)) => {}
+            Err(Unusable::Unreadable(reason)) => return Err(TemplateError::Unreadable(reason)),
         }
         let template = match self.fetch(lock, wanted).await? {
             Fetched::Entry(template, _lease) => template,

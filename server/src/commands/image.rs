@@ -13,6 +13,7 @@ use sandbox_store::CacheDir;
 
 use crate::cli::{ImageAction, OwnQemu, Part};
 use crate::settings::Settings;
+use crate::ulimits;
 
 /// A template that is there is ready by then, usually; one that is not takes seconds.
 const LOADED_WITHIN: Duration = Duration::from_millis(500);
@@ -41,7 +42,7 @@ fn build(store: &ImageStore, wanted: OwnQemu, settings: &Settings) -> anyhow::Re
     let progress = TerminalProgress::new();
     let image = store.build(wanted.with_qemu, &progress).context("building the image")?;
     let mut qemu = store.qemu().context("building the image")?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    let runtime = ulimits::runtime()?;
     if qemu.is_none() && !wanted.without_qemu && settings.qemu.value.is_none() {
         qemu = build_qemu_without_kvm(store, &runtime, settings.engine_config(image.clone(), None)?, &progress);
     }
@@ -161,7 +162,7 @@ fn status(store: &ImageStore) -> anyhow::Result<()> {
     for component in &status.components {
         writeln!(std::io::stdout(), "{}", line(component))?;
     }
-    anyhow::ensure!(status.is_complete(), "the image is not complete: run `sandbox-mcp image build`");
+    anyhow::ensure!(status.is_complete(), "the image is not complete: run `{} image build`", sandbox_images::program());
     Ok(())
 }
 
@@ -188,6 +189,7 @@ fn line(status: &ComponentStatus) -> String {
         ComponentState::Missing if !status.component.is_required() => "not built (image build --with-qemu)".into(),
         ComponentState::Missing => "missing".into(),
         ComponentState::Corrupt { reason } => format!("corrupt  {reason}"),
+        ComponentState::Unreadable { reason } => format!("unreadable  {reason}"),
     };
     format!("{:<7} {state}  {}", status.component, status.path.display())
 }

@@ -1,6 +1,5 @@
 //! `sandbox-mcp cache push|pull`: an entry, by its key.
 
-use std::fs;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,13 +7,16 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use sandbox_remote::{Pushed, S3};
 use sandbox_schemas::image::Digest;
-use sandbox_store::{CacheDir, EntryId, Fetched, ShelfError, Tier};
+use sandbox_store::{CacheDir, EntryId, Fetched, ShelfError, Tier, read_regular};
 use serde::Deserialize;
 
 use crate::settings::Settings;
 
 /// Fewer digits of a key than this are a slip of the hand.
 const DIGITS_MIN: usize = 4;
+
+/// Largest manifest that is read, in bytes: they have some kilobytes.
+const MANIFEST_MAX_BYTES: u64 = 4 * 1024 * 1024;
 
 /// A whole image over a slow line. Whoever asks for it by hand can also end it.
 const PATIENCE: Duration = Duration::from_secs(3600);
@@ -33,7 +35,8 @@ pub(crate) fn push(settings: &Settings, digits: &str) -> anyhow::Result<()> {
         // The folder's name has some digits only.
         if entry.key.starts_with(digits) || digits.starts_with(&entry.key) {
             let path = entry.path.join("manifest.json");
-            let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            let text =
+                read_regular(&path, MANIFEST_MAX_BYTES).with_context(|| format!("cannot read {}", path.display()))?;
             let Keyed { key } = serde_json::from_slice(&text).with_context(|| format!("{}", path.display()))?;
             if key.to_string().starts_with(digits) {
                 found.push((EntryId { kind, name: entry.name, key }, entry.path));

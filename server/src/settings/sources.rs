@@ -25,6 +25,14 @@ pub(crate) enum SettingError {
     Unreadable { path: PathBuf, source: std::io::Error },
 }
 
+/// Largest file of settings that is read, in bytes.
+const FILE_MAX_BYTES: u64 = 1024 * 1024;
+
+fn read_settings(path: &Path) -> std::io::Result<String> {
+    let text = sandbox_store::read_regular(path, FILE_MAX_BYTES)?;
+    String::from_utf8(text).map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))
+}
+
 /// Who has set a setting.
 #[derive(Debug, Clone)]
 pub(crate) enum Origin {
@@ -123,7 +131,7 @@ impl Sources {
         let must_exist = named_file.is_some();
         let file = match named_file.or(default_file) {
             None => None,
-            Some(path) => match std::fs::read_to_string(&path) {
+            Some(path) => match read_settings(&path) {
                 Ok(text) => {
                     given.extend(file::parse(&path, &text)?);
                     Some(ConfigFile { path, exists: true })

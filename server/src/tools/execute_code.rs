@@ -10,7 +10,7 @@ use schemars::schema_for;
 
 use crate::mcp::progress::{self, Channel, Unheard};
 use crate::mcp::tool_error::ToolError;
-use crate::tools::{ToolCall, engine_for, parse_arguments};
+use crate::tools::{ToolCall, engine_for, parse_arguments, reinstall};
 
 /// When another call has probably ended, after one was refused for what all of them hold.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -56,6 +56,6 @@ impl From<ExecuteError> for ToolError {
     fn from(error: ExecuteError) -> Self {
         // A cancelled call is not answered; should it be read after all, nothing is known of it.
         let code = error.code().unwrap_or(ErrorCode::OutcomeUnknown);
-        ToolError { retry_after: error.retry_after(), ..ToolError::new(code, error.to_string()) }
+        ToolError { retry_after: error.retry_after(), ..ToolError::new(code, reinstall(code, error.to_string())) }
     }
 }

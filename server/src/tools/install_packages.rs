@@ -8,7 +8,7 @@ use schemars::schema_for;
 
 use crate::mcp::progress::{self, Channel, Unheard};
 use crate::mcp::tool_error::ToolError;
-use crate::tools::{ToolCall, engine_for, parse_arguments};
+use crate::tools::{ToolCall, engine_for, parse_arguments, reinstall};
 
 pub(crate) async fn call(call: ToolCall) -> Result<CallToolResult, ToolError> {
     let input: InstallInput = parse_arguments(call.arguments, || schema_for!(InstallInput))?;
@@ -34,6 +34,6 @@ impl From<InstallError> for ToolError {
     fn from(error: InstallError) -> Self {
         // A cancelled call is not answered; should it be read after all, nothing is known of it.
         let code = error.code().unwrap_or(ErrorCode::OutcomeUnknown);
-        ToolError { retry_after: error.retry_after(), ..ToolError::new(code, error.to_string()) }
+        ToolError { retry_after: error.retry_after(), ..ToolError::new(code, reinstall(code, error.to_string())) }
     }
 }

@@ -75,7 +75,15 @@ async fn engine_for(context: &CallContext) -> Result<Engine, ToolError> {
         () = context.cancel.cancelled() => return Err(ExecuteError::Cancelled.into()),
         engine = context.backend.engine() => engine,
     };
-    engine.map_err(|error| ToolError::new(ErrorCode::NotInstalled, error.to_string()))
+    engine.map_err(|error| ToolError::new(error.code(), error.message()))
+}
+
+/// What the engine found to be gone, and what to do: it does not know how it is made.
+fn reinstall(code: ErrorCode, message: String) -> String {
+    match code {
+        ErrorCode::NotInstalled => format!("{message}: run `{} image build`", sandbox_images::program()),
+        _ => message,
+    }
 }
 
 /// The arguments as the tool's input, or an error that names the field and its limit.
