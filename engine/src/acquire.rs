@@ -180,7 +180,7 @@ impl Inner {
         match self.rehearsed(&templates.clone_of(&template), &wish.languages, place).await {
             Ok(vm) => {
                 templates.came_up(&template);
-                Ok(Made::Vm(vm, growth))
+                Ok(Made::Vm(Box::new(vm), growth))
             }
             Err(error) => {
                 templates.did_not_come_up(&template, &error);
@@ -233,7 +233,7 @@ pub(crate) fn before_run(error: VmError) -> ExecuteError {
 
 /// What came of making a VM for the pool.
 enum Made {
-    Vm(Waiting, Growth),
+    Vm(Box<Waiting>, Growth),
     /// There is none to restore it from, or not yet.
     NoTemplate,
     /// What runs comes first.
@@ -249,7 +249,7 @@ pub(crate) async fn fill(engine: Arc<Inner>) {
             () = engine.host.pool.is_disturbed() => continue,
         };
         match made {
-            Ok(Made::Vm(vm, growth)) => engine.host.pool.put(&wish, vm, growth),
+            Ok(Made::Vm(vm, growth)) => engine.host.pool.put(&wish, *vm, growth),
             Ok(Made::NoTemplate) => engine.host.pool.put_off(&wish),
             Ok(Made::NoRoom) => tokio::time::sleep(RETRY_AFTER).await,
             Err(error) => {

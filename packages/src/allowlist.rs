@@ -233,6 +233,7 @@ pub enum ListError {
 mod tests {
     use super::*;
     use Language::{Javascript, Python};
+    use std::fs;
 
     #[test]
     fn catalogs_hold_names_and_nothing_else() {

@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn a_number_can_be_text() {
         check(
-            |value| integer(value),
+            integer,
             &[
                 (json!("10"), json!(10)),
                 (json!(" 10.0 "), json!(10)),
@@ -268,7 +268,7 @@ mod tests {
     #[test]
     fn packages_can_be_one_text() {
         check(
-            |value| texts(value),
+            texts,
             &[
                 (json!(["a", "b"]), json!(["a", "b"])),
                 (json!("pandas"), json!(["pandas"])),
@@ -314,7 +314,7 @@ mod tests {
     #[test]
     fn a_fence_around_all_of_a_program_is_none_of_it() {
         check(
-            |value| program(value),
+            program,
             &[
                 (json!("```python\nprint(1)\n```"), json!("\nprint(1)\n")),
                 (json!("\n```\nprint(1)\n```\n"), json!("\n\nprint(1)\n")),

@@ -158,6 +158,6 @@ mod tests {
             assert!(size_mb > 0 && INTERPRETER_MB + size_mb + inodes_mb <= memory_mb, "{size_mb} of {memory_mb} MiB");
         }
         assert_eq!(writable_mb(MEMORY_MAX_MB), WORKSPACE_MAX_MB);
-        assert_eq!(writable_inodes(INSTALL_WRITABLE_MB), WORKSPACE_MAX_INODES);
+        assert_eq!(writable_inodes(WRITABLE_MAX_MB), WORKSPACE_MAX_INODES);
     }
 }

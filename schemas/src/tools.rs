@@ -153,8 +153,9 @@ fn input_schema_of<T: JsonSchema>() -> Schema {
 
 /// `uint64`, `double` and the like are schemars' own; strict validators refuse a format that they do not know.
 fn remove_rust_formats(schema: &mut Schema) {
-    let is_number = schema.get("type").is_some_and(|kind| kind == "integer" || kind == "number");
-    if is_number {
+    let is_number = |kind: &Value| kind == "integer" || kind == "number";
+    let has_number = |kind: &Value| is_number(kind) || kind.as_array().is_some_and(|kinds| kinds.iter().any(is_number));
+    if schema.get("type").is_some_and(has_number) {
         schema.remove("format");
     }
 }

@@ -78,7 +78,11 @@ pub(crate) fn runtime() -> Result<Runtime, Refused> {
         .enable_all()
         .build()
         .map_err(|source| Refused::Runtime { source })?;
-    match meet(BLOCKING_MIN, |work| Ok(drop(runtime.spawn_blocking(work)))) {
+    let spawn = |work| {
+        drop(runtime.spawn_blocking(work));
+        Ok(())
+    };
+    match meet(BLOCKING_MIN, spawn) {
         Ok(()) => Ok(runtime),
         Err(source) => {
             // Some of its threads will never come, and need not be waited for.

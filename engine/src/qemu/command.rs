@@ -137,7 +137,7 @@ pub(crate) fn arguments_to(start: StartKind, spec: &LaunchSpec, version: Version
         // One virtual CPU: a thread per CPU would only add locking.
         Accelerator::Tcg => {
             format!("tcg,thread=single,tb-size={TCG_CODE_BUFFER_MB}{}", code_options(&spec.code))
-        },
+        }
     };
     let memory = spec.memory_mb;
     let mut pairs = vec![

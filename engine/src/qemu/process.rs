@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::ffi::{CString, c_char};
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -166,12 +166,13 @@ fn descriptors(
     let share = |file: &OwnedFd, what: &str| {
         file.try_clone().map_err(|error| VmError::Spawn(format!("the {what}'s file: {error}")))
     };
-    let nothing = Path::new("/dev/null");
-    let unheard = File::options().write(true).open(nothing);
-    let unheard = unheard.map_err(|error| VmError::Spawn(format!("{}: {error}", nothing.display())))?;
+    let nothing = |options: &OpenOptions| -> Result<OwnedFd, VmError> {
+        let file = options.open("/dev/null").map_err(|error| VmError::Spawn(format!("/dev/null: {error}")))?;
+        Ok(file.into())
+    };
     let mut given = vec![
-        (open(nothing)?, libc::STDIN_FILENO),
-        (unheard.into(), libc::STDOUT_FILENO),
+        (nothing(File::options().read(true))?, libc::STDIN_FILENO),
+        (nothing(File::options().write(true))?, libc::STDOUT_FILENO),
         (stderr, libc::STDERR_FILENO),
         (guest_end.into(), WIRE_FD),
         (open(&spec.image.root)?, ROOT_FD),
