@@ -3,11 +3,14 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
+use sandbox_schemas::language::Language;
+use sandbox_schemas::limits::LAYER_SLOT_BYTES;
+use sandbox_schemas::wire::{self, Hello, HostFrame, PROTOCOL_VERSION, Role};
 use sandbox_store::for_each_run;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -185,7 +188,7 @@ impl Bench {
         };
         let folder = tempfile::tempdir().unwrap();
         let slot = folder.path().join("slot");
-        File::create(&slot).unwrap().set_len(1 << 20).unwrap();
+        File::create(&slot).unwrap().set_len(LAYER_SLOT_BYTES).unwrap();
         let files = [(4, file("kernel")), (5, file("agent")), (6, file("root")), (9, slot.display().to_string())];
         let mut arguments: Vec<String> = line.trim_end_matches('\0').split('\0').skip(1).map(str::to_owned).collect();
         for argument in &mut arguments {
@@ -195,17 +198,19 @@ impl Bench {
                 *argument = argument.replace(&format!("{name},"), &format!("{path},"));
                 *argument = argument.strip_suffix(&name).map_or(argument.clone(), |rest| format!("{rest}{path}"));
             }
-            *argument = argument.replace("socket,id=wire,fd=3", "ringbuf,id=wire,size=65536");
+            let wire = format!("socket,id=wire,path={}", folder.path().join("wire").display());
+            *argument = argument.replace("socket,id=wire,fd=3", &wire);
         }
-        // An agent that nobody talks to gives up, and boots again.
-        arguments.retain(|argument| argument != "-no-reboot");
         let monitor = ["-chardev", "stdio,id=monitor,signal=off", "-mon", "chardev=monitor,mode=control"];
         arguments.extend(monitor.map(str::to_owned));
         Some(Bench { qemu: file("qemu").into(), arguments, folder })
     }
 
-    /// With more to the values of options.
-    fn command(&self, more: &[(&str, &str)]) -> Command {
+    /// With more to the values of options; and what the VM's agent connects to.
+    fn command(&self, more: &[(&str, &str)]) -> (Command, UnixListener) {
+        let wire = self.folder.path().join("wire");
+        let _ = fs::remove_file(&wire);
+        let listener = UnixListener::bind(wire).unwrap();
         let mut arguments = self.arguments.clone();
         for (option, text) in more {
             let at = arguments.iter().position(|argument| argument == option).expect("it is there");
@@ -213,15 +218,20 @@ impl Bench {
         }
         let mut command = Command::new(&self.qemu);
         command.args(arguments);
-        command
+        (command, listener)
     }
 
     /// What a VM has translated that boots, and where it was loaded.
     fn save(&self, name: &str) -> (PathBuf, String) {
         let path = self.folder.path().join(name);
         File::create(&path).unwrap().set_len(512 << 20).unwrap();
-        let mut machine = Server::start_as(&mut self.command(&[("-accel", &format!(",code-save={}", path.display()))]));
-        wait_until_idle(machine.child.id());
+        let (mut command, listener) = self.command(&[("-accel", &format!(",code-save={}", path.display()))]);
+        let mut machine = Server::start_as(&mut command);
+        let (mut agent, _) = listener.accept().unwrap();
+        agent.set_read_timeout(Some(DEADLINE)).unwrap();
+        agent.write_all(&wire::encode(&HostFrame::Hello(hello())).unwrap()).unwrap();
+        // It answers once its interpreters are warm.
+        agent.read_exact(&mut [0]).expect("the VM boots");
         let maps = fs::read_to_string(format!("/proc/{}/maps", machine.child.id())).unwrap();
         let state = self.folder.path().join("state");
         machine.send(&json!({"execute": "qmp_capabilities"}));
@@ -243,7 +253,7 @@ impl Bench {
     #[track_caller]
     fn words_on(&self, path: &Path, cpu: &str) -> String {
         let load = format!(",code-load={}", path.display());
-        let mut command = self.command(&[("-accel", &load), ("-cpu", cpu)]);
+        let (mut command, _listener) = self.command(&[("-accel", &load), ("-cpu", cpu)]);
         let mut machine = Server::start_as(command.arg("-S").stderr(Stdio::piped()));
         machine.send(&json!({"execute": "qmp_capabilities"}));
         machine.send(&json!({"execute": "quit"}));
@@ -255,21 +265,15 @@ impl Bench {
     }
 }
 
-/// Until the VM has executed much and waits, or has had so much of the processor that it must have.
-fn wait_until_idle(process: u32) {
-    let until = Instant::now() + DEADLINE;
-    let ticks = || -> u64 {
-        let stat = fs::read_to_string(format!("/proc/{process}/stat")).expect("QEMU lives");
-        let fields: Vec<_> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
-        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
-    };
-    while ticks() < 150 {
-        let before = ticks();
-        std::thread::sleep(Duration::from_millis(500));
-        if before > 50 && ticks() == before {
-            return;
-        }
-        assert!(Instant::now() < until, "{} ticks", ticks());
+fn hello() -> Hello {
+    Hello {
+        protocol: PROTOCOL_VERSION,
+        realtime_ns: 0,
+        entropy: [0; 32],
+        vm_id: "0".repeat(32),
+        warm: vec![Language::Python],
+        role: Role::Runs,
+        layers: 0,
     }
 }
 
