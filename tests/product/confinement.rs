@@ -259,7 +259,7 @@ fn do_everything(mut traced: Command, cache: &Path, qemu: Option<&Path>) {
 }
 
 #[test]
-#[ignore = "traces every system call of several QEMUs, which takes many minutes: `make test-filter`"]
+#[ignore = "traces every system call of several QEMUs, which takes minutes: `make test-filter`"]
 fn nothing_is_refused_to_a_qemu_that_works() {
     let path = std::env::var_os("PATH").unwrap();
     let hosts = std::env::split_paths(&path).map(|folder| folder.join(QEMU)).find(|place| place.is_file());
@@ -272,7 +272,7 @@ fn nothing_is_refused_to_a_qemu_that_works() {
         assert!(count >= 3, "{count} QEMUs were traced");
         let unknown: Vec<&String> =
             refused.iter().filter(|(name, _)| !PROBES.contains(&name.as_str())).map(|(_, line)| line).collect();
-        assert!(unknown.is_empty(), "add what QEMU needs to engine/src/qemu/filter.rs: {unknown:#?}");
+        assert!(unknown.is_empty(), "add what QEMU needs to engine/src/qemu/calls.rs: {unknown:#?}");
     }
 }
 

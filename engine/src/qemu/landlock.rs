@@ -168,31 +168,19 @@ fn allow(rules: &mut RulesetCreated, file: impl AsFd, access: BitFlags<AccessFs>
 #[allow(unsafe_code, reason = "what system calls come to is seen by making them")]
 mod tests {
     use super::*;
+    use crate::qemu::held::held_by;
     use nix::sys::memfd::{MFdFlags, memfd_create};
     use nix::sys::signal::{Signal, kill};
-    use nix::sys::wait::{WaitStatus, waitpid};
-    use nix::unistd::{ForkResult, Pid, fork, getpid};
+    use nix::sys::wait::WaitStatus;
+    use nix::unistd::{Pid, getpid};
     use std::ffi::CString;
     use std::os::unix::ffi::OsStrExt;
 
     /// What a system call comes to in a process that has submitted: 0, or an error's number.
     fn held(landlock: &Landlock, act: impl FnOnce() -> libc::c_long) -> i32 {
-        // SAFETY: the child makes system calls only.
-        match unsafe { fork() }.unwrap() {
-            ForkResult::Child => {
-                let applied = nix::sys::prctl::set_no_new_privs().and_then(|()| landlock.apply());
-                let status = match applied {
-                    Ok(()) if act() >= 0 => 0,
-                    Ok(()) => Errno::last_raw(),
-                    Err(_) => 255,
-                };
-                // SAFETY: it ends the child.
-                unsafe { libc::_exit(status) }
-            }
-            ForkResult::Parent { child } => match waitpid(child, None).unwrap() {
-                WaitStatus::Exited(_, status) => status,
-                other => panic!("{other:?}"),
-            },
+        match held_by(|| landlock.apply(), act) {
+            WaitStatus::Exited(_, status) => status,
+            other => panic!("{other:?}"),
         }
     }
 

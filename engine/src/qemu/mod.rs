@@ -18,7 +18,10 @@ mod user;
 
 mod program;
 
+mod calls;
 mod filter;
+#[cfg(test)]
+mod held;
 mod landlock;
 
 mod confinement;
