@@ -1,7 +1,7 @@
 // Runs one program in this warmed Node.js, as `node main.js` would.
 //
 // argv: this file, the program's path. Descriptors: 1000 tells to go (`E`: with an environment; `P`: to rehearse a program of the
-// agent's and to stay), 1001 takes what is said to the agent.
+// agent's and to stay; `+` behind it: with much memory), 1001 takes what is said to the agent.
 'use strict';
 
 const fs = require('node:fs');
@@ -18,6 +18,7 @@ const scriptUrl = pathToFileURL(written).href;
 let programUrl;
 let isRehearsal;
 let isScript;
+let resolver;
 let rehearsals = 0;
 let collectGarbage;
 
@@ -25,6 +26,10 @@ let collectGarbage;
 // executes often.
 const COMPILERS = ['sparkplug', 'maglev', 'turbofan'];
 let areCompilersOff = false;
+
+// How far the heap may grow beyond what lived at the last collection, before the next one. V8 has decided by all the memory of a VM,
+// which is more than most programs may use: they would be killed for what is garbage.
+const GROWING_PERCENT = 25;
 
 // Opened anew, the pipes are closed in children; the numbered ones would be theirs too.
 const [request, control] = [[1000, 'r'], [1001, 'w']].map(([number, mode]) => {
@@ -34,10 +39,12 @@ const [request, control] = [[1000, 'r'], [1001, 'w']].map(([number, mode]) => {
 });
 const randomness = fs.openSync('/dev/urandom', 'r');
 
+// A program that looks for modules finds its own only.
+delete require.cache[__filename];
+
 warmUp();
 findInWorkspace();
 announceExit();
-registerResolver();
 say('R');
 hear();
 
@@ -48,7 +55,8 @@ function hear() {
   isRehearsal = told.toString().startsWith('P');
   if (told.toString().startsWith('E')) applyEnvironment(path.join(path.dirname(written), 'env'));
   // Clones of this VM have the same generator state until it is seeded anew.
-  v8.setFlagsFromString(`--random-seed=${randomSeed()}${switchCompilers(isRehearsal)}`);
+  const growth = told[1] === 0x2b ? '' : ` --heap-growing-percent=${GROWING_PERCENT}`;
+  v8.setFlagsFromString(`--random-seed=${randomSeed()}${switchCompilers(isRehearsal)}${growth}`);
   // The clock was another when this process started.
   const timeOrigin = Date.now() - performance.now();
   Object.defineProperty(performance, 'timeOrigin', { value: timeOrigin, configurable: true, enumerable: true });
@@ -56,6 +64,8 @@ function hear() {
   const source = fs.readFileSync(written, 'utf8');
   const script = compileScript(source);
   isScript = script !== undefined;
+  // Hooks lengthen the stack of every error that `require` throws.
+  if (!isScript || /\bimport\b|['"`]\.\.?(\/|['"`])/.test(source)) resolver = registerResolver();
   if (isScript) runScript(script);
   else runNamed(source);
 }
@@ -72,7 +82,9 @@ function runScript(script) {
   process.argv = [process.argv[0], written];
   programUrl = scriptUrl;
   process.mainModule = Module._cache[written] = module;
-  const require = Object.assign((id) => module.require(id), Module.createRequire(IN_WORKSPACE));
+  // A function of this file would be seen in stack traces.
+  const require = Object.assign(module.require.bind(module), Module.createRequire(IN_WORKSPACE));
+  Object.defineProperty(require, 'name', { value: 'require' });
   const given = [module.exports, require, module, written, path.dirname(written)];
   process.nextTick(Reflect.apply, script, module.exports, given);
   process.nextTick(() => {
@@ -85,7 +97,7 @@ function runNamed(source) {
   // Node.js keeps modules by name: no other shall have the program's, nor another rehearsal's.
   const number = isRehearsal ? `-${++rehearsals}` : '';
   const program = written.replace(/\.js$/, number + kindOf(source));
-  fs.renameSync(written, program);
+  if (program !== written) fs.renameSync(written, program);
   process.argv = [process.argv[0], program];
   programUrl = pathToFileURL(program).href;
   if (/\.m[jt]s$/.test(program)) giveRequire(program);
@@ -94,6 +106,8 @@ function runNamed(source) {
 
 /** A rehearsal has nothing left to do: leaves no trace of it, and waits again. */
 function endRehearsal() {
+  resolver?.deregister();
+  resolver = undefined;
   delete Module._cache[process.argv[1]];
   delete process.mainModule;
   for (const name of ['require', 'module', '__filename', '__dirname']) delete globalThis[name];
@@ -160,7 +174,7 @@ function kindOf(source) {
   } catch {
     // Not TypeScript either: the error that JavaScript gives is the one to see.
   }
-  return /\b(import|export|await)\b/.test(source) ? '.mjs' : '.cjs';
+  return /\b(import|export|await)\b/.test(source) ? '.mjs' : '.js';
 }
 
 /** The function that a CommonJS program is; nothing if it is no such program. */
@@ -204,9 +218,10 @@ function giveRequire(file) {
   }
 }
 
+/** What a program imports is looked for as if it lay in its working directory. */
 function registerResolver() {
   const parentURL = pathToFileURL(IN_WORKSPACE).href;
-  Module.registerHooks({
+  return Module.registerHooks({
     resolve(specifier, context, next) {
       if (context.parentURL !== programUrl) return next(specifier, context);
       const isRelative = /^\.\.?(\/|$)/.test(specifier);

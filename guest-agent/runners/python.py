@@ -1,9 +1,10 @@
 """Runs one program in this warmed interpreter, as `python3 main.py` would.
 
-argv: this file, the program's path. Descriptors: 1000 tells to go (`P`: to rehearse a program of the agent's and to stay),
+argv: this file, the program's path. No frame of it is seen (`images/root/start.py`). Descriptors: 1000 tells to go (`P`: to rehearse a program of the agent's and to stay),
 1001 takes what is said to the agent.
 """
 # Few imports: while VMs are booted for their run, each is time that a user waits for.
+import _frozen_importlib_external
 import _posixsubprocess
 import _weakref
 import atexit
@@ -18,12 +19,15 @@ REQUEST, CONTROL = 1000, 1001
 
 def main():
     program = sys.argv[1]
+    sys.orig_argv[:] = ["python3", program]
     # Children must not hold the agent's pipes open.
     os.set_inheritable(REQUEST, False)
     os.set_inheritable(CONTROL, False)
     runner_pid = os.getpid()
     keep_order()
     settled = Settled()
+    # What programs of the agent's tell those that come after them in this interpreter.
+    kept = {}
     os.write(CONTROL, b"R")
     while True:
         told = os.read(REQUEST, 2)
@@ -36,7 +40,7 @@ def main():
         # A clone of this VM has the same generators until they are seeded anew, and its time.
         for start in settled.starts:
             start()
-        code = run(program)
+        code = run(program) if is_last else run(program, kept=kept)
         code = finish(code, settled, is_last)
         if not is_last:
             # Before the agent hears of it: a VM that is saved then would have it to do in every clone.
@@ -133,11 +137,13 @@ def apply_environment(text):
         os.environb[name] = value
 
 
-def run(program):
+def run(program, **given):
     """The program in a module of its own; its exit code."""
     module = types.ModuleType("__main__")
-    module.__file__ = program
-    module.__builtins__ = builtins
+    loader = _frozen_importlib_external.SourceFileLoader("__main__", program)
+    module.__dict__.update(
+        __annotations__={}, __builtins__=builtins, __cached__=None, __file__=program, __loader__=loader, **given
+    )
     sys.modules["__main__"] = module
     sys.argv[:] = [program]
     sys.path[0] = os.getcwd()
@@ -158,8 +164,6 @@ def report(error):
             return error.code & 0xFF if -(2**63) <= error.code < 2**63 else 255
         print(error.code, file=sys.stderr)
         return 1
-    # The first frame is this runner's.
-    error = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
     try:
         sys.excepthook(type(error), error, error.__traceback__)
     except BaseException as fault:
@@ -172,12 +176,12 @@ def finish(code, settled, is_last):
     """What an interpreter does when it ends, as far as a program can see it."""
     steps = (lambda: wait_for_threads(settled), run_exit_functions, drop_main, flush_streams)
     # The first two can be done once only.
-    for step in steps if is_last else steps[2:]:
+    for step in steps if is_last else (*steps[2:], lambda: forget(sys.argv[0])):
         try:
             step()
         except BaseException as error:
             code = report(error) or code
-    if any(is_native(name) for name in set(sys.modules) - settled.known):
+    if [name for name in set(sys.modules) - settled.known if is_native(name)]:
         (settled.flush or native_flush())()
     return code
 
@@ -216,6 +220,15 @@ def drop_main():
     for name in sorted(names, key=lambda name: not (name[:1] == "_" and name[1:2] != "_")):
         module.__dict__[name] = None
     gc.collect()
+
+
+def forget(program):
+    """What was kept of a program that has ended, by its name, would be taken for that of the next one."""
+    for module, tables in (("linecache", ("cache",)), ("inspect", ("modulesbyfile", "_filesbymodname"))):
+        for table in tables if module in sys.modules else ():
+            known = getattr(sys.modules[module], table)
+            for key in [key for key, value in known.items() if program in (key, value)]:
+                del known[key]
 
 
 def flush_streams():

@@ -135,7 +135,7 @@ impl Agent {
             HostFrame::Execute(request) => self.execute(request),
             HostFrame::Interrupt => {
                 if let Some(run) = &self.run {
-                    run.runner.signal(Signal::SIGINT);
+                    run.runner.cgroup.interrupt();
                 }
                 Ok(())
             }

@@ -7,6 +7,8 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use sandbox_schemas::language::Language;
 use sandbox_schemas::limits;
 
@@ -45,6 +47,15 @@ impl Cgroup {
         self.folder.join("cgroup.procs")
     }
 
+    /// Asks every process to end, by the signal that it is most likely to hear.
+    pub(crate) fn interrupt(&self) {
+        let processes = fs::read_to_string(self.folder.join("cgroup.procs")).unwrap_or_default();
+        for pid in processes.lines().filter_map(|line| line.parse().ok()) {
+            // It may have ended meanwhile.
+            let _ = kill(Pid::from_raw(pid), signal_for(pid));
+        }
+    }
+
     /// Kills every process in it, however it has forked.
     pub(crate) fn kill_all(&self) -> Result<()> {
         write(&self.folder, "cgroup.kill", "1")
@@ -77,6 +88,22 @@ impl Cgroup {
         let text = fs::read_to_string(self.folder.join(file)).unwrap_or_default();
         let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
         value.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+    }
+}
+
+/// SIGINT, as from a terminal. SIGTERM for a process that takes no notice of the other, as those that a shell has put into the
+/// background, or that has prepared for SIGTERM: what Python and bash do on SIGINT they do unasked. So does Node.js on both.
+fn signal_for(pid: i32) -> Signal {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let has = |set: &str, signal: Signal| {
+        let bits = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix(set)?.trim(), 16).ok());
+        bits.is_some_and(|bits| bits >> (signal as i32 - 1) & 1 == 1)
+    };
+    let is_node = || fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|program| program.ends_with("node"));
+    if has("SigIgn:", Signal::SIGINT) || (has("SigCgt:", Signal::SIGTERM) && !is_node()) {
+        Signal::SIGTERM
+    } else {
+        Signal::SIGINT
     }
 }
 

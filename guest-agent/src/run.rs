@@ -42,7 +42,7 @@ impl Run {
             Some(runner) => runner,
             None => Runner::spawn(request.language, &request.env)?,
         };
-        runner.go(request.is_rehearsal, has_environment);
+        runner.go(request.is_rehearsal, has_environment, request.memory_bytes);
         let mut run = Run {
             stdout: Output::new(Stream::Stdout, runner.stdout.try_clone().context("stdout")?, request.stdout_max),
             stderr: Output::new(Stream::Stderr, runner.stderr.try_clone().context("stderr")?, request.stderr_max),

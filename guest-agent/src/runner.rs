@@ -2,8 +2,8 @@
 //!
 //! What the agent and a runner say to each other travels on two pipes of their own, never on the program's streams:
 //! the agent writes a line on the request pipe (`G`: go, the only program; `E`: the same, with an environment; `P`: a rehearsal,
-//! stay for another); the runner writes `R` on the control pipe when it is warm and `D`, exit code, newline when the program has ended. A program that
-//! ends in any other way is seen by its exit.
+//! stay for another; at its end `+` instead of a newline: there is much memory); the runner writes `R` on the control pipe when
+//! it is warm and `D`, exit code, newline when the program has ended. A program that ends in any other way is seen by its exit.
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
@@ -30,6 +30,9 @@ const CONTROL_FD: RawFd = 1001;
 /// usual 64 KiB, and fewer switches between program and agent are what counts under TCG.
 pub(crate) const PIPE_BYTES: i32 = 1024 * 1024;
 
+/// From here on, in bytes, an interpreter need not be careful with its memory: it was warmed with as much.
+const ROOMY_BYTES: u64 = 1536 * 1024 * 1024;
+
 /// What differs from language to language.
 struct Recipe {
     /// File name of the program.
@@ -54,7 +57,7 @@ fn recipe(language: Language) -> Recipe {
         Language::Python => Recipe {
             program: "main.py",
             runner: ("python.py", include_str!("../runners/python.py")),
-            command: &["/usr/bin/python3"],
+            command: &["/usr/bin/python3", "/usr/local/lib/sandbox/start.pyc"],
             runner_variable: None,
             startup_variables: &["PYTHON*", "OPENSSL_*"],
             runtime_variables: &[],
@@ -184,6 +187,8 @@ impl Runner {
         #[allow(clippy::disallowed_methods, reason = "the agent's one place that starts a program")]
         let mut command = Command::new(recipe.command[0]);
         command
+            // As it is called by those who look for it.
+            .arg0(recipe.command[0].rsplit('/').next().unwrap_or_default())
             .args(&recipe.command[1..])
             .args(recipe.runner_variable.is_none().then_some(&runner_path))
             .arg(format!("{PROGRAM_DIR}/{}", recipe.program))
@@ -234,14 +239,17 @@ impl Runner {
     }
 
     /// Lets it run the program that was laid out.
-    pub(crate) fn go(&mut self, is_rehearsal: bool, has_environment: bool) {
+    pub(crate) fn go(&mut self, is_rehearsal: bool, has_environment: bool, memory_bytes: u64) {
         let word = match (is_rehearsal, has_environment) {
-            (true, _) => b"P\n",
-            (false, true) => b"E\n",
-            (false, false) => b"G\n",
+            (true, _) => b'P',
+            (false, true) => b'E',
+            (false, false) => b'G',
         };
+        // Bash wants a line.
+        let is_told = self.language == Language::Javascript && memory_bytes >= ROOMY_BYTES;
+        let word = [word, if is_told { b'+' } else { b'\n' }];
         // A runner that died meanwhile is noticed by its exit.
-        let _ = nix::unistd::write(&self.request, word);
+        let _ = nix::unistd::write(&self.request, &word);
     }
 
     /// Ends an interpreter that is of no use; its memory is free afterwards.

@@ -1,6 +1,6 @@
 # Turns what mmdebstrap installed into the guest's root and packs it. It runs outside the tree: $1 is the tree. When an
-# ordinary user builds, it runs in a user namespace that can not reach the user's files. So what it needs (node.tgz,
-# npm.tgz, uv.whl) was put into $1/inputs before, and root.erofs is fetched from there after.
+# ordinary user builds, it runs in a user namespace that can not reach the user's files. So what it needs (start.py,
+# node.tgz, npm.tgz, uv.whl) was put into $1/inputs before, and root.erofs is fetched from there after.
 set -eu
 cd /
 tree=$1
@@ -35,13 +35,31 @@ chmod 1777 "$tree/tmp" "$tree/var/tmp"
 # mmdebstrap lends the tree the host's name and resolver: neither may end up in the image.
 rm -f "$tree/etc/hostname" "$tree/etc/resolv.conf" "$tree/etc/machine-id"
 echo sandbox >"$tree/etc/hostname"
-echo '127.0.0.1 localhost sandbox' >"$tree/etc/hosts"
+printf '%s\n' '127.0.0.1 localhost sandbox' '::1 localhost ip6-localhost ip6-loopback' >"$tree/etc/hosts"
 # Nothing listens there unless the agent does: a name then fails at once instead of after a timeout.
 echo 'nameserver 127.0.0.1' >"$tree/etc/resolv.conf"
 : >"$tree/etc/machine-id"
 ln -sf python3 "$tree/usr/bin/python"
+# Without a name and an address git refuses to commit.
+printf '%s\n' '[user]' '	name = sandbox' '	email = sandbox@localhost' '[init]' '	defaultBranch = main' >"$tree/etc/gitconfig"
 # There is no apt that a `pip install` could disturb.
 rm -f "$tree"/usr/lib/python3*/EXTERNALLY-MANAGED
+
+echo 'step: locales'
+for locale in de_DE en_GB en_US es_ES fr_FR it_IT ja_JP pt_BR zh_CN; do
+  chroot "$tree" localedef -i "$locale" -f UTF-8 "$locale.UTF-8"
+done
+
+echo 'step: how Python is started'
+mkdir -p "$tree/usr/local/lib/sandbox"
+chroot "$tree" python3 - <<'END'
+import importlib.util, marshal
+source, names = open("/inputs/start.py").read(), {"__name__": "start"}
+exec(source, names)
+code = names["unseen"](compile(source, "start.py", "exec"))
+with open("/usr/local/lib/sandbox/start.pyc", "wb") as file:
+    file.write(importlib.util.MAGIC_NUMBER + bytes(12) + marshal.dumps(code))
+END
 
 echo 'step: compiling the Python library'
 # The image has one timestamp for all files, so bytecode must not depend on that of its source: it is never checked,
@@ -51,7 +69,7 @@ chroot "$tree" sh -c \
 
 echo 'step: leaving out what no guest needs'
 find "$tree" -xdev ! -type l -perm /6000 -exec chmod a-s {} +
-rm -rf "$tree"/usr/share/bash-completion "$tree"/usr/share/bug "$tree"/usr/share/doc-base "$tree"/usr/share/lintian \
+rm -rf "$tree"/usr/share/bash-completion "$tree"/usr/share/i18n "$tree"/usr/share/bug "$tree"/usr/share/doc-base "$tree"/usr/share/lintian \
     "$tree"/usr/share/pixmaps "$tree"/var/cache/* "$tree"/var/log/* "$tree"/var/lib/dpkg/*-old
 rm -f "$tree"/etc/passwd- "$tree"/etc/group- "$tree"/etc/shadow- "$tree"/etc/gshadow-
 

@@ -1,4 +1,4 @@
-//! The guest kernel: Debian's source, configured with `kernel/config.fragment`.
+//! The guest kernel: Debian's source, a patch, configured with `kernel/config.fragment`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,8 @@ const RECIPE_VERSION: &[u8] = b"1";
 const SOURCE: &str = "linux-source-6.12";
 /// What is built, beyond `allnoconfig`.
 const FRAGMENT: &str = include_str!("../kernel/config.fragment");
+/// What a guest's programs are told of its memory.
+const PATCH: &str = include_str!("../kernel/meminfo.patch");
 /// How many objects the fragment compiles to, for the progress bar.
 const OBJECTS: u64 = 900;
 
@@ -36,6 +38,7 @@ const TOOLS: &[HostTool] = &[
     HostTool { name: "strip", package: "binutils" },
     HostTool { name: "flex", package: "flex" },
     HostTool { name: "bison", package: "bison" },
+    HostTool { name: "patch", package: "patch" },
     HostTool { name: "bc", package: "bc" },
     HostTool { name: "perl", package: "perl-base" },
 ];
@@ -58,7 +61,7 @@ impl Recipe for Kernel {
     }
 
     fn key(&self) -> Digest {
-        key(RECIPE_VERSION, SUITE, SOURCE, self.fragment)
+        key(RECIPE_VERSION, SUITE, SOURCE, PATCH, self.fragment)
     }
 
     fn tools(&self) -> &'static [HostTool] {
@@ -69,6 +72,7 @@ impl Recipe for Kernel {
         let log = workshop.logs.join("kernel.log");
         create_anew(&log).at("write", &log)?;
         let (source, version) = fetch_source(work, &log, workshop)?;
+        apply(PATCH, &source, &log, workshop)?;
         configure(self.fragment, &source, &log, workshop)?;
 
         let mut stage = workshop.progress.stage("kernel: compiling", Some(OBJECTS), Unit::Objects);
@@ -93,11 +97,12 @@ impl Recipe for Kernel {
     }
 }
 
-fn key(recipe_version: &[u8], suite: &str, source: &str, fragment: &str) -> Digest {
+fn key(recipe_version: &[u8], suite: &str, source: &str, patch: &str, fragment: &str) -> Digest {
     KeyHasher::new("kernel")
         .field("recipe", recipe_version)
         .field("suite", suite.as_bytes())
         .field("source", source.as_bytes())
+        .field("patch", patch.as_bytes())
         .field("fragment", fragment.as_bytes())
         .finish()
 }
@@ -121,6 +126,14 @@ fn fetch_source(work: &Path, log: &Path, workshop: &Workshop<'_>) -> Result<(Pat
     let path = work.join("version");
     let version = fs::read_to_string(&path).at("read", &path)?;
     Ok((work.join(SOURCE), version.trim().to_owned()))
+}
+
+/// Changes the source by a patch, of which every line must fit.
+fn apply(patch: &str, source: &Path, log: &Path, workshop: &Workshop<'_>) -> Result<(), BuildError> {
+    let path = source.join("sandbox.patch");
+    fs::write(&path, patch).at("write", &path)?;
+    let tool = Tool::new("patch", source).args(["--strip=1", "--forward", "--fuzz=0", "--input=sandbox.patch"]);
+    tool.run(log, workshop, |_| ())
 }
 
 /// Writes `.config` and checks that it holds what the fragment asks for.
@@ -158,20 +171,21 @@ fn lost_options(fragment: &str, config: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{FRAGMENT, Kernel, RECIPE_VERSION, SOURCE, key, lost_options};
+    use super::{FRAGMENT, Kernel, PATCH, RECIPE_VERSION, SOURCE, key, lost_options};
     use crate::debian::SUITE;
     use crate::recipe::Recipe;
 
     #[test]
     fn every_input_is_in_the_key() {
         let now = Kernel::new().key();
-        assert_eq!(now, key(RECIPE_VERSION, SUITE, SOURCE, FRAGMENT));
+        assert_eq!(now, key(RECIPE_VERSION, SUITE, SOURCE, PATCH, FRAGMENT));
         let changed = FRAGMENT.replace("CONFIG_UNIX=y", "CONFIG_UNIX=n");
         for other in [
-            key(b"0", SUITE, SOURCE, FRAGMENT),
-            key(RECIPE_VERSION, "sid", SOURCE, FRAGMENT),
-            key(RECIPE_VERSION, SUITE, "linux-source-6.1", FRAGMENT),
-            key(RECIPE_VERSION, SUITE, SOURCE, &changed),
+            key(b"0", SUITE, SOURCE, PATCH, FRAGMENT),
+            key(RECIPE_VERSION, "sid", SOURCE, PATCH, FRAGMENT),
+            key(RECIPE_VERSION, SUITE, "linux-source-6.1", PATCH, FRAGMENT),
+            key(RECIPE_VERSION, SUITE, SOURCE, "", FRAGMENT),
+            key(RECIPE_VERSION, SUITE, SOURCE, PATCH, &changed),
         ] {
             assert_ne!(now, other);
         }

@@ -21,6 +21,8 @@ const RECIPE_VERSION: &[u8] = b"1";
 const PACKAGES: &str = include_str!("../root/packages.list");
 /// What is done with it.
 const SCRIPT: &str = include_str!("../root/customize.sh");
+/// What starts the agent's runner of Python in it.
+const START: &str = include_str!("../root/start.py");
 /// What of the packages is not unpacked.
 const EXCLUDED: [&str; 4] = ["/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/man/*"];
 /// How the image is packed. lz4 makes 238 MB of 390 MB. Uncompressed, a cold start under TCG took 12 % less for Node.js
@@ -47,7 +49,14 @@ impl Recipe for Root {
 
     fn key(&self) -> Digest {
         key(
-            [RECIPE_VERSION, SUITE.as_bytes(), PACKAGES.as_bytes(), SCRIPT.as_bytes(), lock::TEXT.as_bytes()],
+            [
+                RECIPE_VERSION,
+                SUITE.as_bytes(),
+                PACKAGES.as_bytes(),
+                SCRIPT.as_bytes(),
+                START.as_bytes(),
+                lock::TEXT.as_bytes(),
+            ],
             EROFS_OPTIONS,
         )
     }
@@ -60,9 +69,11 @@ impl Recipe for Root {
         let log = workshop.logs.join("root.log");
         create_anew(&log).at("write", &log)?;
         let downloads = lock::parse(lock::TEXT)?;
-        let mut inputs = vec!["customize.sh"];
+        let mut inputs = vec!["customize.sh", "start.py"];
         let script = work.join("customize.sh");
         fs::write(&script, SCRIPT).at("write", &script)?;
+        let start = work.join("start.py");
+        fs::write(&start, START).at("write", &start)?;
         for pinned in &downloads {
             let kept = download::fetch(pinned, work, workshop)?;
             // mmdebstrap splits its arguments at spaces, so its inputs get names that have none.
@@ -87,8 +98,8 @@ impl Recipe for Root {
     }
 }
 
-fn key(inputs: [&[u8]; 5], erofs_options: &str) -> Digest {
-    let hasher = ["recipe", "suite", "packages", "script", "lock"]
+fn key(inputs: [&[u8]; 6], erofs_options: &str) -> Digest {
+    let hasher = ["recipe", "suite", "packages", "script", "start", "lock"]
         .into_iter()
         .zip(inputs)
         .fold(KeyHasher::new("root"), |hasher, (name, value)| hasher.field(name, value));
@@ -127,7 +138,7 @@ mod tests {
 
     #[test]
     fn every_input_is_in_the_key() {
-        let inputs: [&[u8]; 5] = [b"1", b"trixie", b"packages", b"script", b"lock"];
+        let inputs: [&[u8]; 6] = [b"1", b"trixie", b"packages", b"script", b"start", b"lock"];
         let now = key(inputs, EROFS_OPTIONS);
         for changed in 0..inputs.len() {
             let mut inputs = inputs;

@@ -44,6 +44,33 @@ while True: time.sleep(1)
 }
 
 #[test]
+fn a_timeout_reaches_every_process_by_a_signal_that_it_hears() {
+    // In a session of its own, and deaf to SIGINT, as what a shell has put into the background.
+    let code = "
+import os, signal, time
+def bye(*_):
+    os.write(1, b'bye ')
+    os._exit(0)
+if os.fork() == 0:
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, bye)
+    while True: time.sleep(1)
+try:
+    while True: time.sleep(1)
+except KeyboardInterrupt:
+    time.sleep(0.3)
+";
+    let outcome = run("python", code, json!({"timeout_seconds": 1}));
+    assert_eq!((&outcome["timed_out"], &outcome["stdout"]), (&json!(true), &json!("bye ")), "{outcome}");
+    check_timeout(
+        "shell",
+        "trap 'echo at the end; exit' TERM\necho begun\nwhile :; do sleep 0.1; done",
+        "begun\nat the end\n",
+    );
+}
+
+#[test]
 fn a_timeout_shows_where_the_program_was() {
     let code = "import time\ndef wait(): time.sleep(100)\nwait()";
     let outcome = run("python", code, json!({"timeout_seconds": 1}));

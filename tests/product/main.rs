@@ -32,6 +32,7 @@ mod limits;
 mod making;
 mod own_qemu;
 mod packages;
+mod plain;
 mod privileges;
 mod protocol;
 mod python;
