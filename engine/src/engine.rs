@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use sandbox_packages::GatewayConfig;
 use sandbox_schemas::accelerator::Accelerator;
+use sandbox_schemas::environment::Omitted;
 use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::image::BootImage;
 use sandbox_schemas::install::InstallOutcome;
 use sandbox_schemas::language::Language;
-use sandbox_schemas::limits::{MEMORY_MIN_MB, VM_OVERHEAD_MB};
+use sandbox_schemas::limits::{MEMORY_MAX_MB, MEMORY_MIN_MB, VM_OVERHEAD_MB};
 use sandbox_schemas::outcome::ExecuteOutcome;
 use sandbox_schemas::status::{
     CacheSize, ImageDigests, LimitsInForce, PoolStatus, TemplateState, TemplateStatus, VmCounts,
@@ -233,6 +234,7 @@ impl Engine {
     /// No program will come after those that run: VMs need not be kept for any.
     pub fn expect_no_more(&self) {
         self.0.closing.cancel();
+        self.0.environments.end();
         self.0.host.pool.close();
     }
 
@@ -263,6 +265,7 @@ impl Inner {
         let program = program(request).map_err(before_run)?;
         let wanted = Wanted { accepted, language, environment, memory_mb, program };
         let started = self.acquire(&wanted).await?;
+        let not_imported = self.not_imported(&wanted, &started.preparation);
         drop(wanted);
         let origin = match started.preparation {
             Preparation { warm_pool_hit: true, .. } => &self.stats.from_pool,
@@ -272,7 +275,20 @@ impl Inner {
         origin.fetch_add(1, Ordering::Relaxed);
         let _running = Counted::new(&self.stats.running);
         let ended = run(started.vm, timeout, started.preparation, sink).await;
-        ended.map_err(|error| ExecuteError::OutcomeUnknown { reason: error.to_string() })
+        let mut outcome = ended.map_err(|error| ExecuteError::OutcomeUnknown { reason: error.to_string() })?;
+        outcome.not_imported = not_imported;
+        if outcome.out_of_memory {
+            outcome.stderr.push_str(&out_of_memory(&outcome.stderr, memory_mb - VM_OVERHEAD_MB));
+        }
+        Ok(outcome)
+    }
+
+    /// The packages that a program finds, and has to import itself although templates have their packages imported.
+    fn not_imported(&self, wanted: &Wanted, preparation: &Preparation) -> Vec<Omitted> {
+        match (&wanted.environment, &self.templates) {
+            (Some(environment), Some(templates)) if preparation.template_hit => templates.left_out(environment),
+            _ => Vec::new(),
+        }
     }
 
     async fn install(&self, set: &PackageSet, sink: &mut dyn OutputSink) -> Result<InstallOutcome, InstallError> {
@@ -281,12 +297,12 @@ impl Inner {
         let obtained = self.environments.obtain(&self.host, &self.runs, *language, packages, sink).await?;
         let installed = Instant::now();
         let environment = &obtained.environment;
-        let has_template = match &self.templates {
-            Some(templates) => templates.of(Some(environment), SET_DEADLINE).await.is_some(),
-            None => false,
+        let template = match &self.templates {
+            Some(templates) => templates.of(Some(environment), SET_DEADLINE).await,
+            None => None,
         };
         self.host.pool.keep(environment, false);
-        Ok(obtained.outcome(has_template, accepted, installed))
+        Ok(obtained.outcome(template.as_deref(), accepted, installed))
     }
 
     /// The packages that a program asks for.
@@ -307,6 +323,16 @@ impl Inner {
         self.host.pool.keep(&environment, false);
         Ok(Some(environment))
     }
+}
+
+/// A line for who reads what a program has said before the kernel ended it, which says nothing of that.
+fn out_of_memory(said: &str, memory_mb: u64) -> String {
+    let begin = if said.is_empty() || said.ends_with('\n') { "" } else { "\n" };
+    let advice = match memory_mb < MEMORY_MAX_MB {
+        true => format!("memory_mb may be up to {MEMORY_MAX_MB}"),
+        false => "no more can be had".into(),
+    };
+    format!("{begin}sandbox: out of memory: a process was killed at the limit of {memory_mb} MiB; {advice}\n")
 }
 
 /// What comes of some work, unless it is cancelled first; then it is dropped at once, and its VM with it.

@@ -252,6 +252,7 @@ fn outcome(
             .map(|bytes| bytes as f64 / (1024.0 * 1024.0)),
         warm_pool_hit: preparation.warm_pool_hit,
         template_hit: preparation.template_hit,
+        not_imported: Vec::new(),
         accelerator: preparation.accelerator,
     }
 }

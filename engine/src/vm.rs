@@ -253,15 +253,16 @@ impl Booting {
 impl Ready {
     /// Runs a program of ours in the interpreter that will run the next one.
     pub(crate) async fn rehearse(self, program: &Program, deadline: Duration) -> Result<Ready, VmError> {
-        self.rehearse_to_hear(program, deadline).await.map(|(vm, _)| vm)
+        self.rehearse_to_hear(program, deadline, &mut String::new()).await
     }
 
-    /// The same, and what it has written to stdout.
+    /// The same; what it writes to stdout is in `heard`, also when it fails.
     pub(crate) async fn rehearse_to_hear(
         mut self,
         program: &Program,
         deadline: Duration,
-    ) -> Result<(Ready, String), VmError> {
+        heard: &mut String,
+    ) -> Result<Ready, VmError> {
         let (mut stdout, mut stderr) = (Capture::new(STDOUT_MAX_BYTES), Capture::new(STDERR_MAX_BYTES));
         let process = self.machine.process_id();
         let rehearsal = async {
@@ -272,7 +273,7 @@ impl Ready {
             }
             loop {
                 match self.machine.receive().await? {
-                    GuestFrame::Output { stream: Stream::Stdout, bytes } => drop(stdout.push(&bytes)),
+                    GuestFrame::Output { stream: Stream::Stdout, bytes } => heard.push_str(stdout.push(&bytes)),
                     GuestFrame::Output { stream: Stream::Stderr, bytes } => drop(stderr.push(&bytes)),
                     GuestFrame::Finished(finished) => return Ok(finished.exit),
                     other => return Err(unexpected("output", &other)),
@@ -280,7 +281,7 @@ impl Ready {
             }
         };
         match within_time_of_its_own(process, deadline, rehearsal).await? {
-            Exit::Code(0) => Ok((self, stdout.finish(0).text)),
+            Exit::Code(0) => Ok(self),
             exit => {
                 let last_words = stderr.finish(0).text;
                 let last_line = last_words.trim_end().lines().next_back().unwrap_or_default();

@@ -12,11 +12,11 @@ use sandbox_store::{KeyHasher, open_regular};
 
 use crate::name::{InvalidName, normalise};
 
-/// The most used packages of PyPI and of npm, most used first: data of November 2026. `packages/catalogs/README.md` says how
-/// they are replaced.
-const CATALOGS: [(Language, &str); 2] = [
-    (Language::Python, include_str!("../catalogs/pypi.txt")),
-    (Language::Javascript, include_str!("../catalogs/npm.txt")),
+/// The most used packages of PyPI and of npm, most used first, and what is missing there of what people ask for: data of November
+/// 2026. `packages/catalogs/README.md` says how they are replaced.
+const CATALOGS: [(Language, [&str; 2]); 2] = [
+    (Language::Python, [include_str!("../catalogs/pypi.txt"), include_str!("../catalogs/pypi-more.txt")]),
+    (Language::Javascript, [include_str!("../catalogs/npm.txt"), include_str!("../catalogs/npm-more.txt")]),
 ];
 
 /// Largest file of names, in bytes: more than all names of PyPI take.
@@ -43,8 +43,8 @@ enum List {
 
 /// Read when they are first needed, and once: most servers never are asked for a package.
 static BUILTIN: LazyLock<[Arc<Names>; 2]> = LazyLock::new(|| {
-    CATALOGS.map(|(language, catalog)| {
-        let names = catalog.lines().filter_map(|name| normalise(language, name).ok());
+    CATALOGS.map(|(language, parts)| {
+        let names = parts.into_iter().flat_map(str::lines).filter_map(|name| normalise(language, name).ok());
         Arc::new(names.enumerate().map(|(rank, name)| (name.into(), rank)).collect())
     })
 });
@@ -153,6 +153,11 @@ impl Allowlist {
     }
 }
 
+/// Whether a normalised name is one of those that come with this program.
+pub(crate) fn is_known(language: Language, name: &str) -> bool {
+    place(language).is_some_and(|place| BUILTIN[place].contains_key(name))
+}
+
 fn place(language: Language) -> Option<usize> {
     CATALOGS.iter().position(|(of, _)| *of == language)
 }
@@ -237,8 +242,8 @@ mod tests {
 
     #[test]
     fn catalogs_hold_names_and_nothing_else() {
-        for ((language, catalog), names) in CATALOGS.iter().zip(BUILTIN.iter()) {
-            let count = catalog.lines().count();
+        for ((language, parts), names) in CATALOGS.iter().zip(BUILTIN.iter()) {
+            let count = parts.iter().flat_map(|part| part.lines()).count();
             assert!(count > 9000 && names.len() == count, "{language}: each name once, normalised");
         }
     }

@@ -68,6 +68,14 @@ impl GatewayConfig {
             patience: Patience::default(),
         }
     }
+
+    /// Where a language's packages come from.
+    pub fn registry(&self, language: Language) -> &str {
+        match language {
+            Language::Javascript => &self.npm_registry_url,
+            Language::Python | Language::Shell => &self.pypi_index_url,
+        }
+    }
 }
 
 /// The registries, an allowlist before them and a cache behind. Cheap to clone.

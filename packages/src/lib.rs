@@ -6,6 +6,7 @@
 //! ```
 
 // In the order in which to read them: what is asked for, who serves it, where that comes from, and what remains of it.
+mod meant;
 mod requirement;
 pub use requirement::{Quoted, Reason, Requirement, RequirementError, Specifier, parse};
 

@@ -29,7 +29,13 @@ mod tests {
     use sandbox_schemas::language::Language;
 
     fn package(name: &str, version: &str, place: Option<&str>) -> LockedPackage {
-        LockedPackage { name: name.into(), version: version.into(), place: place.map(Into::into), hash: None }
+        LockedPackage {
+            name: name.into(),
+            version: version.into(),
+            place: place.map(Into::into),
+            hash: None,
+            comes_with: None,
+        }
     }
 
     #[test]

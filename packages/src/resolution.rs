@@ -112,8 +112,13 @@ mod tests {
     const KEY: Digest = Digest([1; 32]);
 
     fn lock(version: &str) -> Lock {
-        let package =
-            |name: &str| LockedPackage { name: name.into(), version: version.into(), place: None, hash: None };
+        let package = |name: &str| LockedPackage {
+            name: name.into(),
+            version: version.into(),
+            place: None,
+            hash: None,
+            comes_with: None,
+        };
         Lock::new(Language::Python, vec![package("flask"), package("click")])
     }
 

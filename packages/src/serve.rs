@@ -59,6 +59,7 @@ impl Session {
         if !self.admit() {
             return self.text(REFUSED, "one install has asked for more than 20,000 pages and files");
         }
+        self.look_for_a_part(&route).await;
         if let Err(refusal) = self.check(route.name()) {
             return self.text(REFUSED, &refusal.to_string());
         }
@@ -70,6 +71,23 @@ impl Session {
                 let is_missing = matches!(error, FetchError::NotFound { .. });
                 self.text(if is_missing { StatusCode::NOT_FOUND } else { FAILED }, &error.to_string())
             }
+        }
+    }
+
+    /// An allowlist of what people ask for does not know what large packages were divided into: such a part may come with its whole.
+    /// Native packages of npm have one for each machine, of which the one for this machine may.
+    async fn look_for_a_part(&self, route: &Route) {
+        let (Route::Packument { name } | Route::Tarball { name, .. }) = route else { return };
+        let Some((whole, is_of_scope)) = self.whole(name) else { return };
+        if is_of_scope {
+            self.is_part(name, whole, true);
+            return;
+        }
+        // If its registry fails, it is refused like any other, and looked for again when it is asked for again.
+        if let Ok(packument) = self.gateway().packument(name).await
+            && let Some(is_for_this_machine) = packument.is_for_this_machine()
+        {
+            self.is_part(name, whole, is_for_this_machine);
         }
     }
 

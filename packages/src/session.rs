@@ -106,6 +106,8 @@ pub enum UnavailableReason {
     SourceOnly,
     /// There are wheels, but for other machines or other Pythons.
     OtherMachines,
+    /// There are wheels, and the index does not say what they hash to.
+    Unverifiable,
 }
 
 impl fmt::Display for Unavailable {
@@ -115,6 +117,12 @@ impl fmt::Display for Unavailable {
             UnavailableReason::Unknown => write!(f, "the registry has no package {package}"),
             UnavailableReason::SourceOnly => {
                 write!(f, "{package} has no wheel, only source that would have to be built")
+            }
+            UnavailableReason::Unverifiable => {
+                write!(
+                    f,
+                    "{package} has wheels, but its index gives no SHA-256 of them, and what cannot be verified is not installed"
+                )
             }
             UnavailableReason::OtherMachines => {
                 write!(f, "{package} has wheels, but none for this Python on x86-64 Linux")
@@ -140,6 +148,8 @@ pub struct SessionReport {
     pub cached_bytes: u64,
     /// How many packages the index was asked for.
     pub packages_looked_up: usize,
+    /// Packages that are not on the allowlist and came all the same, as a part of one that is.
+    pub parts: BTreeMap<String, String>,
 }
 
 /// One install. Cheap to clone.
@@ -166,6 +176,8 @@ struct Log {
     needs: usize,
     /// Whose dependencies are recorded.
     known: HashSet<String>,
+    /// Packages that are for other machines only: nobody misses them here.
+    foreign: HashSet<String>,
 }
 
 /// That one package needs another.
@@ -189,7 +201,15 @@ impl Session {
 
     /// What happened until now.
     pub fn report(&self) -> SessionReport {
-        self.log().report.clone()
+        let log = self.log();
+        let mut report = log.report.clone();
+        report.refusals.retain(|refusal| !log.foreign.contains(&refusal.refused.name));
+        for refusal in &mut report.refusals {
+            // Who needs it may have become known later.
+            let name = &refusal.refused.name;
+            (refusal.is_optional, refusal.wanted_by) = (self.is_optional(&log, name), self.behind(&log, name));
+        }
+        report
     }
 
     pub(crate) fn gateway(&self) -> &Gateway {
@@ -211,18 +231,57 @@ impl Session {
     pub(crate) fn check(&self, package: &str) -> Result<(), Refusal> {
         let Err(refused) = self.0.gateway.allowlist().check(self.0.language, package) else { return Ok(()) };
         let mut log = self.log();
+        if log.report.parts.contains_key(package) {
+            return Ok(());
+        }
         let known = log.report.refusals.iter().find(|refusal| refusal.refused == refused);
         if let Some(refusal) = known {
             return Err(refusal.clone());
         }
-        let wanted_by = log.behind(&refused.name, |name| self.is_required(name));
-        let needs = log.wanted_by.get(&refused.name).map_or(&[][..], Vec::as_slice);
-        let is_optional = !needs.is_empty() && needs.iter().filter(|need| !need.is_weak).all(|need| need.is_optional);
-        let refusal = Refusal { is_optional: is_optional && !self.is_required(&refused.name), refused, wanted_by };
+        let (is_optional, wanted_by) = (self.is_optional(&log, &refused.name), self.behind(&log, &refused.name));
+        let refusal = Refusal { refused, wanted_by, is_optional };
         log.report.refusals.push(refusal.clone());
         drop(log);
         self.tell(Event::Refused(refusal.clone()));
         Err(refusal)
+    }
+
+    fn is_optional(&self, log: &Log, name: &str) -> bool {
+        let needs = log.wanted_by.get(name).map_or(&[][..], Vec::as_slice);
+        let is_optional = !needs.is_empty() && needs.iter().filter(|need| !need.is_weak).all(|need| need.is_optional);
+        is_optional && !self.is_required(name)
+    }
+
+    fn behind(&self, log: &Log, name: &str) -> Vec<String> {
+        log.behind(name, |name| self.is_required(name))
+    }
+
+    /// The allowed package that this one, which itself is not allowed, may be a part of, and whether it is of the same publisher: who
+    /// has a scope of npm decides what is in it. Else the whole says only that it can use it, as its part for some machine.
+    pub(crate) fn whole(&self, part: &str) -> Option<(String, bool)> {
+        let is_allowed = |name: &str| self.0.gateway.allowlist().check(self.0.language, name).is_ok();
+        if self.0.language != Language::Javascript || is_allowed(part) {
+            return None;
+        }
+        let log = self.log();
+        let scope = part.split_once('/').map(|(scope, _)| scope);
+        let is_of_scope = |need: &Need| scope.is_some() && need.by.split_once('/').map(|(scope, _)| scope) == scope;
+        let needs = log.wanted_by.get(part)?.iter().filter(|need| is_allowed(&need.by));
+        let wholes = needs.filter_map(|need| match is_of_scope(need) {
+            true => Some((need.by.clone(), true)),
+            false => need.is_optional.then(|| (need.by.clone(), false)),
+        });
+        wholes.max_by_key(|(_, is_of_scope)| *is_of_scope)
+    }
+
+    /// That it is such a part, for this machine or for another.
+    pub(crate) fn is_part(&self, part: &str, whole: String, is_for_this_machine: bool) {
+        let mut log = self.log();
+        if is_for_this_machine {
+            log.report.parts.insert(part.to_owned(), whole);
+        } else {
+            log.foreign.insert(part.to_owned());
+        }
     }
 
     /// That the index is asked for a package.
@@ -374,6 +433,7 @@ impl From<Unusable> for UnavailableReason {
         match why {
             Unusable::SourceOnly => UnavailableReason::SourceOnly,
             Unusable::OtherMachines => UnavailableReason::OtherMachines,
+            Unusable::Unverifiable => UnavailableReason::Unverifiable,
         }
     }
 }

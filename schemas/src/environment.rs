@@ -17,6 +17,13 @@ pub struct Lock {
     pub packages: Vec<LockedPackage>,
 }
 
+impl LockedPackage {
+    /// The package whose permission it needs.
+    pub fn answers_for_it(&self) -> &str {
+        self.comes_with.as_deref().unwrap_or(&self.name)
+    }
+}
+
 impl Lock {
     /// A lock of these, in whatever order they were found.
     pub fn new(language: Language, mut packages: Vec<LockedPackage>) -> Lock {
@@ -40,6 +47,19 @@ pub struct LockedPackage {
     /// What its file hashed to, where that is known: `sha256:` and hexadecimal digits, or npm's `sha512-` and base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash: Option<String>,
+    /// The package that brings it along, in its own file or as its part for this machine: it may come wherever that may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comes_with: Option<String>,
+}
+
+/// A package that is left out, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
+pub struct Omitted {
+    /// Its name.
+    pub name: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// What an environment is called: its language, and the first 16 digits of its lock's key.
@@ -117,7 +137,13 @@ mod tests {
 
     #[test]
     fn order_makes_no_difference() {
-        let package = |name: &str| LockedPackage { name: name.into(), version: "1".into(), place: None, hash: None };
+        let package = |name: &str| LockedPackage {
+            name: name.into(),
+            version: "1".into(),
+            place: None,
+            hash: None,
+            comes_with: None,
+        };
         let one = Lock::new(Language::Python, vec![package("b"), package("a"), package("b")]);
         assert_eq!(one, Lock::new(Language::Python, vec![package("a"), package("b")]));
     }

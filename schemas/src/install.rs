@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::environment::Omitted;
 use crate::execute::{InvalidInput, check_packages};
 use crate::language::Language;
 use crate::lenient;
@@ -48,6 +49,14 @@ pub struct InstallOutcome {
     pub size_bytes: u64,
     /// Whether a VM with the packages is restored from a template, with its packages imported where that is safe.
     pub template: bool,
+    /// What packages can do without and is not allowed; absent if nothing is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "json-schema", schemars(with = "Vec<Omitted>"))]
+    pub skipped: Vec<Omitted>,
+    /// Requested packages that are not imported beforehand; absent if all are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "json-schema", schemars(with = "Vec<Omitted>"))]
+    pub not_imported: Vec<Omitted>,
     /// Where the time went, in milliseconds.
     pub timing: InstallTiming,
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::environment::Lock;
+use crate::environment::{Lock, Omitted};
 use crate::image::{Digest, VerifiedStamp};
 use crate::template::RamPart;
 
@@ -23,6 +23,9 @@ pub struct LayerManifest {
     /// The layer that it begins with, where its packages were added to one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub added_to: Option<LayerReference>,
+    /// What its packages can do without, and does not have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skipped: Vec<Omitted>,
     /// The file systems, a sparse file.
     pub image: RamPart,
     /// When it was installed, in seconds since 1970.

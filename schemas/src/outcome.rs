@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::accelerator::Accelerator;
+use crate::environment::Omitted;
 
 /// Result of the tool `execute_code`: the program ran, whatever came of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -52,6 +53,10 @@ pub struct ExecuteOutcome {
     pub warm_pool_hit: bool,
     /// Whether the VM, now or when it was put into the pool, was restored from a template instead of booted.
     pub template_hit: bool,
+    /// Requested packages that were not imported beforehand; absent if all were.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "json-schema", schemars(with = "Vec<Omitted>"))]
+    pub not_imported: Vec<Omitted>,
     /// What executed the guest: `kvm` (hardware) or `tcg` (translation: slower, and a weaker boundary).
     pub accelerator: Accelerator,
 }

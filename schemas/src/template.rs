@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::accelerator::Accelerator;
+use crate::environment::Omitted;
 use crate::image::{Digest, VerifiedStamp};
 
 /// Version of [`TemplateManifest`]'s layout. An entry that has another one is built anew.
@@ -26,6 +27,9 @@ pub struct TemplateManifest {
     pub tsc_khz: u64,
     /// What executed the guest, and will execute its clones.
     pub accelerator: Accelerator,
+    /// Packages that were asked for and are not imported in it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<Omitted>,
     /// What the QEMU that saved it said of its version.
     pub qemu: String,
     /// When it was built, in seconds since 1970.

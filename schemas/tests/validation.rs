@@ -4,6 +4,7 @@
 
 use jsonschema::Validator;
 use sandbox_schemas::accelerator::Accelerator;
+use sandbox_schemas::environment::Omitted;
 use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::limits;
 use sandbox_schemas::outcome::{ExecuteOutcome, Timing};
@@ -147,6 +148,7 @@ fn a_result_satisfies_the_output_schema() {
         memory_peak_mb: Some(12.5),
         warm_pool_hit: false,
         template_hit: false,
+        not_imported: vec![Omitted { name: "seaborn".into(), reason: "it starts a thread".into() }],
         accelerator,
     };
     for exit_code in [-1, 0, 137, 255] {
@@ -161,6 +163,7 @@ fn a_result_satisfies_the_output_schema() {
         process_ms: None,
         cpu_time_ms: None,
         memory_peak_mb: None,
+        not_imported: Vec::new(),
         ..outcome(-1, Accelerator::Kvm)
     };
     let unknown = serde_json::to_value(unknown).unwrap();
@@ -170,13 +173,14 @@ fn a_result_satisfies_the_output_schema() {
     for field in good.as_object().unwrap().keys() {
         let mut lacking = good.clone();
         lacking.as_object_mut().unwrap().remove(field);
-        let may_lack = ["spawn_ms", "process_ms", "cpu_time_ms", "memory_peak_mb"].contains(&field.as_str());
+        let may_lack =
+            ["spawn_ms", "process_ms", "cpu_time_ms", "memory_peak_mb", "not_imported"].contains(&field.as_str());
         assert_eq!(validator.is_valid(&lacking), may_lack, "{field}");
         let mut unknown = good.clone();
         unknown[field] = json!(null);
         assert!(!validator.is_valid(&unknown), "{field} may be null");
         let mut wrong = good.clone();
-        wrong[field] = json!([]);
+        wrong[field] = json!([1]);
         assert!(!validator.is_valid(&wrong), "{field} may be anything");
     }
 }

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -161,6 +161,121 @@ fn javascript_packages_are_there_for_both_kinds_of_modules() {
 }
 
 #[test]
+fn tools_of_npm_have_their_part_for_this_machine_and_run() {
+    if !has_registries() {
+        return;
+    }
+    let cache = new_cache();
+    let mut server = Server::start_as(&mut in_cache(&cache, &[]));
+    let tools = ["typescript", "tsx", "esbuild", "vite", "vitest", "eslint", "prettier"];
+    let installed = install(&mut server, "javascript", &tools);
+    let code = r#"
+echo 'const x: number = 6 * 7; console.log(`${x} by ${process.argv[2]}`)' >a.ts
+echo '{"compilerOptions": {"outDir": "out", "types": [], "skipLibCheck": true, "noCheck": true}, "files": ["a.ts"]}' >tsconfig.json
+tsc -p . && node out/a.js tsc
+tsx a.ts tsx
+esbuild a.ts --log-level=error >b.js && node b.js esbuild
+echo 'const  y=1' | prettier --parser babel
+printf '%s
+' "import { expect, test } from 'vitest'" "test('adds', () => expect(1 + 1).toBe(2))" >a.test.ts
+vitest run 2>&1 | grep -o 'Tests *1 passed'
+echo '<script type="module" src="/a.ts"></script>' >index.html
+vite build --logLevel error && ls dist | head -1
+echo 'export default [{ rules: { "no-undef": "error" } }]' >eslint.config.mjs
+echo 'nothing' >c.js; eslint c.js | grep -o no-undef
+"#;
+    let arguments = json!({"language": "shell", "code": code, "environment_id": installed["environment_id"],
+        "timeout_seconds": 300, "memory_mb": 2048});
+    let outcome = run(&mut server, arguments);
+    let expected = "42 by tsc\n42 by tsx\n42 by esbuild\nconst y = 1;\nTests  1 passed\nassets\nno-undef\n";
+    assert_eq!(outcome["stdout"], expected, "{outcome}\n{installed}");
+    // Nothing is said to be missing that is for other machines.
+    let skipped = installed["skipped"].as_array().cloned().unwrap_or_default();
+    assert!(!skipped.iter().any(|one| one["name"].as_str().unwrap().contains("darwin")), "{installed}");
+}
+
+#[test]
+fn packages_by_another_name_or_within_others_are_there_for_a_second_server() {
+    if !has_registries() {
+        return;
+    }
+    let cache = new_cache();
+    let mut server = Server::start_as(&mut in_cache(&cache, &[]));
+    // The first needs packages that lie by other names than their own (`string-width-cjs`).
+    let installed = install(&mut server, "javascript", &["glob@10.4.5"]);
+    let again = install(&mut server, "javascript", &["glob@10.4.5"]);
+    assert_eq!((&again["cached"], &again["environment_id"]), (&json!(true), &installed["environment_id"]));
+    drop(server);
+    let mut server = Server::start_as(&mut in_cache(&cache, &NOWHERE));
+    let code = "require('fs').writeFileSync('a.txt', ''); console.log(require('glob').globSync('*.txt'))";
+    let environment = &installed["environment_id"];
+    let outcome = run(&mut server, json!({"language": "javascript", "code": code, "environment_id": environment}));
+    assert_eq!(outcome["stdout"], "[ 'a.txt' ]\n", "{outcome}");
+}
+
+#[test]
+fn a_module_that_is_asked_for_is_told_its_project_and_those_are_right() {
+    let cache = new_cache();
+    let mut server = Server::start_as(&mut in_cache(&cache, &NOWHERE));
+    for (language, name, expected) in [
+        ("python", "cv2", "packages: \"cv2\" is a module of opencv-python-headless: name that"),
+        (
+            "python",
+            "jwt",
+            "\"jwt\" is a module of pyjwt: name that; if the project of this name is meant, add a version",
+        ),
+        ("python", "matplotlib.pyplot", "is a module of matplotlib"),
+        ("python", "os", "is built into Python"),
+        ("javascript", "node:fs", "is built into Node.js"),
+        ("javascript", "lodash/fp", "is a module of lodash"),
+    ] {
+        let (code, message) = refused(&mut server, language, &[name]);
+        assert!(code == "invalid_input" && message.contains(expected), "{name}: {code}: {message}");
+    }
+    drop(server);
+    if !has_registries() {
+        return;
+    }
+    let mut server = Server::start_as(&mut in_cache(&cache, &[]));
+    let modules = [
+        "attr",
+        "bs4",
+        "dateutil",
+        "dns",
+        "docx",
+        "dotenv",
+        "frontmatter",
+        "git",
+        "jose",
+        "jwt",
+        "multipart",
+        "nacl",
+        "PIL",
+        "pptx",
+        "serial",
+        "shapefile",
+        "slugify",
+        "socks",
+        "whois",
+        "yaml",
+        "Crypto",
+        "OpenSSL",
+    ];
+    let table = include_str!("../../packages/catalogs/python-modules.txt");
+    let project = |module: &&str| {
+        let line = table.lines().find_map(|line| line.strip_prefix(*module)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("{module} is not in the table"))
+    };
+    let projects: Vec<&str> = modules.iter().map(project).collect();
+    let installed = install(&mut server, "python", &projects);
+    let imports = modules.map(|module| format!("import {module}\n")).concat();
+    let code = format!("{imports}print('all')");
+    let environment = &installed["environment_id"];
+    let outcome = run(&mut server, json!({"language": "python", "code": code, "environment_id": environment}));
+    assert_eq!(outcome["stdout"], "all\n", "{outcome}");
+}
+
+#[test]
 fn data_work_is_imported_in_milliseconds() {
     if !has_registries() {
         return;
@@ -244,7 +359,7 @@ fn a_dependency_that_is_not_allowed_is_refused_and_nothing_is_kept() {
 }
 
 #[test]
-fn an_installation_is_shared_reported_and_ends_with_its_last_waiter() {
+fn an_installation_is_shared_reported_and_outlives_its_last_waiter() {
     if !has_registries() {
         return;
     }
@@ -253,15 +368,18 @@ fn an_installation_is_shared_reported_and_ends_with_its_last_waiter() {
     // The VM that builds the template goes first.
     run(&mut server, json!({"language": "shell", "code": "true"}));
     server.wait_for_machines(0, Duration::from_secs(10));
-    // One that is cancelled leaves nothing.
-    server.send(&install_request(1, "python", &["click==8.1.7"]));
+    // One that nobody waits for any more goes on, so that who asks again finds it; the second such one ends.
+    let cancel = |id: u32| json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": id}});
+    server.send(&install_request(1, "python", &["idna==3.10"]));
     server.wait_for_machines(1, Duration::from_secs(60));
-    server.send(&json!({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 1}}));
-    let begun = Instant::now();
-    server.wait_for_machines(0, Duration::from_secs(10));
-    // Promised are 100 ms, as `lifecycle` holds them on several tries; one alone can meet a machine that is busy.
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
-    assert!(layers(cache.path()).is_empty());
+    server.send(&cancel(1));
+    server.send(&install_request(2, "python", &["certifi"]));
+    server.wait_for_machines(2, Duration::from_secs(60));
+    server.send(&cancel(2));
+    let installed = install(&mut server, "python", &["idna==3.10"]);
+    assert_eq!((versions(&installed), layers(cache.path()).len()), (vec!["idna==3.10".to_owned()], 1), "{installed}");
+    server.wait_for_machines(0, Duration::from_secs(60));
+    fs::remove_dir_all(&layers(cache.path())[0]).unwrap();
 
     // Two share one; the cancel of one is not the other's.
     let arguments = json!({"language": "python", "packages": ["click==8.1.7"]});
@@ -309,9 +427,8 @@ fn what_is_added_to_a_set_is_all_that_is_installed_and_imported() {
     }
     let cache = new_cache();
     let mut server = Server::start_as(&mut in_cache(&cache, &[]));
-    // One that is older than what the registry has: it stays what it is when more comes to it.
     let first = install(&mut server, "python", &["idna>=3", "markupsafe==3.0.2"]);
-    let more = install(&mut server, "python", &["idna>=3", "jinja2==3.1.6", "markupsafe"]);
+    let more = install(&mut server, "python", &["idna>=3", "jinja2==3.1.6", "markupsafe==3.0.2"]);
     assert_eq!(manifest(&cache, &more)["added_to"]["key"], manifest(&cache, &first)["key"]);
     assert_eq!(versions(&more)[1..], ["jinja2==3.1.6", "markupsafe==3.0.2"], "{more}");
     assert_eq!((&more["cached"], &more["template"]), (&json!(false), &json!(true)));
@@ -332,6 +449,87 @@ fn what_is_added_to_a_set_is_all_that_is_installed_and_imported() {
     let mut server = Server::start_as(&mut in_cache(&cache, &NOWHERE));
     let outcome = run(&mut server, arguments);
     assert_eq!((&outcome["stdout"], &outcome["template_hit"]), (&json!(expected), &json!(true)), "{outcome}");
+}
+
+#[test]
+fn what_is_added_is_found_by_what_has_looked_for_it_in_vain() {
+    if !has_registries() {
+        return;
+    }
+    let cache = new_cache();
+    let mut server = Server::start_as(&mut in_cache(&cache, &[]));
+    // Each asks for the other when it is imported, and settles what it does without.
+    for (first, added, code, expected) in [
+        (
+            &["beautifulsoup4", "tabulate"][..],
+            "lxml",
+            "from bs4 import BeautifulSoup; print(BeautifulSoup('<p>x', 'lxml').p.text)",
+            "x\n",
+        ),
+        (
+            &["pandas"],
+            "pyarrow",
+            "import pandas as pd; pd.DataFrame({'a': [1, 2]}).to_parquet('/tmp/a.parquet'); \
+             print(pd.read_parquet('/tmp/a.parquet').a.sum())",
+            "3\n",
+        ),
+        // By the names of distributions.
+        (&["importlib-resources", "rich"], "ipython", "import IPython, rich; print(rich.__name__)", "rich\n"),
+    ] {
+        let base = install(&mut server, "python", first);
+        let packages = [first, &[added]].concat();
+        let more = install(&mut server, "python", &packages);
+        assert_eq!(manifest(&cache, &more)["added_to"]["key"], manifest(&cache, &base)["key"], "{packages:?}");
+        let environment = &more["environment_id"];
+        let outcome = run(&mut server, json!({"language": "python", "code": code, "environment_id": environment}));
+        assert_eq!((&outcome["stdout"], &outcome["template_hit"]), (&json!(expected), &json!(true)), "{outcome}");
+        let code =
+            format!("import sys; print('{}' in sys.modules)", if added == "ipython" { "IPython" } else { added });
+        let outcome = run(&mut server, json!({"language": "python", "code": code, "environment_id": environment}));
+        assert_eq!(outcome["stdout"], "True\n", "{outcome}");
+    }
+}
+
+#[test]
+fn nobodys_versions_depend_on_what_others_have_asked_for() {
+    if !has_registries() {
+        return;
+    }
+    let cache = new_cache();
+    let mut server = Server::start_as(&mut in_cache(&cache, &[]));
+    let pinned = install(&mut server, "python", &["click==8.1.3"]);
+    assert_eq!(versions(&pinned), ["click==8.1.3"]);
+    let beside = install(&mut server, "python", &["click", "tabulate"]);
+    let alone = install(&mut server, "python", &["click"]);
+    assert_ne!(versions(&alone), versions(&pinned));
+    assert_eq!(versions(&beside)[0], versions(&alone)[0], "{beside}");
+    assert!(manifest(&cache, &beside).get("added_to").is_none());
+}
+
+#[test]
+fn what_is_not_imported_is_told_with_the_reason() {
+    if !has_registries() {
+        return;
+    }
+    let cache = new_cache();
+    let mut server = Server::start_as(&mut in_cache(&cache, &[]));
+    // It needs a library that is not there, so that its import fails; what is beside it is imported all the same.
+    let installed = install(&mut server, "python", &["psycopg", "six"]);
+    assert_eq!((&installed["template"], &installed["not_imported"][0]["name"]), (&json!(true), &json!("psycopg")));
+    let reason = installed["not_imported"][0]["reason"].as_str().unwrap();
+    assert!(reason.starts_with("ImportError: no pq wrapper available"), "{installed}");
+    assert_eq!(installed["not_imported"].as_array().unwrap().len(), 1, "{installed}");
+    let code = "import sys; print([name in sys.modules for name in ('psycopg', 'six')])";
+    let arguments = json!({"language": "python", "code": code, "environment_id": installed["environment_id"]});
+    let outcome = run(&mut server, arguments.clone());
+    assert_eq!(outcome["stdout"], "[False, True]\n", "{outcome}");
+    assert_eq!(outcome["not_imported"], installed["not_imported"]);
+    drop(server);
+    // Another server, which finds the template.
+    let mut server = Server::start_as(&mut in_cache(&cache, &NOWHERE));
+    assert_eq!(run(&mut server, arguments)["not_imported"], installed["not_imported"]);
+    let outcome = run(&mut server, json!({"language": "python", "code": "1"}));
+    assert!(outcome.get("not_imported").is_none(), "{outcome}");
 }
 
 #[test]

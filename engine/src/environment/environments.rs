@@ -15,10 +15,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::entry::Unusable;
 use crate::environment::build::{Builds, Words};
-use crate::environment::install::{self, Installed, install};
+use crate::environment::install::{self, install};
+use crate::environment::layer::Installed;
 use crate::environment::{Environment, InstallError, layer, parent, resolution};
 use crate::host::Host;
 use crate::run::OutputSink;
+use crate::template::Template;
 use crate::turn::turn;
 
 /// Raised with each change of how a layer is made that nothing else in its key shows.
@@ -71,8 +73,8 @@ impl Obtained {
 
 impl Obtained {
     /// As the result of `install_packages`.
-    pub(crate) fn outcome(&self, template: bool, accepted: Instant, installed: Instant) -> InstallOutcome {
-        let Environment { id, language, lock, requested, size_bytes, .. } = &*self.environment;
+    pub(crate) fn outcome(&self, template: Option<&Template>, accepted: Instant, installed: Instant) -> InstallOutcome {
+        let Environment { id, language, lock, requested, skipped, size_bytes, .. } = &*self.environment;
         let packages = lock.packages.iter().map(|package| InstalledPackage {
             requested: requested.contains(&package.name),
             name: package.name.clone(),
@@ -87,7 +89,9 @@ impl Obtained {
             downloaded_bytes: self.downloaded_bytes,
             download_cache_bytes: self.download_cache_bytes,
             size_bytes: *size_bytes,
-            template,
+            skipped: skipped.clone(),
+            template: template.is_some(),
+            not_imported: template.map_or(Vec::new(), |template| template.left_out.clone()),
             timing: InstallTiming {
                 install_ms: milliseconds(installed - accepted),
                 template_ms: milliseconds(installed.elapsed()),
@@ -161,12 +165,17 @@ impl Environments {
         };
         // It may have been installed when more was allowed.
         for package in &environment.lock.packages {
-            let checked = self.packages.allowlist.check(environment.language, &package.name);
+            let checked = self.packages.allowlist.check(environment.language, package.answers_for_it());
             let refused =
                 |refused| InstallError::Refused { reason: format!("{id} was made when more was allowed: {refused}") };
             checked.map_err(refused)?;
         }
         Ok(environment)
+    }
+
+    /// Nobody will come back for what nobody waits for.
+    pub(crate) fn end(&self) {
+        self.builds.end();
     }
 
     async fn gateway(&self) -> Result<Gateway, InstallError> {
@@ -195,7 +204,7 @@ impl Environments {
 
     fn is_allowed(&self, lock: &Lock) -> bool {
         let is_allowed = |name: &str| self.packages.allowlist.check(lock.language, name).is_ok();
-        lock.packages.iter().all(|package| is_allowed(&package.name))
+        lock.packages.iter().all(|package| is_allowed(package.answers_for_it()))
     }
 
     async fn install(
@@ -285,8 +294,7 @@ impl Environments {
         let published = tokio::task::spawn_blocking(move || {
             let name = id.language().name();
             let place = shelf.begin(lock, key).map_err(InstallError::internal)?;
-            layer::write(place.made(), &installed.image, key, installed.lock, requested, installed.added_to)
-                .map_err(InstallError::internal)?;
+            layer::write(place.made(), key, requested, installed).map_err(InstallError::internal)?;
             let _lease = place.publish().map_err(InstallError::internal)?;
             let environment = layer::load_with_parent(shelf.folder(), &id).map_err(InstallError::internal)?;
             cache.make_room();
@@ -369,6 +377,8 @@ impl Environments {
             KeyHasher::new("layer").field("recipe", &RECIPE_VERSION.to_le_bytes()).field("root", &self.root_sha256.0);
         let scripts = install::scripts(lock.language);
         let hasher = scripts.fold(hasher, |hasher, script| hasher.field("script", script.as_bytes()));
+        // Two registries can have something else by one name.
+        let hasher = hasher.field("registry", self.packages.registry(lock.language).as_bytes());
         hasher.field("lock", &lock_key(lock).0).finish()
     }
 

@@ -1,16 +1,14 @@
 //! One installation: a VM that boots for it, a disk that it writes, and the registry at the end of its tunnel.
 
-use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sandbox_packages::{Refusal, Requirement, Session};
-use sandbox_schemas::environment::{Lock, LockedPackage};
+use sandbox_schemas::environment::{Lock, LockedPackage, Omitted};
 use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::language::Language;
-use sandbox_schemas::layer::LayerReference;
 use sandbox_schemas::limits::{
     INSTALL_MEMORY_MB, INSTALL_MEMORY_MIN_MB, INSTALL_PROGRAM_MB, INSTALL_TIMEOUT_SECONDS, STDOUT_MAX_BYTES,
     VM_OVERHEAD_MB,
@@ -22,7 +20,8 @@ use serde::Deserialize;
 use tokio::sync::oneshot;
 
 use crate::acquire::boot_deadline;
-use crate::environment::{Environment, InstallError, layer};
+use crate::environment::layer::{self, Installed};
+use crate::environment::{Environment, InstallError};
 use crate::error::VmError;
 use crate::host::Host;
 use crate::qemu::{LaunchSpec, Slot};
@@ -86,14 +85,6 @@ const DOES_NOT_FIT: i32 = 75;
 /// What a script puts before a package that it has added to a layer.
 const ADDED: char = '+';
 
-/// What came of an installation: a disk that nobody writes to any more.
-pub(crate) struct Installed {
-    pub(crate) image: File,
-    pub(crate) lock: Lock,
-    /// The layer that the disk begins with, if there was one.
-    pub(crate) added_to: Option<LayerReference>,
-}
-
 /// Installs `requirements` in a VM of its own. `folder` has room for the disk. With a `parent`, only what that has not is
 /// installed, behind it; `None` when that cannot be.
 pub(crate) async fn install(
@@ -145,13 +136,20 @@ pub(crate) async fn install(
         return Err(failure(&outcome, session, writable_mb));
     }
     check_whole(outcome.stdout_bytes).map_err(|reason| InstallError::Failed { reason, log: log_of(&outcome) })?;
-    let packages = (installer.read)(&outcome.stdout).map_err(InstallError::internal)?;
+    let mut packages = (installer.read)(&outcome.stdout).map_err(InstallError::internal)?;
+    let report = session.report();
+    for package in &mut packages {
+        let whole = report.parts.get(&package.name).cloned();
+        package.comes_with = package.comes_with.take().or(whole);
+    }
     if packages.is_empty() {
         return Err(InstallError::Failed { reason: "nothing was installed".into(), log: log_of(&outcome) });
     }
     let was_added = outcome.stdout.lines().any(|line| line.starts_with(ADDED));
     let added_to = parent.filter(|_| was_added).map(|parent| parent.reference());
-    Ok(Some(Installed { image, lock: Lock::new(language, packages), added_to }))
+    let skipped =
+        report.refusals.into_iter().map(|refusal| Omitted { reason: refusal.to_string(), name: refusal.refused.name });
+    Ok(Some(Installed { image, lock: Lock::new(language, packages), added_to, skipped: skipped.collect() }))
 }
 
 /// Runs a program in a VM that boots for it, as an installer. `keep` is dropped once the VM is gone.
@@ -244,13 +242,13 @@ fn log_of(outcome: &ExecuteOutcome) -> String {
     lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
 }
 
-/// `name-version` a line, as the directory of a distribution's metadata is called.
+/// `name==version` a line, as the metadata has them: what a distribution's directory is called need not be its name.
 fn read_python(said: &str) -> Result<Vec<LockedPackage>, String> {
     let read = |line: &str| {
         let line = line.trim_start_matches(ADDED);
-        let (name, version) = line.split_once('-').ok_or_else(|| format!("{line:?} is no distribution"))?;
+        let (name, version) = line.split_once("==").ok_or_else(|| format!("{line:?} is no distribution"))?;
         let name = sandbox_packages::normalise(Language::Python, name).map_err(|error| error.to_string())?;
-        Ok(LockedPackage { name: name.into(), version: version.into(), place: None, hash: None })
+        Ok(LockedPackage { name: name.into(), version: version.into(), place: None, hash: None, comes_with: None })
     };
     said.lines().map(read).collect()
 }
@@ -259,19 +257,42 @@ fn read_python(said: &str) -> Result<Vec<LockedPackage>, String> {
 #[derive(Deserialize)]
 struct Placed {
     place: String,
+    /// Where it lies by another.
+    name: Option<String>,
     version: String,
     hash: Option<String>,
+    /// It is within the file of the package that it lies below.
+    bundled: Option<bool>,
+}
+
+impl Placed {
+    fn name(&self) -> Result<String, String> {
+        let name = self.name.as_deref().or(self.place.rsplit("node_modules/").next()).unwrap_or_default();
+        let name = sandbox_packages::normalise(Language::Javascript, name).map_err(|error| error.to_string())?;
+        Ok(name.into())
+    }
+
+    fn is_bundled(&self) -> bool {
+        self.bundled == Some(true)
+    }
 }
 
 fn read_javascript(said: &str) -> Result<Vec<LockedPackage>, String> {
-    let read = |line: &str| {
-        let Placed { place, version, hash } =
-            serde_json::from_str(line).map_err(|error| format!("{line:?}: {error}"))?;
-        let name = place.rsplit("node_modules/").next().unwrap_or_default();
-        let name = sandbox_packages::normalise(Language::Javascript, name).map_err(|error| error.to_string())?;
-        Ok(LockedPackage { name: name.into(), version, place: Some(place), hash })
+    let read = |line: &str| serde_json::from_str(line).map_err(|error| format!("{line:?}: {error}"));
+    let all: Vec<Placed> = said.lines().map(read).collect::<Result<_, _>>()?;
+    // Whose file a bundled one is in: the nearest above it that has a file of its own.
+    let bundler = |placed: &Placed| {
+        let above =
+            all.iter().filter(|other| !other.is_bundled() && placed.place.starts_with(&format!("{}/", other.place)));
+        above.max_by_key(|other| other.place.len()).map(Placed::name).transpose()
     };
-    said.lines().map(read).collect()
+    let package = |placed: &Placed| {
+        let comes_with = if placed.is_bundled() { bundler(placed)? } else { None };
+        let Placed { place, version, hash, .. } = placed;
+        let (place, version, hash) = (Some(place.clone()), version.clone(), hash.clone());
+        Ok(LockedPackage { name: placed.name()?, version, place, hash, comes_with })
+    };
+    all.iter().map(package).collect()
 }
 
 #[cfg(test)]
@@ -298,9 +319,10 @@ mod tests {
             version: version.into(),
             place: place.map(Into::into),
             hash: hash.map(Into::into),
+            comes_with: None,
         };
         assert_eq!(
-            read_python("typing_extensions-4.12.2\n+Jinja2-3.1.6\n").unwrap(),
+            read_python("typing_extensions==4.12.2\n+Jinja2==3.1.6\n").unwrap(),
             [package("typing-extensions", "4.12.2", None, None), package("jinja2", "3.1.6", None, None)]
         );
         assert!(read_python("nothing").is_err());
@@ -308,5 +330,12 @@ mod tests {
         let place = Some("node_modules/a/node_modules/@s/b");
         assert_eq!(read_javascript(said).unwrap(), [package("@s/b", "1.0.0", place, Some("sha512-x"))]);
         assert!(read_javascript("{}").is_err());
+        let said = r#"{"place":"node_modules/cli","version":"1.0.0","hash":"sha512-x"}
+{"place":"node_modules/width-cjs","name":"width","version":"4.2.3","hash":"sha512-y"}
+{"place":"node_modules/cli/node_modules/inner","version":"2.0.0","bundled":true}
+{"place":"node_modules/cli/node_modules/inner/node_modules/most","version":"3.0.0","bundled":true}"#;
+        let read = read_javascript(said).unwrap();
+        let told: Vec<_> = read.iter().map(|one| (&*one.name, one.answers_for_it())).collect();
+        assert_eq!(told, [("cli", "cli"), ("width", "width"), ("inner", "cli"), ("most", "cli")]);
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use sandbox_schemas::environment::{EnvironmentId, Lock};
+use sandbox_schemas::environment::{EnvironmentId, Lock, Omitted};
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::layer::{LAYER_FORMAT, LayerManifest, LayerReference, LayerStamp};
 use sandbox_schemas::limits::LAYER_SLOT_BYTES;
@@ -16,6 +16,16 @@ use crate::entry::{MANIFEST, Mapped, Opened, Unusable, write_mapped};
 use crate::environment::Environment;
 
 const IMAGE: &str = "layer.erofs";
+
+/// What came of an installation: a disk that nobody writes to any more.
+pub(crate) struct Installed {
+    pub(crate) image: File,
+    pub(crate) lock: Lock,
+    /// The layer that the disk begins with, if there was one.
+    pub(crate) added_to: Option<LayerReference>,
+    /// What its packages can do without, and does not have.
+    pub(crate) skipped: Vec<Omitted>,
+}
 
 /// A disk that a VM can write a layer to, behind what is on the parent's. It has no name, and is gone with its last user.
 pub(crate) fn blank(folder: &Path, parent: Option<&Environment>) -> Result<File, FileError> {
@@ -33,18 +43,16 @@ pub(crate) fn blank(folder: &Path, parent: Option<&Environment>) -> Result<File,
 /// Writes an entry's files into an empty directory. Nobody writes to `image` any more.
 pub(crate) fn write(
     folder: &Path,
-    image: &File,
     key: Digest,
-    lock: Lock,
     requested: Vec<String>,
-    added_to: Option<LayerReference>,
+    Installed { image, lock, added_to, skipped }: Installed,
 ) -> Result<(), FileError> {
-    let image = write_mapped(&folder.join(IMAGE), image)?;
+    let image = write_mapped(&folder.join(IMAGE), &image)?;
     let created_unix_seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     write_json(
         folder,
         MANIFEST,
-        &LayerManifest { format: LAYER_FORMAT, key, lock, requested, added_to, image, created_unix_seconds },
+        &LayerManifest { format: LAYER_FORMAT, key, lock, requested, added_to, skipped, image, created_unix_seconds },
     )
 }
 
@@ -90,6 +98,7 @@ pub(crate) fn load(folder: &Path, id: &EnvironmentId) -> Result<Environment, Unu
         layer: image.for_qemu(false)?,
         image_sha256: manifest.image.sha256,
         added_to: manifest.added_to,
+        skipped: manifest.skipped,
         parent: None,
         _lease: Some(entry.lease),
     })
@@ -114,7 +123,9 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
         let image = blank(folder.path(), None).unwrap();
         image.write_all_at(&[9; 10_000], 8192).unwrap();
-        write(&path, &image, KEY, Lock::new(Language::Python, Vec::new()), vec!["numpy".into()], None).unwrap();
+        let lock = Lock::new(Language::Python, Vec::new());
+        let installed = Installed { image, lock, added_to: None, skipped: Vec::new() };
+        write(&path, KEY, vec!["numpy".into()], installed).unwrap();
         (folder, path)
     }
 

@@ -27,7 +27,7 @@ pub use error::InstallError;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use sandbox_schemas::environment::{EnvironmentId, Lock};
+use sandbox_schemas::environment::{EnvironmentId, Lock, Omitted};
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::language::Language;
 use sandbox_schemas::layer::LayerReference;
@@ -56,6 +56,8 @@ pub(crate) struct Environment {
     pub(crate) image_sha256: Digest,
     /// The layer that it begins with, where its packages were added to one.
     pub(crate) added_to: Option<LayerReference>,
+    /// What its packages can do without, and does not have.
+    pub(crate) skipped: Vec<Omitted>,
     /// That one, as long as it is here as well.
     pub(crate) parent: Option<Arc<Environment>>,
     _lease: Option<Lease>,
@@ -91,6 +93,7 @@ impl Environment {
             layer: Arc::new(tempfile::tempfile().unwrap().into()),
             image_sha256: Digest([number; 32]),
             added_to: None,
+            skipped: Vec::new(),
             parent: None,
             _lease: None,
         })

@@ -63,6 +63,7 @@ mod tests {
             version: version.into(),
             place: None,
             hash: None,
+            comes_with: None,
         };
         let packages = vec![package("pandas", "2.3.3"), package("numpy", "2.3.5"), package("flask", "3.0.3")];
         let manifest = LayerManifest {
@@ -71,6 +72,7 @@ mod tests {
             lock: Lock::new(Language::Python, packages),
             requested: vec!["flask".into(), "pandas".into()],
             added_to: None,
+            skipped: Vec::new(),
             image: RamPart { size_bytes: 0, data_bytes: 0, sha256: Digest([2; 32]) },
             created_unix_seconds: 0,
         };

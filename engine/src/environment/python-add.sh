@@ -6,19 +6,18 @@ registry=(--python /usr/bin/python3 --only-binary :all: --default-index "$INSTAL
 there=/packages/python root=/tmp/layer
 names() {
   local info
-  for info in "$1"/*.dist-info; do info=${info##*/}; echo "${info%.dist-info}"; done
+  for info in "$1"/*.dist-info/METADATA; do
+    awk -F ': ' '/^\r?$/ { exit } $1 == "Name" { name = $2 } $1 == "Version" { version = $2 } END { print name "==" version }' "$info"
+  done | tr -d '\r'
 }
 # As uv writes them.
-for package in $(names "$there"); do
-  name=${package%-*}
+names "$there" | while IFS= read -r package; do
+  name=${package%%==*}
   name=${name,,}
-  echo "${name//[_.]/-}==${package##*-}"
+  echo "${name//[_.]/-}==${package#*==}"
 done | sort >/tmp/there
-# What is there is preferred to what is newer, as installers do; what has to be another version after all, or is not needed, does
-# not fit.
-cp /tmp/there /tmp/wanted
-uv pip compile "${registry[@]}" --no-header --no-annotate --output-file /tmp/wanted - >/tmp/said
-sort -o /tmp/wanted /tmp/wanted
+# Nobody's versions depend on what others have asked for: what would be another version, or is not needed, does not fit.
+uv pip compile "${registry[@]}" --no-header --no-annotate - | sort >/tmp/wanted
 [ -z "$(comm -23 /tmp/there /tmp/wanted)" ] || exit 75
 comm -13 /tmp/there /tmp/wanted >/tmp/added
 names "$there"

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use sandbox_schemas::environment::Omitted;
 use sandbox_schemas::language::Language;
 use sandbox_schemas::wire::Hello;
 use tokio::sync::oneshot;
@@ -49,6 +50,8 @@ pub(crate) struct Built {
     pub(crate) languages: Vec<Language>,
     /// What the VMs take that are started for it, if they were admitted.
     pub(crate) place: Option<Arc<Place>>,
+    /// The packages that are not imported.
+    pub(crate) left_out: Vec<Omitted>,
 }
 
 /// Boots a VM by `spec`, whose memory it shall have, and saves it.
@@ -65,7 +68,7 @@ pub(crate) async fn build(qemu: &Qemu, spec: &LaunchSpec) -> Result<Built, VmErr
         }
         Ok(saved) => saved,
     };
-    Ok(Built { saved, spec: spec.clone(), languages, place: None })
+    Ok(Built { saved, spec: spec.clone(), languages, place: None, left_out: Vec::new() })
 }
 
 async fn try_build(qemu: &Qemu, spec: &LaunchSpec, exercised: &[Language]) -> Result<Saved, VmError> {

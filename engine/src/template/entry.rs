@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use sandbox_schemas::accelerator::Accelerator;
+use sandbox_schemas::environment::Omitted;
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::template::{RamPart, TEMPLATE_FORMAT, TemplateManifest, TemplateStamp};
 use sandbox_store::{At, FileError, identity, verify_once, write_json};
@@ -53,6 +54,7 @@ pub(crate) fn complete(
     state: &[u8],
     code: Option<&File>,
     origin: &Origin,
+    left_out: Vec<Omitted>,
 ) -> Result<(), FileError> {
     let code = code.map(|code| write_mapped(&folder.join(CODE), code)).transpose()?;
     let state_path = folder.join(STATE);
@@ -68,6 +70,7 @@ pub(crate) fn complete(
         code,
         tsc_khz: origin.tsc_khz,
         accelerator: origin.accelerator,
+        left_out,
         qemu: origin.qemu.clone(),
         created_unix_seconds: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
     };
@@ -113,6 +116,7 @@ pub(crate) fn load(
         memory_mb: manifest.ram.size_bytes / (1024 * 1024),
         tsc_khz: manifest.tsc_khz,
         environment,
+        left_out: manifest.left_out,
         _lease: Some(entry.lease),
     })
 }
@@ -158,7 +162,7 @@ mod tests {
             code
         });
         let part = write_ram(&path, &ram).unwrap();
-        complete(&path, part, &[5; 1000], code.as_ref(), &origin()).unwrap();
+        complete(&path, part, &[5; 1000], code.as_ref(), &origin(), Vec::new()).unwrap();
         (folder, path)
     }
 

@@ -1,4 +1,5 @@
-// Loads packages in the interpreter that is about to be saved, and tells which of them are better left to the programs.
+// Loads packages in the interpreter that is about to be saved, and tells which of them are better left to the programs: a line of JSON
+// for each thing.
 const WANTED = ["PACKAGES"];
 
 /** Why it should not be part of what is saved; nothing when it may. */
@@ -21,11 +22,14 @@ async function tryImport(name) {
   if (process.getActiveResourcesInfo().length > before) return 'it starts something that does not end when it is loaded';
 }
 
+/** A package may have left its line open. */
+const say = (what) => console.log('\n' + JSON.stringify(what));
+
 (async () => {
-  const unfit = [];
   for (const name of WANTED) {
+    say({ importing: name });
     const reason = await tryImport(name);
-    if (reason) unfit.push([name, reason]);
+    if (reason) say({ unfit: { name, reason } });
   }
-  console.log('\n' + JSON.stringify({ unfit }));
+  say('done');
 })();

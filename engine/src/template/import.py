@@ -1,5 +1,6 @@
-# Imports packages in the interpreter that is about to be saved, and tells which of them are better left to the programs.
-import importlib, importlib.metadata, json, os, site, sys
+# Imports packages in the interpreter that is about to be saved, and tells which of them are better left to the programs: a line of JSON
+# for each thing. `kept` is this interpreter's from one such program to the next.
+import importlib, importlib.metadata, json, os, site, sys, threading
 
 WANTED = ["PACKAGES"]
 # What programs import of a package beside the package itself.
@@ -21,7 +22,8 @@ def names_of(package):
 
 
 def threads():
-    return len(os.listdir("/proc/self/task"))
+    """Python's own: those of libraries (pyarrow's memory pool has one) sleep, are saved with all else, and nobody waits for them."""
+    return threading.active_count()
 
 
 def processes():
@@ -51,14 +53,71 @@ def try_import(package):
         return "it starts a process when it is imported"
 
 
-for folder in ("/packages/python", "/packages-added/python"):
-    if os.path.isdir(folder) and folder not in sys.path:
-        site.addsitedir(folder)
-importlib.invalidate_caches()
-unfit = []
-for package in WANTED:
-    reason = try_import(package)
-    if reason:
-        unfit.append((package, reason))
-print()
-print(json.dumps({"unfit": unfit}))
+class Missing:
+    """The last finder: what it is asked for, nobody has. A package that has met that may have settled to do without."""
+
+    def __init__(self, sought):
+        self.sought = sought
+
+    def find_spec(self, name, path=None, target=None):
+        self.sought.add(name.partition(".")[0])
+
+    def find_distributions(self, context):
+        # Without a name, all are looked through: one more would have been found.
+        self.sought.add(ALL if context.name is None else normal(context.name))
+        return ()
+
+    def iter_modules(self, prefix=""):
+        self.sought.add(ALL)
+        return ()
+
+
+ALL = "*"
+
+
+def normal(name):
+    return importlib.metadata.Prepared.normalize(name)
+
+
+def names_in(folder):
+    """What can be asked for of what is in a folder: modules, and distributions."""
+    for name in os.listdir(folder):
+        if name.endswith(".dist-info"):
+            yield normal(name.removesuffix(".dist-info").rpartition("-")[0])
+        else:
+            yield name.partition(".")[0]
+
+
+def say(what):
+    # A package may have left its line open.
+    print("\n" + json.dumps(what), flush=True)
+
+
+def main():
+    added = "/packages-added/python"
+    sought = kept.setdefault("sought", set())
+    if sought and os.path.isdir(added):
+        there = set(names_in(added))
+        # It looks through the folders by itself, and keeps what it has seen.
+        if "pkg_resources" in sys.modules:
+            sought.add(ALL)
+        missed = sorted(sought & (there | {ALL}))
+        if missed:
+            say({"missed": missed})
+            return
+    for folder in ("/packages/python", added):
+        if os.path.isdir(folder) and folder not in sys.path:
+            site.addsitedir(folder)
+    importlib.invalidate_caches()
+    missing = Missing(sought)
+    sys.meta_path.append(missing)
+    for package in WANTED:
+        say({"importing": package})
+        reason = try_import(package)
+        if reason:
+            say({"unfit": {"name": package, "reason": reason}})
+    sys.meta_path.remove(missing)
+    say("done")
+
+
+main()

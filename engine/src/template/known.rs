@@ -96,6 +96,11 @@ impl Known {
         Look::ToBeMade(Maker { known: self.clone(), told }, making)
     }
 
+    /// The template, if it is there now.
+    pub(crate) fn template(&self) -> Option<Arc<Template>> {
+        self.lock().template.clone()
+    }
+
     pub(crate) fn last_used(&self) -> Instant {
         self.lock().last_used
     }

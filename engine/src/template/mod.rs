@@ -22,6 +22,7 @@ pub(crate) mod ram;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use sandbox_schemas::environment::Omitted;
 use sandbox_schemas::image::Digest;
 use sandbox_store::Lease;
 
@@ -43,6 +44,8 @@ pub(crate) struct Template {
     pub(crate) tsc_khz: u64,
     /// The packages that it has.
     pub(crate) environment: Option<Arc<Environment>>,
+    /// Those of them that were asked for and are not imported.
+    pub(crate) left_out: Vec<Omitted>,
     _lease: Option<Lease>,
 }
 
@@ -68,6 +71,7 @@ impl Template {
             memory_mb: 1,
             tsc_khz: 1,
             environment: None,
+            left_out: Vec::new(),
             _lease: None,
         }
     }

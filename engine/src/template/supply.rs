@@ -138,7 +138,7 @@ impl Supply {
         let (shelf, key) = (self.shelf.clone(), wanted.origin.key);
         let place = in_background(move || shelf.begin(lock, key)).await??;
         tracing::info!(name = wanted.name, "building a template, which takes some seconds");
-        let Built { saved, spec, languages, place: room } = build.await.map_err(Into::into)?;
+        let Built { saved, spec, languages, place: room, left_out } = build.await.map_err(Into::into)?;
         let Saved { ram, state } = saved;
         let (place, part, ram) = in_background(move || write_ram(place, &ram)).await??;
         let making = code::Making { ram: &ram, state: &state, spec: &spec, languages: &languages, place: room };
@@ -146,7 +146,7 @@ impl Supply {
         drop(making);
         let origin = wanted.origin.clone();
         let published = in_background(move || {
-            entry::complete(place.made(), part, &state, code.as_ref(), &origin)?;
+            entry::complete(place.made(), part, &state, code.as_ref(), &origin, left_out)?;
             place.publish()
         });
         // In use until the template is, so that nobody makes room with it meanwhile.

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use sandbox_schemas::environment::Omitted;
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::limits::{MEMORY_MAX_MB, VM_OVERHEAD_MB};
 use sandbox_schemas::status::{EnvironmentStatus, TemplateStatus};
@@ -20,7 +21,7 @@ use crate::pool::layer_of;
 use crate::qemu::{LaunchSpec, OPENS_RAM_READ_ONLY, Qemu, StartKind, arguments_to};
 use crate::template::Template;
 use crate::template::build::{self, Built};
-use crate::template::derive::{self, IMPORT_MEMORY_MB};
+use crate::template::derive::{self, Derived, IMPORT_MEMORY_MB, Imported};
 use crate::template::entry::Origin;
 use crate::template::key::{TemplateInputs, host_cpu, host_kvm};
 use crate::template::known::{Known, Look, Maker, Making, Waited};
@@ -166,15 +167,48 @@ impl Templates {
 
     async fn build(self: &Arc<Self>, environment: Option<&Arc<Environment>>) -> Result<Built, TemplateError> {
         let Some(environment) = environment else { return Ok(build::build(&self.host.qemu, &self.spec).await?) };
-        let parent = environment.parent.as_ref();
+        if let Some(parent) = &environment.parent {
+            match self.derive(Some(parent), environment).await? {
+                Derived::Built(built) => return Ok(*built),
+                Derived::Stale(names) => {
+                    let (set, parent) = (environment.id.to_string(), parent.id.to_string());
+                    tracing::info!(
+                        set,
+                        parent,
+                        ?names,
+                        "what was added had been looked for in vain: all is imported anew"
+                    );
+                }
+            }
+        }
+        match self.derive(None, environment).await? {
+            Derived::Built(built) => Ok(*built),
+            Derived::Stale(names) => {
+                Err(TemplateError::Internal(format!("nothing is imported, and {names:?} are missed")))
+            }
+        }
+    }
+
+    /// Makes the template of a set of that of its parent, or of the base.
+    async fn derive(
+        self: &Arc<Self>,
+        parent: Option<&Arc<Environment>>,
+        environment: &Environment,
+    ) -> Result<Derived, TemplateError> {
         // One level deep: a layer that others are added to was added to none.
         let base = Box::pin(self.of(parent, Duration::MAX)).await.ok_or(TemplateError::NoBase)?;
         // Two at once would only be slower.
         let _turn = self.deriving.acquire().await.map_err(|error| TemplateError::Internal(error.to_string()))?;
         let place = self.host.enter(DERIVING_MB).await.map_err(|error| TemplateError::NoRoom(error.to_string()))?;
-        let parent = parent.map(|parent| &**parent);
-        let (qemu, base) = (&self.host.qemu, self.clone_of(&base));
-        Ok(derive::derive(qemu, &base, parent, environment, Arc::new(place)).await?)
+        let imported = parent.map(|parent| Imported { environment: parent, left_out: &base.left_out });
+        let (qemu, spec) = (&self.host.qemu, self.clone_of(&base));
+        Ok(derive::derive(qemu, &spec, imported, environment, Arc::new(place)).await?)
+    }
+
+    /// The packages of a set that a VM restored from its template has not imported.
+    pub(crate) fn left_out(&self, environment: &Environment) -> Vec<Omitted> {
+        let known = lock(&self.sets).get(&environment.key).cloned();
+        known.and_then(|known| known.template()).map_or(Vec::new(), |template| template.left_out.clone())
     }
 
     /// A clone came up.

@@ -187,6 +187,20 @@ impl Packument {
         found.into_values().collect()
     }
 
+    /// Whether its newest version is for 64-bit x86 Linux with glibc, where that says for which machines it is.
+    pub(crate) fn is_for_this_machine(&self) -> Option<bool> {
+        let newest = self.tags.get("latest").and_then(|version| self.releases.get(version));
+        let kept = &newest.or_else(|| self.releases.values().next_back())?.kept;
+        let names = |raw: &Raw| {
+            let text = raw.as_ref()?.get();
+            let one = || serde_json::from_str(text).map(|name| vec![name]);
+            serde_json::from_str::<Vec<String>>(text).or_else(|_| one()).ok()
+        };
+        let (os, cpu, libc) = (names(&kept.os)?, names(&kept.cpu)?, names(&kept.libc));
+        let has = |names: &[String], wanted: &str| names.iter().any(|name| name == wanted);
+        Some(has(&os, "linux") && has(&cpu, "x64") && libc.is_none_or(|libc| has(&libc, "glibc")))
+    }
+
     /// About how much memory it takes, in bytes.
     pub(crate) fn weight(&self) -> usize {
         let of_raw = |raw: &Raw| raw.as_ref().map_or(0, |raw| raw.get().len());
@@ -267,6 +281,22 @@ mod tests {
         assert_eq!(found.release("1.0.0").unwrap().url.as_str(), "https://registry.example.com/x.tgz");
         assert_eq!(version_of("@a/b", "b-1.0.0-x.1.tgz"), Some("1.0.0-x.1"));
         assert_eq!(version_of("@a/b", "c-1.0.0.tgz"), None);
+    }
+
+    #[test]
+    fn parts_for_machines_say_which() {
+        let of = |more: Value| {
+            packument(json!({ "dist-tags": { "latest": "1.0.0" }, "versions": { "1.0.0": version(more) } }))
+                .is_for_this_machine()
+        };
+        assert_eq!(of(json!({ "os": ["linux"], "cpu": ["x64"] })), Some(true));
+        assert_eq!(of(json!({ "os": "linux", "cpu": "x64", "libc": ["glibc"] })), Some(true));
+        assert_eq!(of(json!({ "os": ["linux"], "cpu": ["x64"], "libc": ["musl"] })), Some(false));
+        assert_eq!(of(json!({ "os": ["linux"], "cpu": ["arm64"] })), Some(false));
+        assert_eq!(of(json!({ "os": ["darwin"], "cpu": ["x64"] })), Some(false));
+        assert_eq!(of(json!({ "os": ["!win32"], "cpu": ["x64"] })), Some(false));
+        assert_eq!(of(json!({ "os": ["linux"] })), None);
+        assert_eq!(of(json!({})), None);
     }
 
     #[test]

@@ -51,6 +51,8 @@ pub(crate) enum Unusable {
     SourceOnly,
     /// There are wheels, but for other machines or other Pythons.
     OtherMachines,
+    /// There is a wheel, and the index does not say what it hashes to.
+    Unverifiable,
 }
 
 /// A file as an index lists it.
@@ -82,10 +84,12 @@ impl Page {
             match classify(&listed.file, project, target) {
                 Kind::Wheel { version } => {
                     // What cannot be verified is not offered; of two of one name the first counts.
-                    if let Some(checksum) = listed.checksum.clone()
-                        && seen.insert(listed.file.clone())
-                    {
-                        page.wheels.push(Wheel::new(listed, version, checksum));
+                    match listed.checksum.clone() {
+                        Some(checksum) if seen.insert(listed.file.clone()) => {
+                            page.wheels.push(Wheel::new(listed, version, checksum));
+                        }
+                        Some(_) => {}
+                        None => drop(page.unusable.insert(version, Unusable::Unverifiable)),
                     }
                 }
                 Kind::OtherWheel { version } => {
@@ -166,6 +170,9 @@ mod tests {
         let page = Page::new("a", files.into(), PythonTarget::default());
         assert_eq!(page.wheels.iter().map(|wheel| &*wheel.file).collect::<Vec<_>>(), ["a-3-py3-none-any.whl"]);
         let unusable: Vec<_> = page.unusable.iter().map(|(version, why)| (&**version, *why)).collect();
-        assert_eq!(unusable, [("1", Unusable::SourceOnly), ("2", Unusable::OtherMachines)]);
+        assert_eq!(
+            unusable,
+            [("1", Unusable::SourceOnly), ("2", Unusable::OtherMachines), ("4", Unusable::Unverifiable)]
+        );
     }
 }

@@ -1,0 +1,125 @@
+//! Names by which programs import something, where packages are asked for: often no project's, or another one's than is meant.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::LazyLock;
+
+use sandbox_schemas::language::Language;
+
+use crate::allowlist;
+use crate::name::normalise;
+use crate::requirement::Reason;
+
+/// Python's modules whose project has another name: a module and its project a line.
+static MODULES: LazyLock<HashMap<String, &str>> = LazyLock::new(|| {
+    let lines = include_str!("../catalogs/python-modules.txt").lines();
+    lines
+        .filter_map(|line| line.split_once(' '))
+        .map(|(module, project)| (module.to_ascii_lowercase(), project))
+        .collect()
+});
+
+/// What comes with the interpreters.
+static BUILT_INTO_PYTHON: LazyLock<HashSet<&str>> =
+    LazyLock::new(|| include_str!("../catalogs/python-builtin.txt").lines().collect());
+static BUILT_INTO_NODE: LazyLock<HashSet<&str>> =
+    LazyLock::new(|| include_str!("../catalogs/node-builtin.txt").lines().collect());
+
+/// Why a specifier is likely to mean something else than the project of its name. One that says a version means the project.
+pub(crate) fn something_else(language: Language, specifier: &str) -> Option<Reason> {
+    match language {
+        Language::Python => python(specifier),
+        Language::Javascript => javascript(specifier),
+        Language::Shell => None,
+    }
+}
+
+fn python(specifier: &str) -> Option<Reason> {
+    let name = normalise(Language::Python, specifier).ok()?;
+    let is_project = allowlist::is_known(Language::Python, &name);
+    let project = |project: &str| Reason::Module { project: project.into(), is_project };
+    let top = specifier.split('.').next()?;
+    if BUILT_INTO_PYTHON.contains(top) && (top == specifier || !is_project) {
+        return Some(Reason::BuiltIn { into: "Python", is_project });
+    }
+    if let Some(found) = MODULES.get(&specifier.to_ascii_lowercase()) {
+        return Some(project(found));
+    }
+    if top == specifier || is_project {
+        return None;
+    }
+    let of_top = MODULES.get(&top.to_ascii_lowercase()).map(|found| (*found).to_owned());
+    let top = normalise(Language::Python, top).ok()?;
+    let known = || allowlist::is_known(Language::Python, &top).then(|| top.to_string());
+    of_top.or_else(known).map(|found| project(&found))
+}
+
+fn javascript(specifier: &str) -> Option<Reason> {
+    let bare = specifier.strip_prefix("node:").unwrap_or(specifier);
+    let parts: Vec<&str> = bare.split('/').collect();
+    let is_project = bare == specifier && allowlist::is_known(Language::Javascript, bare);
+    if BUILT_INTO_NODE.contains(parts[0]) {
+        return Some(Reason::BuiltIn { into: "Node.js", is_project });
+    }
+    // A path within a package; a scope is a part of the name.
+    let length = if bare.starts_with('@') { 2 } else { 1 };
+    let project = parts.get(..length)?.join("/");
+    let is_within = parts.len() > length && allowlist::is_known(Language::Javascript, &project);
+    is_within.then_some(Reason::Module { project, is_project: false })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Language::{Javascript, Python};
+
+    #[track_caller]
+    fn check(language: Language, specifier: &str, expected: &str) {
+        let reason = something_else(language, specifier).map(|reason| reason.of(language)).unwrap_or_default();
+        assert_eq!(reason, expected, "{specifier}");
+    }
+
+    #[test]
+    fn modules_are_told_their_project() {
+        check(Python, "cv2", "is a module of opencv-python-headless: name that");
+        check(Python, "PIL", "is a module of pillow: name that");
+        check(Python, "PIL.Image", "is a module of pillow: name that");
+        check(Python, "matplotlib.pyplot", "is a module of matplotlib: name that");
+        check(
+            Python,
+            "Crypto",
+            "is a module of pycryptodome: name that; if the project of this name is meant, add a version, such as >=0",
+        );
+        check(Python, "os", "is built into Python: there is nothing to install");
+        check(Python, "os.path", "is built into Python: there is nothing to install");
+        for fine in
+            ["numpy", "jwt>=0", "pyjwt", "ruamel.yaml", "discord.py", "zope.interface", "Flask", "requests[socks]"]
+        {
+            check(Python, fine, "");
+        }
+    }
+
+    #[test]
+    fn what_is_within_a_package_or_node_is_told() {
+        check(Javascript, "lodash/fp", "is a module of lodash: name that");
+        check(Javascript, "@babel/core/lib", "is a module of @babel/core: name that");
+        check(Javascript, "node:fs", "is built into Node.js: there is nothing to install");
+        check(Javascript, "fs/promises", "is built into Node.js: there is nothing to install");
+        check(
+            Javascript,
+            "events",
+            "is built into Node.js: there is nothing to install; if the project of this name is meant, add a version, such as @*",
+        );
+        for fine in ["lodash", "@types/node", "events@*", "user/repository"] {
+            check(Javascript, fine, "");
+        }
+    }
+
+    #[test]
+    fn every_module_is_another_than_its_project_which_is_known() {
+        for (module, project) in MODULES.iter() {
+            assert!(allowlist::is_known(Python, project), "{project}");
+            assert_ne!(normalise(Python, module).unwrap(), *project);
+        }
+        assert!(MODULES.len() > 50 && BUILT_INTO_PYTHON.len() > 150 && BUILT_INTO_NODE.contains("fs"));
+    }
+}
