@@ -1,7 +1,7 @@
 //! From the kernel's hand-over to a guest that can run programs: mounts, devices, loopback.
 
-use std::fs;
-use std::os::unix::fs::{DirBuilderExt, chown, symlink};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -200,11 +200,12 @@ fn attach(source: &str, target: &str, kind: &str, flags: MsFlags, data: &str) ->
 }
 
 fn make_directory(path: &str, mode: u32) -> Result<()> {
-    // PID 1 starts with a zero umask, so the mode is what it says.
     if Path::new(path).is_dir() {
         return Ok(());
     }
-    fs::DirBuilder::new().mode(mode).create(path).context(format!("creating {path}"))
+    fs::create_dir(path).context(format!("creating {path}"))?;
+    // Whatever the umask is.
+    fs::set_permissions(path, Permissions::from_mode(mode)).context(format!("setting the mode of {path}"))
 }
 
 fn give_to_user(path: &str) -> Result<()> {

@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -123,7 +124,17 @@ fn is_identifier(name: &str) -> bool {
 /// Lays out a program where its runner finds it. `env` is what an interpreter of its own was not started with. Whether there is
 /// an environment.
 pub(crate) fn lay_out(language: Language, code: &str, env: &[(String, String)], has_own_start: bool) -> Result<bool> {
-    write_for_user(recipe(language).program, code.as_bytes())?;
+    let program = recipe(language).program;
+    // The other interpreters skip it themselves.
+    let code = if language == Language::Shell { code.strip_prefix('\u{feff}').unwrap_or(code) } else { code };
+    if language == Language::Shell && is_of_another_interpreter(code) {
+        write_for_user(SCRIPT, code.as_bytes())?;
+        let path = format!("{PROGRAM_DIR}/{SCRIPT}");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).context(format!("making {path} a program"))?;
+        write_for_user(program, format!("exec {path}\n").as_bytes())?;
+    } else {
+        write_for_user(program, code.as_bytes())?;
+    }
     let mut variables = Vec::new();
     for (name, value) in env.iter().filter(|(name, _)| !has_own_start || is_runners(language, name)) {
         variables.extend_from_slice(format!("{name}={value}\0").as_bytes());
@@ -132,6 +143,18 @@ pub(crate) fn lay_out(language: Language, code: &str, env: &[(String, String)], 
         write_for_user("env", &variables)?;
     }
     Ok(!variables.is_empty())
+}
+
+/// What a shell program is called that names another interpreter than a shell in its first line: the kernel starts that.
+const SCRIPT: &str = "main";
+
+/// Whether the first line of a shell program says that it is none: `#!/usr/bin/env python3`.
+fn is_of_another_interpreter(code: &str) -> bool {
+    let Some(line) = code.lines().next().and_then(|line| line.strip_prefix("#!")) else { return false };
+    let mut words = line.split_whitespace().map(|word| word.rsplit('/').next().unwrap_or_default());
+    let first = words.next();
+    let name = if first == Some("env") { words.find(|word| !word.starts_with('-')) } else { first };
+    name.is_some_and(|name| !matches!(name, "bash" | "sh" | "dash" | ""))
 }
 
 /// Removes a program that was laid out, whatever it was renamed to.
@@ -302,4 +325,33 @@ pub(crate) fn place(source: &impl AsFd, target: RawFd) -> std::io::Result<()> {
     // SAFETY: both are plain descriptors in a child that is about to exec; nothing owns `target` there.
     let result = unsafe { nix::libc::dup2(source.as_fd().as_raw_fd(), target) };
     if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_first_line_may_name_another_interpreter() {
+        for code in [
+            "#!/usr/bin/env python3\nprint(1)",
+            "#!/usr/bin/awk -f",
+            "#! /usr/bin/node\n",
+            "#!/usr/bin/env -S perl -w\n",
+        ] {
+            assert!(is_of_another_interpreter(code), "{code}");
+        }
+        for code in [
+            "",
+            "echo",
+            "#!/bin/bash -e\n",
+            "#!/usr/bin/env bash\n",
+            "#!/bin/sh",
+            "#!\n",
+            " #!/usr/bin/python3",
+            "# !/x",
+        ] {
+            assert!(!is_of_another_interpreter(code), "{code}");
+        }
+    }
 }

@@ -36,8 +36,12 @@ chmod 1777 "$tree/tmp" "$tree/var/tmp"
 rm -f "$tree/etc/hostname" "$tree/etc/resolv.conf" "$tree/etc/machine-id"
 echo sandbox >"$tree/etc/hostname"
 printf '%s\n' '127.0.0.1 localhost sandbox' '::1 localhost ip6-localhost ip6-loopback' >"$tree/etc/hosts"
-# Nothing listens there unless the agent does: a name then fails at once instead of after a timeout.
+# There is nobody to ask for a name: none is known, at once, and that is not called temporary, which would invite to try again.
+sed -i 's/^hosts:.*/hosts: files/' "$tree/etc/nsswitch.conf"
 echo 'nameserver 127.0.0.1' >"$tree/etc/resolv.conf"
+printf '%s\n' '[global]' 'retries = 0' 'disable-pip-version-check = true' >"$tree/etc/pip.conf"
+printf '%s\n' 'fetch-retries=0' 'update-notifier=false' 'fund=false' 'audit=false' \
+    >"$tree/usr/local/lib/node_modules/npm/npmrc"
 : >"$tree/etc/machine-id"
 ln -sf python3 "$tree/usr/bin/python"
 # Without a name and an address git refuses to commit.

@@ -111,10 +111,22 @@ fn bytes_that_are_not_text_are_replaced_and_said() {
 }
 
 #[test]
+fn programs_are_told_the_memory_that_they_may_use() {
+    let code = "free -m | awk '/^Mem/ { print $2 }'; node -p 'os.totalmem() / 2 ** 20'
+python3 -c 'import os; print(os.sysconf(\"SC_PHYS_PAGES\") * os.sysconf(\"SC_PAGESIZE\") >> 20)'
+awk '/MemAvailable/ { print ($2 > 100 * 1024 && $2 <= 192 * 1024) }' /proc/meminfo";
+    for (memory_mb, expected) in [(192, "192\n192\n192\n1\n"), (2048, "2048\n2048\n2048\n0\n")] {
+        check_with(json!({"language": "shell", "code": code, "memory_mb": memory_mb}), 0, expected, "");
+    }
+}
+
+#[test]
 fn memory_is_limited_for_the_program_alone() {
     let code = "data = bytearray()\nwhile True: data += b'x' * 10_000_000";
     let outcome = run("python", code, json!({"memory_mb": 128, "timeout_seconds": 60}));
     assert_eq!((&outcome["exit_code"], &outcome["out_of_memory"]), (&json!(137), &json!(true)), "{outcome}");
+    let said = "sandbox: out of memory: a process was killed at the limit of 128 MiB; memory_mb may be up to 2048\n";
+    assert_eq!(outcome["stderr"], said);
     let peak = outcome["memory_peak_mb"].as_f64().unwrap();
     assert!((100.0..=128.5).contains(&peak), "{peak} MiB");
     // All of the largest limit can be had.

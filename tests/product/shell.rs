@@ -29,6 +29,34 @@ echo unreachable
 }
 
 #[test]
+fn a_first_line_starts_its_interpreter_and_a_mark_of_the_encoding_is_skipped() {
+    check("#!/usr/bin/env python3\nimport sys\nprint(6 * 7, len(sys.argv))\nsys.exit(3)", 3, "42 1\n", "");
+    check("#!/usr/bin/awk -f\nBEGIN { print 6 * 7 }", 0, "42\n", "");
+    check("#!/bin/sh -e\necho $0; false; echo unreachable", 0, "/run/program/main.sh\nunreachable\n", "");
+    check("\u{feff}echo marked", 0, "marked\n", "");
+    check(
+        "#!/no/such/interpreter\n",
+        127,
+        "",
+        "/run/program/main.sh: line 1: /run/program/main: cannot execute: required file not found\n",
+    );
+}
+
+#[test]
+fn the_tools_and_addresses_that_programs_expect_are_there() {
+    let code = "for tool in bc file ip nc rg rsync sqlite3 ss xxd zip; do command -v $tool >/dev/null || echo no $tool; done
+LC_ALL=de_DE.UTF-8 date -d 2026-11-26 +%A; git init -q . && git commit -q --allow-empty -m x && git log --format=%an
+ls -d /sys/class/power_supply; stat -c %a /tmp; fc-list | grep -c DejaVu >/dev/null && echo letters
+python3 -c 'import socket; s = socket.create_server((\"::1\", 0), family=socket.AF_INET6); print(socket.create_connection(s.getsockname()[:2]).getpeername()[0])'";
+    check(code, 0, "Donnerstag\nsandbox\n/sys/class/power_supply\n1777\nletters\n::1\n", "");
+    // That there is no network is not called temporary, and nobody tries again for long.
+    let code = "getent hosts pypi.org || echo none
+python3 -c 'import socket\ntry: socket.getaddrinfo(\"pypi.org\", 443)\nexcept OSError as error: print(error)'
+pip install requests 2>&1 | grep -c Retrying; npm install lodash 2>&1 | grep -o 'code E[A-Z]*'";
+    check(code, 0, "none\n[Errno -2] Name or service not known\n0\ncode ENOTFOUND\n", "");
+}
+
+#[test]
 fn exit_codes_are_a_shells() {
     check("exit 42", 42, "", "");
     check("kill -9 $$", 137, "", "");
