@@ -21,7 +21,7 @@ use crate::requirement::Requirement;
 use crate::resolution::Resolutions;
 use crate::session::{Observer, Session};
 use crate::transfer::Wanted;
-use crate::upstream::{FetchError, Patience, TlsError, Upstream};
+use crate::upstream::{FetchError, Patience, TlsError, Upstream, without_credentials};
 
 /// How long a page of an index is good for. Within an install each is asked for once or twice; what is published meanwhile can
 /// wait.
@@ -274,7 +274,7 @@ async fn blocking<T: Send + 'static>(
 
 /// A registry's URL, which ends with `/` so that names come after it rather than in place of its last part.
 fn base_url(setting: &'static str, text: &str) -> Result<Url, GatewayError> {
-    let wrong = |reason: String| GatewayError::Url { setting, url: text.to_owned(), reason };
+    let wrong = |reason: String| GatewayError::Url { setting, url: without_credentials(text), reason };
     let mut url = Url::parse(text.trim()).map_err(|error| wrong(error.to_string()))?;
     if !matches!(url.scheme(), "https" | "http") || !url.has_host() {
         return Err(wrong("it begins with https:// or http://".into()));

@@ -37,7 +37,7 @@ pub use pypi::PythonTarget;
 mod npm;
 
 mod upstream;
-pub use upstream::{FetchError, Patience, ShownUrl, TlsError};
+pub use upstream::{FetchError, Patience, ShownUrl, TlsError, without_credentials};
 
 mod files;
 

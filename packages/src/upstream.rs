@@ -156,6 +156,16 @@ impl fmt::Display for ShownUrl {
     }
 }
 
+/// A text that is to be a URL, as messages and logs show it, whether it is one or not.
+pub fn without_credentials(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
+    let (authority, path) = rest.find(['/', '?', '#']).map_or((rest, ""), |at| rest.split_at(at));
+    match authority.rsplit_once('@') {
+        Some((_, host)) => format!("{scheme}://***@{host}{path}"),
+        None => text.to_owned(),
+    }
+}
+
 /// Why there is no way to registries at all.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot set up TLS: {0}")]
@@ -208,6 +218,8 @@ impl Upstream {
     /// A page of an index, or a small file.
     pub(crate) async fn page(&self, url: &Url, accept: &'static str) -> Result<RawPage, FetchError> {
         let once = || async {
+            // Its turn is not the registry's to give.
+            let _permit = self.permit().await;
             match tokio::time::timeout(self.patience.page, self.page_once(url, accept)).await {
                 Ok(page) => page,
                 Err(_) => Err(FetchError::Stalled { url: url.into() }),
@@ -217,7 +229,6 @@ impl Upstream {
     }
 
     async fn page_once(&self, url: &Url, accept: &'static str) -> Result<RawPage, FetchError> {
-        let _permit = self.permit().await;
         let mut response = send(self.pages.get(url.clone()).header(ACCEPT, accept), url).await?;
         let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let content_type = content_type.unwrap_or_default().to_owned();
@@ -335,6 +346,14 @@ mod tests {
         let url: Url = "https://user:secret@example.com/simple/x/".parse().unwrap();
         let text = FetchError::NotFound { url: (&url).into() }.to_string();
         assert_eq!(text, "https://example.com/simple/x/ does not exist");
+        for (text, shown) in [
+            ("https://user:s@cret@example.com:8/x?y@z", "https://***@example.com:8/x?y@z"),
+            ("ftp://token@", "ftp://***@"),
+            ("https://example.com/@scope", "https://example.com/@scope"),
+            ("nonsense", "nonsense"),
+        ] {
+            assert_eq!(without_credentials(text), shown);
+        }
     }
 
     #[test]

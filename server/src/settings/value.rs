@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use sandbox_engine::{AcceleratorChoice, PackageSet};
+use sandbox_packages::without_credentials;
 use sandbox_schemas::language::Language;
 use tracing_subscriber::EnvFilter;
 
@@ -222,7 +223,7 @@ impl Value for RegistryUrl {
     }
 
     fn to_toml(&self) -> Option<String> {
-        Some(quoted(&self.0))
+        Some(quoted(&without_credentials(&self.0)))
     }
 }
 
