@@ -121,19 +121,22 @@ impl Allowlist {
         Ok(self)
     }
 
-    /// Whether a package may be installed; if not, which one may have been meant.
+    /// Whether a package may be installed.
+    pub fn allows(&self, language: Language, name: &str) -> bool {
+        let list = place(language).map(|place| self.lists[place].as_ref());
+        list.is_some_and(|list| {
+            let is_on = |list: &List| normalise(language, name).is_ok_and(|normal| list.names().contains_key(&*normal));
+            list.is_none_or(is_on)
+        })
+    }
+
+    /// The same; if not, which one may have been meant, for which all names are looked through.
     pub fn check(&self, language: Language, name: &str) -> Result<(), Refused> {
-        let names = match place(language).map(|place| self.lists[place].as_ref().map(|list| &**list.names())) {
-            Some(None) => return Ok(()),
-            Some(Some(names)) => Some(names),
-            None => None,
-        };
-        let normal = normalise(language, name).ok();
-        if let (Some(names), Some(normal)) = (names, &normal)
-            && names.contains_key(&**normal)
-        {
+        if self.allows(language, name) {
             return Ok(());
         }
+        let names = place(language).and_then(|place| self.lists[place].as_ref()).map(|list| &**list.names());
+        let normal = normalise(language, name).ok();
         let name = normal.as_deref().unwrap_or(name);
         let nearest = names.and_then(|names| nearest(names, name)).map(str::to_owned);
         Err(Refused { language, name: name.to_owned(), nearest })

@@ -6,9 +6,11 @@
 //! ```
 
 // In the order in which to read them: what is asked for, who serves it, where that comes from, and what remains of it.
-mod meant;
 mod requirement;
 pub use requirement::{Quoted, Reason, Requirement, RequirementError, Specifier, parse};
+
+mod meant;
+pub use meant::Meant;
 
 mod python;
 
@@ -25,7 +27,10 @@ mod gateway;
 pub use gateway::{Gateway, GatewayConfig, GatewayError};
 
 mod session;
-pub use session::{Event, Observer, Refusal, SentFile, Session, SessionReport, Unavailable, UnavailableReason};
+pub use session::{Event, Observer, Refusal, SentFile, Session, SessionReport};
+
+mod unavailable;
+pub use unavailable::{Unavailable, UnavailableReason};
 
 mod serve;
 

@@ -1,13 +1,13 @@
 //! Names by which programs import something, where packages are asked for: often no project's, or another one's than is meant.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::sync::LazyLock;
 
 use sandbox_schemas::language::Language;
 
 use crate::allowlist;
 use crate::name::normalise;
-use crate::requirement::Reason;
 
 /// Python's modules whose project has another name: a module and its project a line.
 static MODULES: LazyLock<HashMap<String, &str>> = LazyLock::new(|| {
@@ -24,8 +24,35 @@ static BUILT_INTO_PYTHON: LazyLock<HashSet<&str>> =
 static BUILT_INTO_NODE: LazyLock<HashSet<&str>> =
     LazyLock::new(|| include_str!("../catalogs/node-builtin.txt").lines().collect());
 
-/// Why a specifier is likely to mean something else than the project of its name. One that says a version means the project.
-pub(crate) fn something_else(language: Language, specifier: &str) -> Option<Reason> {
+/// What is likely to be meant where the project of that name is not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Meant {
+    what: What,
+    /// How to say that the project is meant, if there is one.
+    versions: Option<&'static str>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum What {
+    BuiltInto(&'static str),
+    ModuleOf(String),
+}
+
+impl fmt::Display for Meant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.what {
+            What::BuiltInto(interpreter) => write!(f, "is built into {interpreter}: there is nothing to install")?,
+            What::ModuleOf(project) => write!(f, "is a module of {project}: name that")?,
+        }
+        match self.versions {
+            Some(any) => write!(f, "; if the project of this name is meant, add a version, such as {any}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What else than the project of its name a specifier is likely to mean. One that says a version means the project.
+pub(crate) fn something_else(language: Language, specifier: &str) -> Option<Meant> {
     match language {
         Language::Python => python(specifier),
         Language::Javascript => javascript(specifier),
@@ -33,16 +60,16 @@ pub(crate) fn something_else(language: Language, specifier: &str) -> Option<Reas
     }
 }
 
-fn python(specifier: &str) -> Option<Reason> {
+fn python(specifier: &str) -> Option<Meant> {
     let name = normalise(Language::Python, specifier).ok()?;
     let is_project = allowlist::is_known(Language::Python, &name);
-    let project = |project: &str| Reason::Module { project: project.into(), is_project };
+    let meant = |what| Some(Meant { what, versions: is_project.then_some(">=0") });
     let top = specifier.split('.').next()?;
     if BUILT_INTO_PYTHON.contains(top) && (top == specifier || !is_project) {
-        return Some(Reason::BuiltIn { into: "Python", is_project });
+        return meant(What::BuiltInto("Python"));
     }
     if let Some(found) = MODULES.get(&specifier.to_ascii_lowercase()) {
-        return Some(project(found));
+        return meant(What::ModuleOf((*found).into()));
     }
     if top == specifier || is_project {
         return None;
@@ -50,21 +77,21 @@ fn python(specifier: &str) -> Option<Reason> {
     let of_top = MODULES.get(&top.to_ascii_lowercase()).map(|found| (*found).to_owned());
     let top = normalise(Language::Python, top).ok()?;
     let known = || allowlist::is_known(Language::Python, &top).then(|| top.to_string());
-    of_top.or_else(known).map(|found| project(&found))
+    meant(What::ModuleOf(of_top.or_else(known)?))
 }
 
-fn javascript(specifier: &str) -> Option<Reason> {
+fn javascript(specifier: &str) -> Option<Meant> {
     let bare = specifier.strip_prefix("node:").unwrap_or(specifier);
     let parts: Vec<&str> = bare.split('/').collect();
     let is_project = bare == specifier && allowlist::is_known(Language::Javascript, bare);
     if BUILT_INTO_NODE.contains(parts[0]) {
-        return Some(Reason::BuiltIn { into: "Node.js", is_project });
+        return Some(Meant { what: What::BuiltInto("Node.js"), versions: is_project.then_some("@*") });
     }
     // A path within a package; a scope is a part of the name.
     let length = if bare.starts_with('@') { 2 } else { 1 };
     let project = parts.get(..length)?.join("/");
     let is_within = parts.len() > length && allowlist::is_known(Language::Javascript, &project);
-    is_within.then_some(Reason::Module { project, is_project: false })
+    is_within.then_some(Meant { what: What::ModuleOf(project), versions: None })
 }
 
 #[cfg(test)]
@@ -74,7 +101,7 @@ mod tests {
 
     #[track_caller]
     fn check(language: Language, specifier: &str, expected: &str) {
-        let reason = something_else(language, specifier).map(|reason| reason.of(language)).unwrap_or_default();
+        let reason = something_else(language, specifier).map(|meant| meant.to_string()).unwrap_or_default();
         assert_eq!(reason, expected, "{specifier}");
     }
 

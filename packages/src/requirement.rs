@@ -5,7 +5,8 @@ use std::fmt;
 
 use sandbox_schemas::language::Language;
 
-use crate::{javascript, meant, python};
+use crate::meant::{self, Meant};
+use crate::{javascript, python};
 
 /// Most specifiers of one request. A project's own requirements are 10 or 20; what they pull in is not counted.
 pub(crate) const SPECIFIERS_MAX: usize = 50;
@@ -88,7 +89,7 @@ pub fn parse(language: Language, specifiers: &[String]) -> Result<Vec<Requiremen
     let mut requirements = Vec::with_capacity(specifiers.len());
     for specifier in specifiers {
         let requirement = look(specifier).and_then(|text| match meant::something_else(language, text) {
-            Some(reason) => Err(reason),
+            Some(meant) => Err(Reason::Meant(meant)),
             None => read(text),
         });
         let refused = |reason| RequirementError::Refused { specifier: Quoted::new(specifier), language, reason };
@@ -199,18 +200,12 @@ pub enum Reason {
     Name { detail: &'static str },
     Version { version: String },
     Syntax { detail: String },
-    BuiltIn { into: &'static str, is_project: bool },
-    Module { project: String, is_project: bool },
+    Meant(Meant),
 }
 
 impl Reason {
     /// What stands after the specifier in a message.
-    pub(crate) fn of(&self, language: Language) -> String {
-        let or_the_project = |is_project: &bool| match (is_project, language) {
-            (false, _) => "",
-            (true, Language::Javascript) => "; if the project of this name is meant, add a version, such as @*",
-            (true, _) => "; if the project of this name is meant, add a version, such as >=0",
-        };
+    fn of(&self, language: Language) -> String {
         let named = match language {
             Language::Javascript => "name the package, such as lodash, lodash@4.17.21 or @types/node",
             _ => "name the package, such as requests, requests==2.32.3 or requests[socks]>=2.30",
@@ -236,12 +231,7 @@ impl Reason {
             Reason::Version { version } => {
                 format!("asks for {version:?}, which is neither a version, a range of versions nor a tag")
             }
-            Reason::BuiltIn { into, is_project } => {
-                format!("is built into {into}: there is nothing to install{}", or_the_project(is_project))
-            }
-            Reason::Module { project, is_project } => {
-                format!("is a module of {project}: name that{}", or_the_project(is_project))
-            }
+            Reason::Meant(meant) => meant.to_string(),
             Reason::Syntax { detail } => format!("is not a {language} package with versions: {detail}"),
         }
     }

@@ -17,13 +17,6 @@ pub struct Lock {
     pub packages: Vec<LockedPackage>,
 }
 
-impl LockedPackage {
-    /// The package whose permission it needs.
-    pub fn answers_for_it(&self) -> &str {
-        self.comes_with.as_deref().unwrap_or(&self.name)
-    }
-}
-
 impl Lock {
     /// A lock of these, in whatever order they were found.
     pub fn new(language: Language, mut packages: Vec<LockedPackage>) -> Lock {
@@ -50,6 +43,13 @@ pub struct LockedPackage {
     /// The package that brings it along, in its own file or as its part for this machine: it may come wherever that may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comes_with: Option<String>,
+}
+
+impl LockedPackage {
+    /// The package whose permission it needs.
+    pub fn answers_for_it(&self) -> &str {
+        self.comes_with.as_deref().unwrap_or(&self.name)
+    }
 }
 
 /// A package that is left out, and why.

@@ -46,7 +46,7 @@ fn status(server: &mut Server) -> Value {
 
 /// Runs until a VM is restored. Returns how many booted before.
 #[track_caller]
-fn run_until_restored(server: &mut Server) -> u32 {
+pub(crate) fn run_until_restored(server: &mut Server) -> u32 {
     let until = Instant::now() + DEADLINE;
     for number in 0.. {
         if run(server, number)["template_hit"] == true {

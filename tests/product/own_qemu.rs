@@ -10,6 +10,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::harness::{Server, command, execute_request, execute_with, new_cache, request};
+use crate::making::run_until_restored;
 
 /// A server whose VMs run in the QEMU of the image, if there is one.
 pub(crate) fn own() -> Option<Command> {
@@ -122,15 +123,7 @@ pub(crate) fn own_in(cache: &Path) -> Option<Command> {
 pub(crate) fn template(cache: &Path) -> Option<PathBuf> {
     let mut server = Server::start_as(&mut own_in(cache)?);
     // On a busy machine a run waits for it in vain, and the server goes on making it.
-    for id in 1.. {
-        server.send(&execute_request(id, json!({"language": "shell", "code": "true"})));
-        let answer = server.receive();
-        if answer["result"]["structuredContent"]["template_hit"] == true {
-            break;
-        }
-        assert!(id < 200, "no template: {answer}");
-        std::thread::sleep(std::time::Duration::from_secs(1));
-    }
+    run_until_restored(&mut server);
     drop(server);
     let entries = fs::read_dir(cache.join("templates")).unwrap().flatten().map(|entry| entry.path());
     entries.into_iter().find(|path| path.is_dir())

@@ -34,7 +34,7 @@ struct Build {
 }
 
 /// The builds that go on, by what they build.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Builds(Arc<Inner>);
 
 #[derive(Debug)]

@@ -203,7 +203,7 @@ impl Environments {
     }
 
     fn is_allowed(&self, lock: &Lock) -> bool {
-        let is_allowed = |name: &str| self.packages.allowlist.check(lock.language, name).is_ok();
+        let is_allowed = |name: &str| self.packages.allowlist.allows(lock.language, name);
         lock.packages.iter().all(|package| is_allowed(package.answers_for_it()))
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sandbox_packages::{Refusal, Requirement, Session};
+use sandbox_packages::{Refusal, Requirement, Session, SessionReport};
 use sandbox_schemas::environment::{Lock, LockedPackage, Omitted};
 use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::language::Language;
@@ -57,8 +57,8 @@ struct Installer {
 fn installer(language: Language) -> Option<Installer> {
     match language {
         Language::Python => Some(Installer {
-            script: include_str!("python.sh"),
-            adds: Some(include_str!("python-add.sh")),
+            script: concat!(include_str!("python-names.sh"), include_str!("python.sh")),
+            adds: Some(concat!(include_str!("python-names.sh"), include_str!("python-add.sh"))),
             read: read_python,
         }),
         Language::Javascript => {
@@ -132,15 +132,15 @@ pub(crate) async fn install(
     if parent.is_some() && outcome.exit_code == DOES_NOT_FIT {
         return Ok(None);
     }
-    if outcome.exit_code != 0 || refusal(session).is_some() {
-        return Err(failure(&outcome, session, writable_mb));
+    let report = session.report();
+    if outcome.exit_code != 0 || refusal(&report).is_some() {
+        return Err(failure(&outcome, &report, writable_mb));
     }
     check_whole(outcome.stdout_bytes).map_err(|reason| InstallError::Failed { reason, log: log_of(&outcome) })?;
     let mut packages = (installer.read)(&outcome.stdout).map_err(InstallError::internal)?;
-    let report = session.report();
     for package in &mut packages {
-        let whole = report.parts.get(&package.name).cloned();
-        package.comes_with = package.comes_with.take().or(whole);
+        let whole = || report.parts.get(&package.name).cloned();
+        package.comes_with = package.comes_with.take().or_else(whole);
     }
     if packages.is_empty() {
         return Err(InstallError::Failed { reason: "nothing was installed".into(), log: log_of(&outcome) });
@@ -211,10 +211,9 @@ fn request(script: &str, requirements: &[Requirement], memory_mb: u64) -> Execut
 }
 
 /// Why an installer has failed: what the gateway knows of it says more than the installer does.
-fn failure(outcome: &ExecuteOutcome, session: &Session, writable_mb: u64) -> InstallError {
+fn failure(outcome: &ExecuteOutcome, report: &SessionReport, writable_mb: u64) -> InstallError {
     let log = log_of(outcome);
-    let report = session.report();
-    if let Some(refusal) = refusal(session) {
+    if let Some(refusal) = refusal(report) {
         return InstallError::Refused { reason: refusal.to_string() };
     }
     let reason = if outcome.timed_out {
@@ -232,8 +231,8 @@ fn failure(outcome: &ExecuteOutcome, session: &Session, writable_mb: u64) -> Ins
 }
 
 /// What was refused and is needed. An installer that goes on without it has found something else than what was asked for.
-fn refusal(session: &Session) -> Option<Refusal> {
-    session.report().refusals.into_iter().find(|refusal| !refusal.is_optional)
+fn refusal(report: &SessionReport) -> Option<&Refusal> {
+    report.refusals.iter().find(|refusal| !refusal.is_optional)
 }
 
 /// The end of what the installer has said.

@@ -4,12 +4,6 @@ set -euo pipefail
 export UV_CACHE_DIR=/tmp/cache UV_HTTP_TIMEOUT=120 UV_NO_CONFIG=1 UV_PYTHON_DOWNLOADS=never
 registry=(--python /usr/bin/python3 --only-binary :all: --default-index "$INSTALL_REGISTRY/pypi/simple/" --color never --no-progress)
 there=/packages/python root=/tmp/layer
-names() {
-  local info
-  for info in "$1"/*.dist-info/METADATA; do
-    awk -F ': ' '/^\r?$/ { exit } $1 == "Name" { name = $2 } $1 == "Version" { version = $2 } END { print name "==" version }' "$info"
-  done | tr -d '\r'
-}
 # As uv writes them.
 names "$there" | while IFS= read -r package; do
   name=${package%%==*}

@@ -8,9 +8,6 @@ mkdir -p "$root/python"
 uv pip install --python /usr/bin/python3 --target "$root/python" --link-mode hardlink --only-binary :all: \
     --default-index "$INSTALL_REGISTRY/pypi/simple/" --color never --no-progress -r -
 rm -rf "$UV_CACHE_DIR" "$root/python/.lock"
-# What each says of itself, before an empty line ends its headers.
-for info in "$root"/python/*.dist-info/METADATA; do
-  awk -F ': ' '/^\r?$/ { exit } $1 == "Name" { name = $2 } $1 == "Version" { version = $2 } END { print name "==" version }' "$info"
-done | tr -d '\r'
+names "$root/python"
 echo 'Packing' >&2
 mkfs.erofs --quiet -x-1 -T0 --all-root -U00000000-0000-4000-8000-73616e64626f /dev/vdb1 "$root" >&2
