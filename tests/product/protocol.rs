@@ -176,8 +176,9 @@ fn results_satisfy_the_advertised_schemas() {
             .collect();
         assert!(faults.is_empty(), "{params}: {faults:?}");
         // Nothing that the schema does not tell of.
-        let names = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-        assert_eq!(names(&result["structuredContent"]), names(&schema["properties"]));
+        for name in result["structuredContent"].as_object().unwrap().keys() {
+            assert!(schema["properties"].get(name).is_some(), "{params}: {name} is in no schema");
+        }
     }
 }
 

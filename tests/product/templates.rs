@@ -169,13 +169,13 @@ const TRACES: [(&str, &str, &str); 4] = [
         "const fs = require('fs'); console.log(fs.readdirSync('.'), fs.readdirSync('/tmp'), process.listenerCount('exit'), \
          process.listenerCount('beforeExit'), Object.keys(require.cache).length, Object.keys(globalThis).includes('require'), \
          process.getActiveResourcesInfo(), process.argv.length, typeof gc)",
-        "[] [] 0 0 2 false [ 'PipeWrap', 'PipeWrap' ] 2 undefined\n",
+        "[] [] 0 0 1 false [ 'PipeWrap', 'PipeWrap' ] 2 undefined\n",
     ),
     (
         "javascript",
         "import fs from 'node:fs'; console.log(import.meta.url, fs.readdirSync('/run/program'), require.main === module, \
          Object.keys(require.cache).length)",
-        "file:///run/program/main.mjs [ 'main.mjs' ] true 1\n",
+        "file:///run/program/main.mjs [ 'main.mjs' ] true 0\n",
     ),
     (
         "shell",
