@@ -16,7 +16,7 @@ demo: image
 # The tests start VMs, so the image comes first; it is built by the program that the tests are about. The clients that they
 # use are installed here, where it is seen how long that takes; a registry that cannot be reached (75) is the tests' to tell.
 test: setup-tests
-	@for set in mcp-2.3.0 mcp-1.30.0 node; do \
+	@for set in mcp-2.3.0 mcp-1.30.0 adapters node; do \
 	    sh tests/clients/install.sh $$set >/dev/null || [ $$? = 75 ] || exit 1; \
 	done
 	$(CARGO) test --workspace --release --locked --no-run

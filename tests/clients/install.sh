@@ -1,8 +1,8 @@
 #!/bin/sh
 # Installs one set of the clients that the product is tested with, and prints its folder:
 #
-#     install.sh mcp-2.3.0|mcp-1.30.0   a Python environment: the folder's bin/python runs it
-#     install.sh node                   npm packages, with a Node.js of their own: node_modules/.bin/node
+#     install.sh mcp-2.3.0|mcp-1.30.0|adapters   a Python environment: the folder's bin/python runs it
+#     install.sh node                            npm packages, with a Node.js of their own: node_modules/.bin/node
 #
 # From the registries that pip and npm are configured with, exactly what the lock files name, once for each content of
 # those: a second run is quick. Ends with 75 when a registry cannot be reached.
@@ -12,7 +12,7 @@ name=$1
 
 case $name in
 node) locks="node/package.json node/package-lock.json node/.npmrc" ;;
-mcp-*) locks="python/$name.txt" ;;
+mcp-* | adapters) locks="python/$name.txt" ;;
 *) echo "install.sh: there is no set of clients named '$name'" >&2; exit 1 ;;
 esac
 

@@ -1,5 +1,6 @@
-//! The clients that people use, against the built server: the Python and TypeScript SDKs in all their modes, and the MCP
-//! Inspector. `tests/clients` has what they do; `tests/clients/install.sh` installs them.
+//! The clients that people use, against the built server: the Python and TypeScript SDKs in all their modes, the MCP
+//! Inspector, and adapters that hand the tools to models. `tests/clients` has what they do; `tests/clients/install.sh`
+//! installs them.
 
 use std::fs;
 use std::io::Write;
@@ -14,6 +15,9 @@ use crate::harness::command;
 
 /// What a client does, in this order; each says so.
 const STEPS: &str = "listing call stream cancel error parallel warning end";
+
+/// The adapters, in this order; each says so once it has passed.
+const ADAPTERS: &str = "openai_agents google_genai mcpadapt langchain pydantic_ai";
 
 /// The Node.js of the set `node`, which brings its own: the Inspector needs a newer one than Debian 12 has.
 pub const NODE: &str = "node_modules/.bin/node";
@@ -106,13 +110,18 @@ fn text(bytes: &[u8]) -> String {
 /// Runs a script that goes through all the steps, on a server of its own.
 #[track_caller]
 fn check(set: &str, script: &str, mode: Option<&str>) {
+    check_steps(set, script, mode, STEPS);
+}
+
+#[track_caller]
+fn check_steps(set: &str, script: &str, mode: Option<&str>, expected: &str) {
     let Some(clients) = Clients::installed(set) else { return };
     let server = clients.server();
     let (interpreter, folder) = if set == "node" { (NODE, "node") } else { ("bin/python", "python") };
     let output = run(clients.script(interpreter, folder, script).args(mode).arg(server));
     let (steps, errors) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "after {steps:?}: {errors}");
-    assert_eq!(steps.split_whitespace().collect::<Vec<_>>().join(" "), STEPS, "{errors}");
+    assert_eq!(steps.split_whitespace().collect::<Vec<_>>().join(" "), expected, "{errors}");
     // Nobody had to end it. A client that probes with a process of its own may have started more than one.
     let statuses = fs::read_to_string(clients.path("status")).expect("the server ends by itself");
     assert!(statuses.lines().all(|status| status == "0"), "{statuses}");
@@ -156,6 +165,11 @@ fn the_typescript_client_2_finds_out_the_era() {
 #[test]
 fn the_typescript_client_2_in_the_modern_era() {
     check("node", "client.js", Some("2026-07-28"));
+}
+
+#[test]
+fn adapters_keep_all_that_is_said_of_the_tools_and_nulls_are_understood() {
+    check_steps("adapters", "adapters.py", None, ADAPTERS);
 }
 
 #[test]
