@@ -10,7 +10,9 @@ use sandbox_schemas::image::Digest;
 use sandbox_schemas::language::Language;
 use sandbox_store::{KeyHasher, open_regular};
 
+use crate::gpu;
 use crate::name::{InvalidName, normalise};
+use crate::source::Pattern;
 
 /// The most used packages of PyPI and of npm, most used first, and what is missing there of what people ask for: data of November
 /// 2026. `packages/catalogs/README.md` says how they are replaced.
@@ -30,6 +32,8 @@ const DISTANCE_MAX: usize = 2;
 pub struct Allowlist {
     // In the order of `CATALOGS`. `None` allows everything.
     lists: [Option<List>; 2],
+    /// Names that have a registry of their own: who says where they come from wants them.
+    own: Vec<(Language, Pattern)>,
 }
 
 /// The names of one language.
@@ -45,6 +49,7 @@ enum List {
 static BUILTIN: LazyLock<[Arc<Names>; 2]> = LazyLock::new(|| {
     CATALOGS.map(|(language, parts)| {
         let names = parts.into_iter().flat_map(str::lines).filter_map(|name| normalise(language, name).ok());
+        let names = names.filter(|name| !is_for_gpus(language, name));
         Arc::new(names.enumerate().map(|(rank, name)| (name.into(), rank)).collect())
     })
 });
@@ -64,12 +69,12 @@ type Names = HashMap<Box<str>, usize>;
 impl Allowlist {
     /// The names that come with this program.
     pub fn builtin() -> Allowlist {
-        Allowlist { lists: [0, 1].map(|place| Some(List::Builtin(place))) }
+        Allowlist { lists: [0, 1].map(|place| Some(List::Builtin(place))), own: Vec::new() }
     }
 
     /// Allows everything.
     pub fn off() -> Allowlist {
-        Allowlist { lists: [None, None] }
+        Allowlist { lists: [None, None], own: Vec::new() }
     }
 
     /// Has the names in a file instead of those it has for a language: one a line, `#` begins a comment.
@@ -121,13 +126,21 @@ impl Allowlist {
         Ok(self)
     }
 
+    /// Allows all of these as well.
+    pub(crate) fn with_patterns(mut self, language: Language, patterns: &[Pattern]) -> Allowlist {
+        self.own.extend(patterns.iter().map(|pattern| (language, pattern.clone())));
+        self
+    }
+
     /// Whether a package may be installed.
     pub fn allows(&self, language: Language, name: &str) -> bool {
-        let list = place(language).map(|place| self.lists[place].as_ref());
-        list.is_some_and(|list| {
-            let is_on = |list: &List| normalise(language, name).is_ok_and(|normal| list.names().contains_key(&*normal));
-            list.is_none_or(is_on)
-        })
+        let Some(list) = place(language).map(|place| self.lists[place].as_ref()) else { return false };
+        let is_on = |list: &List| {
+            let Ok(normal) = normalise(language, name) else { return false };
+            let is_own = |(of, pattern): &(Language, Pattern)| *of == language && pattern.matches(&normal);
+            list.names().contains_key(&*normal) || self.own.iter().any(is_own)
+        };
+        list.is_none_or(is_on)
     }
 
     /// The same; if not, which one may have been meant, for which all names are looked through.
@@ -152,13 +165,21 @@ impl Allowlist {
             hasher = hasher.field(language.name(), if names.is_some() { b"only" } else { b"everything" });
             hasher = sorted.into_iter().fold(hasher, |hasher, name| hasher.field("name", name.as_bytes()));
         }
-        hasher.finish()
+        let own = |hasher: KeyHasher, (language, pattern): &(Language, Pattern)| {
+            hasher.field(language.name(), pattern.text().as_bytes())
+        };
+        self.own.iter().fold(hasher, own).finish()
     }
 }
 
 /// Whether a normalised name is one of those that come with this program.
 pub(crate) fn is_known(language: Language, name: &str) -> bool {
     place(language).is_some_and(|place| BUILTIN[place].contains_key(name))
+}
+
+/// What is used much and of no use in a VM, and takes gigabytes: it is refused before that comes.
+fn is_for_gpus(language: Language, name: &str) -> bool {
+    language == Language::Python && (gpu::is_build(name) || gpu::is_library(name))
 }
 
 fn place(language: Language) -> Option<usize> {
@@ -182,7 +203,7 @@ fn nearest<'n>(names: &'n Names, name: &str) -> Option<&'n str> {
 
 /// A package is not on the list.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{name} is not on the allowlist of {language} packages{}", suggestion(nearest))]
+#[error("{name} {}", self.reason())]
 pub struct Refused {
     /// Whose package it is.
     pub language: Language,
@@ -192,8 +213,15 @@ pub struct Refused {
     pub nearest: Option<String>,
 }
 
-fn suggestion(nearest: &Option<String>) -> String {
-    nearest.as_deref().map(|name| format!("; is {name} meant?")).unwrap_or_default()
+impl Refused {
+    /// Why, as the end of a sentence about it.
+    pub(crate) fn reason(&self) -> String {
+        if is_for_gpus(self.language, &self.name) {
+            return gpu::reason(&self.name);
+        }
+        let nearest = self.nearest.as_deref().map(|name| format!("; is {name} meant?")).unwrap_or_default();
+        format!("is not on the allowlist of {} packages{nearest}", self.language)
+    }
 }
 
 /// Why a list cannot be used.
@@ -246,7 +274,8 @@ mod tests {
     #[test]
     fn catalogs_hold_names_and_nothing_else() {
         for ((language, parts), names) in CATALOGS.iter().zip(BUILTIN.iter()) {
-            let count = parts.iter().flat_map(|part| part.lines()).count();
+            let names_of = parts.iter().flat_map(|part| part.lines());
+            let count = names_of.filter(|name| !is_for_gpus(*language, name)).count();
             assert!(count > 9000 && names.len() == count, "{language}: each name once, normalised");
         }
     }

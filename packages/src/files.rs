@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! <algorithm>-<hash>   a file
-//! .part-XXXXXX         one that is coming; it is moved into its place when it has been verified
+//! .part-<name>         one that is coming; it is moved into its place when it has been verified
 //! ```
 
 use std::collections::HashMap;
@@ -16,15 +16,12 @@ use std::time::{Duration, SystemTime};
 use sandbox_store::{FileError, check_owner, create_private_directory, open_own};
 
 use crate::checksum::Checksum;
+use crate::part::{PART, Part};
 use crate::transfer::{Transfer, Wanted};
 use crate::upstream::{FetchError, Upstream};
 
-/// What unfinished files are called.
-const PART: &str = ".part-";
-
-/// An unfinished file that was not written to for so long is nobody's any more: a registry that stalls is given up long
-/// before.
-const PART_ABANDONED: Duration = Duration::from_secs(60 * 60);
+/// For so long an unfinished file waits for somebody who wants the rest.
+const PART_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// When room is made, it is made for this much of the limit, so that it is not made again for the next file.
 const ROOM_FRACTION: u64 = 10;
@@ -79,7 +76,7 @@ impl Files {
             return Ok(Found::Coming(transfer));
         }
         all.retain(|_, transfer| transfer.strong_count() > 0);
-        let part = tempfile::Builder::new().prefix(PART).tempfile_in(&self.folder).map_err(|error| unusable(&error))?;
+        let part = Part::open(&self.folder, &wanted.checksum).map_err(|error| unusable(&error))?;
         let checksum = wanted.checksum.clone();
         let transfer = Transfer::start(upstream.clone(), self.clone(), wanted, part)?;
         all.insert(checksum, Arc::downgrade(&transfer));
@@ -117,9 +114,8 @@ impl Files {
     }
 
     /// Puts a verified file into its place, and removes others if it is one too many.
-    pub(crate) fn publish(&self, part: tempfile::NamedTempFile, checksum: &Checksum) -> Result<(), FetchError> {
-        let size_bytes = part.as_file().metadata().map_or(0, |metadata| metadata.len());
-        part.persist(self.path(checksum)).map_err(|error| unusable(&error))?;
+    pub(crate) fn publish(&self, part: Part, checksum: &Checksum) -> Result<(), FetchError> {
+        let size_bytes = part.persist(&self.path(checksum)).map_err(|error| unusable(&error))?;
         let mut used = self.used_bytes.lock().unwrap_or_else(PoisonError::into_inner);
         // What other servers put in is seen when the whole is counted again.
         let total = used.map_or_else(|| self.count(), |bytes| bytes + size_bytes);
@@ -145,19 +141,21 @@ impl Files {
         files.sort_by(|one, other| (one.used, &one.path).cmp(&(other.used, &other.path)));
         let goal = self.limit_bytes - self.limit_bytes / ROOM_FRACTION;
         files.into_iter().fold(total, |left, kept| {
-            let is_removed = left > goal && fs::remove_file(&kept.path).is_ok();
+            let is_removed =
+                left > goal && !(kept.is_part && Part::is_in_use(&kept.path)) && fs::remove_file(&kept.path).is_ok();
             if is_removed { left - kept.size_bytes } else { left }
         })
     }
 
     fn kept_files(&self) -> Vec<Kept> {
         let found = fs::read_dir(&self.folder).into_iter().flatten().flatten();
-        let kept = found.filter(|found| !found.file_name().to_string_lossy().starts_with('.'));
-        kept.filter_map(|found| {
-            let metadata = found.metadata().ok().filter(|metadata| metadata.is_file())?;
-            Some(Kept { path: found.path(), size_bytes: metadata.len(), used: metadata.modified().ok()? })
-        })
-        .collect()
+        found
+            .filter_map(|found| {
+                let metadata = found.metadata().ok().filter(|metadata| metadata.is_file())?;
+                let is_part = found.file_name().to_string_lossy().starts_with(PART);
+                Some(Kept { path: found.path(), is_part, size_bytes: metadata.len(), used: metadata.modified().ok()? })
+            })
+            .collect()
     }
 }
 
@@ -168,17 +166,18 @@ fn running(all: &Running, checksum: &Checksum) -> Option<Arc<Transfer>> {
 
 struct Kept {
     path: PathBuf,
+    is_part: bool,
     size_bytes: u64,
     used: SystemTime,
 }
 
-/// Removes what servers that were killed have left.
+/// Removes what nobody has come back for.
 fn sweep(folder: &Path) {
     for found in fs::read_dir(folder).into_iter().flatten().flatten() {
         let is_part = found.file_name().to_string_lossy().starts_with(PART);
         let modified = found.metadata().and_then(|metadata| metadata.modified());
         let age = modified.ok().and_then(|modified| SystemTime::now().duration_since(modified).ok());
-        if is_part && age.is_some_and(|age| age > PART_ABANDONED) {
+        if is_part && age.is_some_and(|age| age > PART_KEPT) {
             let _ = fs::remove_file(found.path());
         }
     }
@@ -219,10 +218,11 @@ mod tests {
     }
 
     fn put(files: &Files, text: &[u8], hours: u64) -> Checksum {
-        let mut part = tempfile::Builder::new().prefix(PART).tempfile_in(&files.folder).unwrap();
-        part.write_all(text).unwrap();
-        part.as_file().set_modified(SystemTime::now() - Duration::from_secs(hours * 3600)).unwrap();
         let checksum = checksum(text);
+        let part = Part::open(&files.folder, &checksum).unwrap();
+        let mut writer = part.reopen().unwrap();
+        writer.write_all(text).unwrap();
+        writer.set_modified(SystemTime::now() - Duration::from_secs(hours * 3600)).unwrap();
         files.publish(part, &checksum).unwrap();
         checksum
     }
@@ -264,7 +264,7 @@ mod tests {
         for path in [&left, &coming, &other] {
             fs::write(path, "x").unwrap();
         }
-        let long_ago = SystemTime::now() - 2 * PART_ABANDONED;
+        let long_ago = SystemTime::now() - 2 * PART_KEPT;
         for path in [&left, &other] {
             File::options().write(true).open(path).unwrap().set_modified(long_ago).unwrap();
         }

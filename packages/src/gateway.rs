@@ -14,14 +14,16 @@ use url::Url;
 
 use crate::allowlist::Allowlist;
 use crate::checksum::Checksum;
+use crate::credentials::CredentialFiles;
 use crate::files::{Files, Found};
 use crate::npm::{self, Packument};
 use crate::pypi::{self, PythonTarget, Wheel};
 use crate::requirement::Requirement;
 use crate::resolution::Resolutions;
 use crate::session::{Observer, Session};
+use crate::source::{Pattern, Source, SourceError, base_url};
 use crate::transfer::Wanted;
-use crate::upstream::{FetchError, Patience, TlsError, Upstream, without_credentials};
+use crate::upstream::{FetchError, Patience, ShownUrl, TlsError, Upstream};
 
 /// How long a page of an index is good for. Within an install each is asked for once or twice; what is published meanwhile can
 /// wait.
@@ -49,6 +51,10 @@ pub struct GatewayConfig {
     pub npm_registry_url: String,
     /// Which packages may come.
     pub allowlist: Allowlist,
+    /// What opens registries that are not for everybody.
+    pub credentials: CredentialFiles,
+    /// Registries that have names of their own.
+    pub(crate) sources: Vec<Source>,
     /// Which wheels can be installed.
     pub python: PythonTarget,
     /// How long registries are waited for.
@@ -64,17 +70,55 @@ impl GatewayConfig {
             pypi_index_url: "https://pypi.org/simple/".into(),
             npm_registry_url: "https://registry.npmjs.org/".into(),
             allowlist: Allowlist::builtin(),
+            credentials: CredentialFiles::default(),
+            sources: Vec::new(),
             python: PythonTarget::default(),
             patience: Patience::default(),
         }
     }
 
-    /// Where a language's packages come from.
-    pub fn registry(&self, language: Language) -> &str {
-        match language {
+    /// Has packages of these names come from a registry of their own and from nowhere else, and allows them. A name may be the
+    /// beginning of several, with `*` at its end, or a scope of npm.
+    pub fn with_source<'n>(
+        mut self,
+        language: Language,
+        names: impl IntoIterator<Item = &'n str>,
+        url: &str,
+    ) -> Result<GatewayConfig, SourceError> {
+        let pattern = |name: &'n str| {
+            let invalid = |reason| SourceError::Name { name: name.to_owned(), language, reason };
+            Pattern::parse(language, name).map_err(invalid)
+        };
+        let patterns = names.into_iter().map(pattern).collect::<Result<Vec<_>, _>>()?;
+        self.allowlist = self.allowlist.with_patterns(language, &patterns);
+        self.sources.push(Source { language, patterns, url: base_url(url)? });
+        Ok(self)
+    }
+
+    /// Whether a gateway can be made of it, as far as that is seen without one.
+    pub fn check(&self) -> Result<(), GatewayError> {
+        self.registries().map(drop)
+    }
+
+    /// Those that have all names but the sources'.
+    fn registries(&self) -> Result<[Url; 2], GatewayError> {
+        let registry = |setting, text| base_url(text).map_err(|source| GatewayError::Registry { setting, source });
+        Ok([registry("pypi_index_url", &self.pypi_index_url)?, registry("npm_registry_url", &self.npm_registry_url)?])
+    }
+
+    /// Where a language's packages come from, as a text that differs where that does; what opens it is not in it.
+    pub fn registry(&self, language: Language) -> String {
+        let default = match language {
             Language::Javascript => &self.npm_registry_url,
             Language::Python | Language::Shell => &self.pypi_index_url,
-        }
+        };
+        let own = self.sources.iter().filter(|source| source.language == language).map(|source| {
+            let names: Vec<_> = source.patterns.iter().map(Pattern::text).collect();
+            format!(" {}={}", names.join(","), ShownUrl::from(&source.url))
+        });
+        // What is no URL is told when the gateway is made.
+        let default = base_url(default).map_or_else(|_| default.clone(), |url| ShownUrl::from(&url).to_string());
+        default + &own.collect::<String>()
     }
 }
 
@@ -85,6 +129,9 @@ pub struct Gateway(Arc<Inner>);
 struct Inner {
     pypi_index: Url,
     npm_registry: Url,
+    sources: Vec<Source>,
+    /// What of the above decides what requirements become.
+    registries: [String; 2],
     allowlist: Allowlist,
     python: PythonTarget,
     upstream: Arc<Upstream>,
@@ -99,14 +146,12 @@ struct Inner {
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
     /// A registry's URL is none.
-    #[error("{setting} is no URL of a registry, {url:?}: {reason}")]
-    Url {
+    #[error("{setting}: {source}")]
+    Registry {
         /// Whose it is.
         setting: &'static str,
-        /// What it is.
-        url: String,
         /// What is wrong with it.
-        reason: String,
+        source: SourceError,
     },
     /// There is no TLS.
     #[error(transparent)]
@@ -121,12 +166,19 @@ impl Gateway {
     pub fn new(config: GatewayConfig) -> Result<Gateway, GatewayError> {
         let folder = config.cache.packages();
         let weigh = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+        let registries = [Language::Python, Language::Javascript].map(|language| config.registry(language));
+        let [mut pypi_index, mut npm_registry] = config.registries()?;
+        let mut sources = config.sources;
+        let of_sources = sources.iter_mut().map(|source| &mut source.url);
+        let credentials = config.credentials.open([&mut pypi_index, &mut npm_registry].into_iter().chain(of_sources));
         Ok(Gateway(Arc::new(Inner {
-            pypi_index: base_url("pypi_index_url", &config.pypi_index_url)?,
-            npm_registry: base_url("npm_registry_url", &config.npm_registry_url)?,
+            pypi_index,
+            npm_registry,
+            sources,
+            registries,
             allowlist: config.allowlist,
             python: config.python,
-            upstream: Arc::new(Upstream::new(config.patience)?),
+            upstream: Arc::new(Upstream::new(config.patience, credentials)?),
             files: Arc::new(Files::open(folder.join("files"), config.downloads_max_bytes)?),
             resolutions: Resolutions::open(folder.join("resolutions")).map_err(FetchError::from)?,
             projects: Cache::builder()
@@ -175,8 +227,8 @@ impl Gateway {
         let PythonTarget { python_minor, glibc_minor } = self.0.python;
         let hasher = KeyHasher::new("resolution")
             .field("language", language.name().as_bytes())
-            .field("pypi", self.0.pypi_index.as_str().as_bytes())
-            .field("npm", self.0.npm_registry.as_str().as_bytes())
+            .field("pypi", self.0.registries[0].as_bytes())
+            .field("npm", self.0.registries[1].as_bytes())
             .field("allowlist", &self.0.allowlist.digest().0)
             .field("python", &python_minor.to_le_bytes())
             .field("glibc", &glibc_minor.to_le_bytes());
@@ -185,10 +237,16 @@ impl Gateway {
         requirements.iter().fold(hasher, add).finish()
     }
 
+    /// The one registry that is asked for a name.
+    fn registry(&self, language: Language, name: &str) -> &Url {
+        let default = if language == Language::Javascript { &self.0.npm_registry } else { &self.0.pypi_index };
+        self.0.sources.iter().find(|source| source.has(language, name)).map_or(default, |source| &source.url)
+    }
+
     /// The page of a project, whose name is normalised and allowed.
     pub(crate) async fn project(&self, name: &str) -> Result<Arc<pypi::Page>, Arc<FetchError>> {
         let fetch = async {
-            let url = join(&self.0.pypi_index, &format!("{name}/"))?;
+            let url = join(self.registry(Language::Python, name), &format!("{name}/"))?;
             let raw = self.0.upstream.page(&url, pypi::ACCEPT).await?;
             let (name, target) = (name.to_owned(), self.0.python);
             blocking(move || pypi::Page::parse(&name, &raw, target)).await.map(Arc::new)
@@ -199,7 +257,7 @@ impl Gateway {
     /// A package of npm, whose name is allowed.
     pub(crate) async fn packument(&self, name: &str) -> Result<Arc<Packument>, Arc<FetchError>> {
         let fetch = async {
-            let url = join(&self.0.npm_registry, &name.replace('/', "%2f"))?;
+            let url = join(self.registry(Language::Javascript, name), &name.replace('/', "%2f"))?;
             let raw = self.0.upstream.page(&url, npm::ACCEPT).await?;
             let name = name.to_owned();
             blocking(move || Packument::parse(&name, &raw)).await.map(Arc::new)
@@ -272,22 +330,6 @@ async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(|error| crate::files::unusable(&error))?
 }
 
-/// A registry's URL, which ends with `/` so that names come after it rather than in place of its last part.
-fn base_url(setting: &'static str, text: &str) -> Result<Url, GatewayError> {
-    let wrong = |reason: String| GatewayError::Url { setting, url: without_credentials(text), reason };
-    let mut url = Url::parse(text.trim()).map_err(|error| wrong(error.to_string()))?;
-    if !matches!(url.scheme(), "https" | "http") || !url.has_host() {
-        return Err(wrong("it begins with https:// or http://".into()));
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err(wrong("it has no ? and no # in it".into()));
-    }
-    if !url.path().ends_with('/') {
-        url.set_path(&format!("{}/", url.path()));
-    }
-    Ok(url)
-}
-
 fn join(base: &Url, path: &str) -> Result<Url, FetchError> {
     // `./` keeps a name from being taken for a scheme.
     base.join(&format!("./{path}")).map_err(|error| FetchError::malformed(base, error))
@@ -298,14 +340,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn registry_is_a_url_that_names_are_put_after() {
-        let url = |text| base_url("pypi_index_url", text).map(String::from).map_err(|error| error.to_string());
-        assert_eq!(url("https://example.com/simple").as_deref(), Ok("https://example.com/simple/"));
-        assert_eq!(url(" http://u:p@localhost:1/ ").as_deref(), Ok("http://u:p@localhost:1/"));
-        for wrong in ["", "example.com", "ftp://example.com/", "file:///x", "https://example.com/?x"] {
-            assert!(url(wrong).unwrap_err().starts_with("pypi_index_url is no URL of a registry"), "{wrong}");
-        }
-        let base = base_url("x", "https://example.com/simple").unwrap();
+    fn names_are_put_behind_a_registry() {
+        let base = base_url("https://example.com/simple").unwrap();
         assert_eq!(join(&base, "@a%2fb").unwrap().as_str(), "https://example.com/simple/@a%2fb");
     }
 }

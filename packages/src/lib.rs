@@ -23,6 +23,14 @@ pub use name::{InvalidName, normalise};
 mod allowlist;
 pub use allowlist::{Allowlist, ListError, Refused};
 
+mod source;
+pub use source::SourceError;
+
+mod credentials;
+pub use credentials::CredentialFiles;
+
+mod gpu;
+
 mod gateway;
 pub use gateway::{Gateway, GatewayConfig, GatewayError};
 
@@ -48,9 +56,11 @@ mod files;
 
 mod transfer;
 
+mod part;
+
 mod checksum;
 
 mod resolution;
 
 mod lock;
-pub use lock::{environment_id, lock_key};
+pub use lock::lock_key;

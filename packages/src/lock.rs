@@ -1,6 +1,6 @@
 //! What a lock is called.
 
-use sandbox_schemas::environment::{EnvironmentId, Lock};
+use sandbox_schemas::environment::Lock;
 use sandbox_schemas::image::Digest;
 use sandbox_store::KeyHasher;
 
@@ -15,11 +15,6 @@ pub fn lock_key(lock: &Lock) -> Digest {
         }
     }
     hasher.finish()
-}
-
-/// What the environment with these packages is called.
-pub fn environment_id(lock: &Lock) -> EnvironmentId {
-    EnvironmentId::new(lock.language, lock_key(lock))
 }
 
 #[cfg(test)]
@@ -53,6 +48,5 @@ mod tests {
         assert!((1..keys.len()).all(|index| !keys[..index].contains(&keys[index])), "{keys:?}");
         let hashed = LockedPackage { hash: Some("sha256:00".into()), ..package("a", "1", None) };
         assert_eq!(lock_key(&Lock::new(Language::Python, vec![hashed])), keys[2]);
-        assert!(environment_id(&locks[2]).to_string().starts_with(&format!("python-{}", keys[2].short())));
     }
 }

@@ -17,7 +17,7 @@ use hyper_util::rt::TokioIo;
 use sandbox_schemas::language::Language;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::pypi::{Form, dependencies, render};
+use crate::pypi::{Form, dependencies, render, without};
 use crate::route::Route;
 use crate::session::{Need, Session};
 use crate::transfer::Wanted;
@@ -110,6 +110,7 @@ impl Session {
                     let need = |is_optional| Need { by: name.clone(), is_optional: false, is_weak: is_optional };
                     dependencies(&text).into_iter().map(|found| (found.name, need(found.is_optional))).collect()
                 });
+                let text = without(&text, |dependency| self.leaves_out(dependency));
                 Ok(whole(StatusCode::OK, "text/plain; charset=utf-8", text))
             }
             Route::Wheel { name, file } => {

@@ -8,6 +8,7 @@ use sandbox_schemas::language::Language;
 
 use crate::allowlist::Refused;
 use crate::gateway::Gateway;
+use crate::gpu;
 use crate::pypi::Page;
 use crate::requirement::Requirement;
 use crate::unavailable::{Unavailable, UnavailableReason, unusable};
@@ -63,7 +64,7 @@ pub struct Refusal {
     /// Who wants it: from a package that was asked for to the one that needs it. Empty if it was asked for itself, or if
     /// nobody is known to need it.
     pub wanted_by: Vec<String>,
-    /// The installer can go on without it: it is an optional dependency of npm.
+    /// The installer can go on without it: it is an optional dependency of npm, or was not told of it.
     pub is_optional: bool,
 }
 
@@ -76,11 +77,7 @@ impl fmt::Display for Refusal {
                 write!(f, "{}{name} requires", if index == 0 { " (which " } else { ", which " })?;
             }
             write!(f, "{} requires ", if rest.is_empty() { "" } else { ")" })?;
-            write!(f, "{}, which is not on the allowlist", self.refused.name)?;
-            return match &self.refused.nearest {
-                Some(nearest) => write!(f, "; {nearest} is, if that is meant"),
-                None => Ok(()),
-            };
+            return write!(f, "{}, which {}", self.refused.name, self.refused.reason());
         }
         write!(f, "{}", self.refused)
     }
@@ -133,6 +130,8 @@ struct Log {
     known: HashSet<String>,
     /// Packages that are for other machines only: nobody misses them here.
     foreign: HashSet<String>,
+    /// Packages that the installer was not told of: what would use them can do without.
+    left_out: HashSet<String>,
 }
 
 /// That one package needs another.
@@ -201,7 +200,20 @@ impl Session {
         Err(refusal)
     }
 
+    /// Whether `name`, which a package needs, is kept from the installer: a library that only builds for graphics processors use.
+    pub(crate) fn leaves_out(&self, name: &str) -> bool {
+        if self.0.language != Language::Python || !gpu::is_library(name) || self.is_required(name) {
+            return false;
+        }
+        self.log().left_out.insert(name.to_owned());
+        // Whoever has allowed it wants it.
+        self.check(name).is_err()
+    }
+
     fn is_optional(&self, log: &Log, name: &str) -> bool {
+        if log.left_out.contains(name) {
+            return true;
+        }
         let needs = log.wanted_by.get(name).map_or(&[][..], Vec::as_slice);
         let is_optional = !needs.is_empty() && needs.iter().filter(|need| !need.is_weak).all(|need| need.is_optional);
         is_optional && !self.is_required(name)
@@ -421,11 +433,11 @@ mod tests {
             Refusal { refused, wanted_by, is_optional: false }.to_string()
         };
         assert_eq!(text(&[], None), "evil is not on the allowlist of python packages");
-        assert_eq!(text(&["flask"], None), "flask requires evil, which is not on the allowlist");
+        assert_eq!(text(&["flask"], None), "flask requires evil, which is not on the allowlist of python packages");
         assert_eq!(
             text(&["flask", "werkzeug", "click"], Some("devil")),
-            "click (which werkzeug requires, which flask requires) requires evil, which is not on the allowlist; \
-             devil is, if that is meant"
+            "click (which werkzeug requires, which flask requires) requires evil, which is not on the allowlist \
+             of python packages; is devil meant?"
         );
     }
 }

@@ -1,5 +1,6 @@
 //! A file that comes from a registry: written to the disk as it comes, read by all who want it meanwhile, and put into the
 //! cache once its hash is right. Its last byte is held back until then: who has read it all has read what the index promises.
+//! What has come of it when it ends early is kept, and the next transfer goes on from there.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -9,7 +10,6 @@ use backon::BackoffBuilder;
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use reqwest::StatusCode;
-use tempfile::NamedTempFile;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -17,6 +17,7 @@ use url::Url;
 
 use crate::checksum::{Checksum, Hasher};
 use crate::files::{Files, Found, unusable};
+use crate::part::Part;
 use crate::upstream::{FetchError, Upstream, broken};
 
 /// Largest file, in bytes: more than any wheel that can be installed into a VM.
@@ -34,7 +35,7 @@ pub(crate) struct Wanted {
     pub(crate) size_bytes: Option<u64>,
 }
 
-/// A file on its way. Ends when nobody waits for it any more, and then leaves nothing.
+/// A file on its way. Ends when nobody waits for it any more.
 #[derive(Debug)]
 pub(crate) struct Transfer {
     progress: watch::Receiver<Progress>,
@@ -56,7 +57,7 @@ impl Transfer {
         upstream: Arc<Upstream>,
         files: Arc<Files>,
         wanted: Wanted,
-        part: NamedTempFile,
+        part: Part,
     ) -> Result<Arc<Transfer>, FetchError> {
         let file = Arc::new(part.reopen().map_err(|error| unusable(&error))?);
         let (sender, progress) = watch::channel(Progress::default());
@@ -92,22 +93,35 @@ async fn receive(
     upstream: &Upstream,
     files: &Arc<Files>,
     wanted: Wanted,
-    part: NamedTempFile,
+    part: Part,
     sender: &watch::Sender<Progress>,
 ) -> Result<(), FetchError> {
     let _permit = upstream.permit().await;
     let writer = part.reopen().map_err(|error| unusable(&error))?;
+    let checksum = wanted.checksum.clone();
+    let (part, hashed) = blocking(move || {
+        let hashed = part.hash(&checksum);
+        (part, hashed)
+    })
+    .await?;
+    let (hasher, received_bytes) = hashed.map_err(|error| unusable(&error))?;
     let mut receiver = Receiver {
-        hasher: wanted.checksum.hasher(),
+        hasher,
         writer: tokio::fs::File::from_std(writer),
-        received_bytes: 0,
+        received_bytes,
         limit_bytes: wanted.size_bytes.unwrap_or(FILE_MAX_BYTES).min(FILE_MAX_BYTES),
         sender,
     };
     let mut pauses = upstream.pauses().build();
-    loop {
+    // All of it may have come before, but for its verification.
+    while wanted.checksum.compare(receiver.hasher.clone()).is_err() {
         match receiver.attempt(upstream, &wanted.url).await {
             Ok(()) => break,
+            // It is no beginning of that file.
+            Err(error @ (FetchError::TooLarge { .. } | FetchError::Status { status: 416, .. })) => {
+                part.discard();
+                return Err(error);
+            }
             Err(error) => match pauses.next().filter(|_| Upstream::is_worth_another(&error)) {
                 Some(pause) => tokio::time::sleep(pause).await,
                 None => return Err(error),
@@ -115,10 +129,16 @@ async fn receive(
         }
     }
     let Receiver { hasher, .. } = receiver;
-    wanted.checksum.compare(hasher).map_err(|actual| FetchError::hash(&wanted.url, &wanted.checksum, &actual))?;
+    if let Err(actual) = wanted.checksum.compare(hasher) {
+        part.discard();
+        return Err(FetchError::hash(&wanted.url, &wanted.checksum, &actual));
+    }
     let files = files.clone();
-    let publish = move || files.publish(part, &wanted.checksum);
-    tokio::task::spawn_blocking(publish).await.map_err(|error| unusable(&error))?
+    blocking(move || files.publish(part, &wanted.checksum)).await?
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, FetchError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| unusable(&error))
 }
 
 /// What has arrived so far. A new attempt goes on where the last one broke off.

@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder, Retryable};
 use bytes::{Bytes, BytesMut};
-use reqwest::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, RANGE};
+use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, RANGE};
 use reqwest::redirect::Policy;
-use reqwest::{Client, ClientBuilder, Response, StatusCode};
+use reqwest::{Client, ClientBuilder, RequestBuilder, Response, StatusCode};
 use rustls_platform_verifier::BuilderVerifierExt;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use url::Url;
 
 use crate::checksum::Checksum;
+use crate::credentials::Credentials;
 
 /// Largest page of an index, unpacked, in bytes. The largest of npm's have some 10 MB.
 const PAGE_MAX_BYTES: usize = 64 * 1024 * 1024;
@@ -178,6 +179,7 @@ pub(crate) struct Upstream {
     files: Client,
     permits: Semaphore,
     patience: Patience,
+    credentials: Credentials,
 }
 
 /// A page as it came.
@@ -189,7 +191,7 @@ pub(crate) struct RawPage {
 }
 
 impl Upstream {
-    pub(crate) fn new(patience: Patience) -> Result<Upstream, TlsError> {
+    pub(crate) fn new(patience: Patience, credentials: Credentials) -> Result<Upstream, TlsError> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -212,6 +214,7 @@ impl Upstream {
             files: client(Client::builder().no_gzip())?,
             permits: Semaphore::new(REQUESTS_MAX),
             patience,
+            credentials,
         })
     }
 
@@ -229,12 +232,10 @@ impl Upstream {
     }
 
     async fn page_once(&self, url: &Url, accept: &'static str) -> Result<RawPage, FetchError> {
-        let mut response = send(self.pages.get(url.clone()).header(ACCEPT, accept), url).await?;
+        let mut response = self.send(self.pages.get(url.clone()).header(ACCEPT, accept), url).await?;
         let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let content_type = content_type.unwrap_or_default().to_owned();
-        let mut final_url = response.url().clone();
-        // It has lost them on the way into the request.
-        share_credentials(url, &mut final_url);
+        let final_url = response.url().clone();
         let mut body = BytesMut::new();
         while let Some(chunk) = response.chunk().await.map_err(|error| broken(url, &error))? {
             if body.len() + chunk.len() > PAGE_MAX_BYTES {
@@ -251,7 +252,21 @@ impl Upstream {
         if offset > 0 {
             request = request.header(RANGE, format!("bytes={offset}-"));
         }
-        send(request, url).await
+        self.send(request, url).await
+    }
+
+    async fn send(&self, request: RequestBuilder, url: &Url) -> Result<Response, FetchError> {
+        // A redirect to another host goes there without.
+        let request = match self.credentials.of(url) {
+            Some(header) => request.header(AUTHORIZATION, header),
+            None => request,
+        };
+        let response = request.send().await.map_err(|error| broken(url, &error))?;
+        match response.status() {
+            status if status.is_success() => Ok(response),
+            StatusCode::NOT_FOUND | StatusCode::GONE => Err(FetchError::NotFound { url: url.into() }),
+            status => Err(FetchError::Status { url: url.into(), status: status.as_u16() }),
+        }
     }
 
     /// The right to a request. Whoever receives a file keeps it until the end.
@@ -271,15 +286,6 @@ impl Upstream {
 
     pub(crate) fn is_worth_another(error: &FetchError) -> bool {
         error.is_transient()
-    }
-}
-
-async fn send(request: reqwest::RequestBuilder, url: &Url) -> Result<Response, FetchError> {
-    let response = request.send().await.map_err(|error| broken(url, &error))?;
-    match response.status() {
-        status if status.is_success() => Ok(response),
-        StatusCode::NOT_FOUND | StatusCode::GONE => Err(FetchError::NotFound { url: url.into() }),
-        status => Err(FetchError::Status { url: url.into(), status: status.as_u16() }),
     }
 }
 
@@ -323,18 +329,7 @@ fn policy() -> Policy {
 pub(crate) fn resolve(base: &Url, text: &str) -> Option<Url> {
     let mut url = base.join(text).ok()?;
     url.set_fragment(None);
-    share_credentials(base, &mut url);
     matches!(url.scheme(), "https" | "http").then_some(url)
-}
-
-/// Who may read the index may read what lies on the same host: installers send the same name and password there, and nowhere
-/// else.
-fn share_credentials(from: &Url, to: &mut Url) {
-    if from.origin() == to.origin() && to.username().is_empty() {
-        // Only URLs without a host cannot have them.
-        let _ = to.set_username(from.username());
-        let _ = to.set_password(from.password());
-    }
 }
 
 #[cfg(test)]
@@ -357,10 +352,10 @@ mod tests {
     }
 
     #[test]
-    fn urls_are_resolved_and_keep_what_opens_the_index() {
-        let base: Url = "https://u:p@example.com/simple/a/".parse().unwrap();
+    fn urls_are_resolved() {
+        let base: Url = "https://example.com/simple/a/".parse().unwrap();
         let text = |text| resolve(&base, text).map(String::from);
-        assert_eq!(text("../../f/a.whl#sha256=0").as_deref(), Some("https://u:p@example.com/f/a.whl"));
+        assert_eq!(text("../../f/a.whl#sha256=0").as_deref(), Some("https://example.com/f/a.whl"));
         assert_eq!(text("https://files.example.com/a.whl").as_deref(), Some("https://files.example.com/a.whl"));
         assert_eq!(text("file:///etc/passwd"), None);
         assert_eq!(text("javascript:x"), None);

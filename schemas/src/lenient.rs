@@ -56,7 +56,7 @@ fn whole(value: f64) -> Option<u64> {
     (value.fract() == 0.0 && (0.0..EXACT_BELOW).contains(&value)).then_some(value as u64)
 }
 
-/// A list of texts; or one text: an item a line, or a list as JSON writes it.
+/// A list of texts; or one text: an item a line, or a list as JSON writes it. Models that may leave nothing out send empty ones.
 pub(crate) fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     struct Texts;
 
@@ -76,9 +76,10 @@ pub(crate) fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<St
 
         fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<String>, A::Error> {
             let mut texts = Vec::new();
-            while let Some(item) = items.next_element()? {
+            while let Some(item) = items.next_element::<String>()? {
                 texts.push(item);
             }
+            texts.retain(|text| !text.trim().is_empty());
             Ok(texts)
         }
     }
@@ -133,11 +134,19 @@ pub(crate) fn variables<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BT
         fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
             let mut variables = BTreeMap::new();
             while let Some(item) = items.next_element::<String>()? {
+                if item.trim().is_empty() {
+                    continue;
+                }
                 let no_name = || de::Error::invalid_value(Unexpected::Str(&item), &"a string \"NAME=value\"");
                 let (name, value) = item.split_once('=').ok_or_else(no_name)?;
                 variables.insert(name.to_owned(), value.to_owned());
             }
             Ok(variables)
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+            let is_absent = text.trim().is_empty();
+            if is_absent { Ok(BTreeMap::new()) } else { Err(E::invalid_type(Unexpected::Str(text), &self)) }
         }
 
         fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<Self::Value, A::Error> {
@@ -278,6 +287,7 @@ mod tests {
                 (json!("['pandas']"), json!(["pandas"])),
                 (json!("[]"), json!([])),
                 (json!(""), json!([])),
+                (json!([""]), json!([])),
                 (json!("[pandas]"), json!("invalid value: string \"[pandas]\", expected a list of strings")),
                 (
                     json!("[\"a\" \"b\"]"),
@@ -298,7 +308,8 @@ mod tests {
                     json!({"A": "b", "N": 1, "F": 1.5, "T": true, "X": null}),
                     json!({"A": "b", "F": "1.5", "N": "1", "T": "true"}),
                 ),
-                (json!(["A=b=c", "E="]), json!({"A": "b=c", "E": ""})),
+                (json!(["A=b=c", "", "E="]), json!({"A": "b=c", "E": ""})),
+                (json!(""), json!({})),
                 (json!(["A"]), json!("invalid value: string \"A\", expected a string \"NAME=value\"")),
                 (json!({"A": []}), json!("invalid type: sequence, expected a string")),
                 (

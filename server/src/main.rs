@@ -52,6 +52,10 @@ fn main() -> ExitCode {
     };
     let log = Log::default();
     start_logging(&settings, &log);
+    let runs_programs = matches!(cli.command, None | Some(Command::Image { .. }));
+    if runs_programs && let Err(error) = settings.check() {
+        return fail(&error, 2);
+    }
     let uses_tier = match &cli.command {
         None | Some(Command::Image { .. }) => true,
         Some(Command::Cache { action }) => matches!(action, CacheAction::Push { .. } | CacheAction::Pull { .. }),

@@ -39,7 +39,7 @@ mod stamp;
 pub use stamp::{identity, verify_once};
 
 mod open;
-pub use open::{create_anew, is_damage, open_regular, read_regular};
+pub use open::{create_anew, is_damage, open_growing, open_regular, read_regular};
 
 mod trust;
 pub use trust::{Untrusted, check_owner, check_private, open_own, open_private};

@@ -26,6 +26,11 @@ pub(crate) fn open_lock(path: &Path, creates: bool) -> io::Result<File> {
     Ok(file)
 }
 
+/// Opens a file of the user's alone that grows, which is made if it is not there.
+pub fn open_growing(path: &Path) -> io::Result<(File, Metadata)> {
+    open_with(File::options().read(true).append(true).create(true).mode(0o600), path, O_NOFOLLOW)
+}
+
 /// Opens a directory. Something else in its place is an error at once.
 pub(crate) fn open_directory(path: &Path) -> io::Result<File> {
     File::options().read(true).custom_flags(O_DIRECTORY).open(path)

@@ -303,6 +303,34 @@ fn data_work_is_imported_in_milliseconds() {
 }
 
 #[test]
+fn what_is_made_for_graphics_processors_is_refused_or_left_out() {
+    let cache = new_cache();
+    let mut server = Server::start_as(&mut in_cache(&cache, &NOWHERE));
+    let (code, message) = refused(&mut server, "python", &["torch"]);
+    assert!(code == "refused" && message.contains("pypi_sources"), "{code}: {message}");
+    let (code, message) = refused(&mut server, "python", &["tensorflow"]);
+    assert!(code == "refused" && message.contains("tensorflow-cpu"), "{code}: {message}");
+    drop(server);
+    if !has_registries() {
+        return;
+    }
+    let mut server = Server::start_as(&mut in_cache(&cache, &[]));
+    let (code, message) = refused(&mut server, "python", &["sentence-transformers"]);
+    assert!(
+        code == "refused" && message.starts_with("sentence-transformers requires torch, which on"),
+        "{code}: {message}"
+    );
+    let installed = install(&mut server, "python", &["xgboost"]);
+    let skipped = installed["skipped"].as_array().unwrap();
+    assert!(skipped.len() == 1 && skipped[0]["name"].as_str().unwrap().starts_with("nvidia-nccl"), "{installed}");
+    let code = "import numpy as np, xgboost\nx = np.arange(20.0).reshape(-1, 1)\ndata = xgboost.DMatrix(x, label=x[:, 0] > 9)\n\
+                model = xgboost.train({}, data, 30)\nprint(model.predict(xgboost.DMatrix([[1.0], [18.0]])).round().tolist())";
+    let outcome =
+        run(&mut server, json!({"language": "python", "code": code, "environment_id": installed["environment_id"]}));
+    assert_eq!(outcome["stdout"], "[0.0, 1.0]\n", "{outcome}");
+}
+
+#[test]
 fn what_is_not_allowed_is_refused_by_name_with_who_needs_it() {
     let cache = new_cache();
     let mut server = Server::start_as(&mut in_cache(&cache, &NOWHERE));

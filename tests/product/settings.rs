@@ -10,7 +10,7 @@ use crate::harness::{DEADLINE, Server, command, execute_request, pipe_through};
 
 /// A setting's values in a file, in the environment and as a flag, as TOML has them. Each differs from the next, and the
 /// first from the default where that does not depend on the machine.
-const SAMPLES: [(&str, [&str; 3]); 24] = [
+const SAMPLES: [(&str, [&str; 3]); 26] = [
     ("accel", [r#""kvm""#, r#""auto""#, r#""tcg""#]),
     ("require_kvm", ["true", "false", "true"]),
     ("qemu", [r#""/file/qemu""#, r#""/variable/qemu""#, r#""/flag/qemu""#]),
@@ -33,6 +33,8 @@ const SAMPLES: [(&str, [&str; 3]); 24] = [
     ("allow_npm", [r#""@one/one""#, r#""two three""#, r#""four""#]),
     ("pypi_index_url", [r#""http://file/simple/""#, r#""http://variable/simple/""#, r#""https://flag/simple/""#]),
     ("npm_registry_url", [r#""http://file/""#, r#""http://variable/""#, r#""https://flag/""#]),
+    ("pypi_sources", [r#""a=http://file/""#, r#""a,b-*=http://variable/ c=http://x/""#, r#""a=https://***@flag/""#]),
+    ("npm_sources", [r#""@a=http://file/""#, r#""@b=http://variable/""#, r#""@c=https://flag/""#]),
     ("warm_sets", [r#""python numpy""#, r#""javascript lodash""#, r#""python a b>=2 | javascript c""#]),
     ("log", [r#""error""#, r#""info""#, r#""debug""#]),
 ];
@@ -160,7 +162,19 @@ fn a_mistake_ends_the_server_and_says_where_it_is() {
     check_refused(unset().args(["--max-concurrent-vms", "0"]), expected);
     let expected = "SANDBOX_MCP_REQUIRE_KVM: require_kvm is `yes`, and must be true or false";
     check_refused(unset().env("SANDBOX_MCP_REQUIRE_KVM", "yes"), expected);
+    let expected = "--log: log is `wran`, and must be a level (error, warn, info, debug, trace, off) or a filter such as `sandbox_engine=debug`";
+    check_refused(unset().args(["--log", "wran"]), expected);
+    // What is seen to be wrong only when it is used.
     let folder = tempfile::tempdir().unwrap();
+    let list = folder.path().join("none");
+    let expected = format!("--npm-allowlist: cannot read the list of packages {}: No such file", list.display());
+    check_refused(unset().arg("--npm-allowlist").arg(&list), &expected);
+    let expected = "SANDBOX_MCP_ALLOW_PYPI: \"a/b\" is no python package's name: it consists of ";
+    check_refused(unset().env("SANDBOX_MCP_ALLOW_PYPI", "a/b"), expected);
+    let expected = "--pypi-sources: \"*\" is no python package's name: it stands for every name";
+    check_refused(unset().args(["--pypi-sources", "*=https://example.com/"]), expected);
+    let expected = "npm_registry_url: \"https://example.com/?x\" is no URL of a registry: it has no ? and no # in it";
+    check_refused(unset().args(["--npm-registry-url", "https://example.com/?x"]), expected);
     let file = folder.path().join("config.toml");
     fs::write(&file, "accel = \"tcg\"\nwarm_pool = 3\n").unwrap();
     let expected = format!("{}:2: there is no setting `warm_pool`, but accel, ", file.display());

@@ -50,16 +50,40 @@ pub(crate) fn extract(wheel: File, file: &str) -> Result<Bytes, String> {
 /// What the metadata says is needed. What cannot be read is left to the installer.
 pub(crate) fn dependencies(metadata: &[u8]) -> Vec<Dependency> {
     let text = String::from_utf8_lossy(metadata);
-    let header = text.lines().take_while(|line| !line.is_empty());
-    let needs =
-        header.filter_map(|line| line.split_once(':').filter(|(key, _)| key.eq_ignore_ascii_case("requires-dist")));
-    needs
-        .filter_map(|(_, value)| {
-            let requirement = Requirement::<pep508_rs::VerbatimUrl>::from_str(value.trim()).ok()?;
-            let is_optional = value.split_once(';').is_some_and(|(_, marker)| marker.contains("extra"));
-            Some(Dependency { name: requirement.name.to_string(), is_optional })
-        })
-        .collect()
+    text.lines().take_while(|line| !line.is_empty()).filter_map(dependency).collect()
+}
+
+/// The metadata without what is always needed and shall not be known of.
+pub(crate) fn without(metadata: &Bytes, mut is_left_out: impl FnMut(&str) -> bool) -> Bytes {
+    let mut left_out = |line: &[u8]| {
+        let dependency = std::str::from_utf8(line).ok().and_then(|line| dependency(line.trim_end()));
+        dependency.is_some_and(|found| !found.is_optional && is_left_out(&found.name))
+    };
+    let mut kept = Vec::with_capacity(metadata.len());
+    let mut rest = &metadata[..];
+    while let Some(end) = rest.iter().position(|byte| *byte == b'\n').map(|at| at + 1) {
+        let (line, after) = rest.split_at(end);
+        if line.trim_ascii().is_empty() {
+            break;
+        }
+        if !left_out(line) {
+            kept.extend_from_slice(line);
+        }
+        rest = after;
+    }
+    kept.extend_from_slice(rest);
+    kept.into()
+}
+
+/// The dependency that a line of the header is about.
+fn dependency(line: &str) -> Option<Dependency> {
+    let (key, value) = line.split_once(':')?;
+    if !key.eq_ignore_ascii_case("requires-dist") {
+        return None;
+    }
+    let requirement = Requirement::<pep508_rs::VerbatimUrl>::from_str(value.trim()).ok()?;
+    let is_optional = value.split_once(';').is_some_and(|(_, marker)| marker.contains("extra"));
+    Some(Dependency { name: requirement.name.to_string(), is_optional })
 }
 
 #[cfg(test)]
@@ -102,5 +126,18 @@ mod tests {
         let found = dependencies(text.as_bytes());
         let found: Vec<_> = found.iter().map(|found| (found.name.as_str(), found.is_optional)).collect();
         assert_eq!(found, [("click-x", false), ("b", true), ("c", false)]);
+    }
+
+    #[test]
+    fn what_is_left_out_is_a_line_of_the_header() {
+        let text = "Name: a\r\nRequires-Dist: gpu-x; platform_system == 'Linux'\r\nRequires-Dist: b\r\n\
+                    Requires-Dist: gpu-x; extra == 'gpu'\r\n\r\nRequires-Dist: gpu-x\n";
+        let left = without(&Bytes::from_static(text.as_bytes()), |name| name == "gpu-x");
+        let expected =
+            "Name: a\r\nRequires-Dist: b\r\nRequires-Dist: gpu-x; extra == 'gpu'\r\n\r\nRequires-Dist: gpu-x\n";
+        assert_eq!(left, expected);
+        for text in ["", "Name: a", "Name: a\n\nb"] {
+            assert_eq!(without(&Bytes::from_static(text.as_bytes()), |_| true), text);
+        }
     }
 }

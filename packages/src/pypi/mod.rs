@@ -15,4 +15,4 @@ mod render;
 pub(crate) use render::{Form, render};
 
 mod metadata;
-pub(crate) use metadata::{dependencies, extract};
+pub(crate) use metadata::{dependencies, extract, without};

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::pypi::page::{Metadata, Page, Wheel};
+use crate::pypi::page::{Page, Wheel};
 
 /// What a page is written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +56,7 @@ struct File<'p> {
     size: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     yanked: Option<&'p str>,
-    core_metadata: serde_json::Value,
+    core_metadata: bool,
 }
 
 /// Writes a page.
@@ -82,11 +82,6 @@ fn json(page: &Page) -> Document<'_> {
 
 fn file<'p>(page: &'p Page, wheel: &'p Wheel) -> File<'p> {
     let hashes = [(wheel.checksum.algorithm_name().to_owned(), wheel.checksum.hex().into())];
-    let core_metadata = match &wheel.metadata {
-        Metadata::Beside(Some(checksum)) => serde_json::json!({ checksum.algorithm_name(): checksum.hex() }),
-        // Then it is taken from the wheel: without it uv would ask for parts of the wheel again and again.
-        Metadata::Beside(None) | Metadata::Within => true.into(),
-    };
     File {
         filename: &wheel.file,
         url: url(page, wheel),
@@ -94,7 +89,9 @@ fn file<'p>(page: &'p Page, wheel: &'p Wheel) -> File<'p> {
         requires_python: wheel.requires_python.as_deref(),
         size: wheel.size_bytes,
         yanked: wheel.yanked.as_deref(),
-        core_metadata,
+        // Where there is none it is taken from the wheel: else uv would ask for parts of that again and again. What it hashes to is
+        // not told, since something may be left out of it.
+        core_metadata: true,
     }
 }
 
@@ -103,11 +100,7 @@ fn html(page: &Page) -> String {
     for wheel in &page.wheels {
         let (algorithm, hex) = (wheel.checksum.algorithm_name(), wheel.checksum.hex());
         text += &format!("<a href=\"{}#{algorithm}={hex}\"", escape(&url(page, wheel)));
-        let metadata = match &wheel.metadata {
-            Metadata::Beside(Some(checksum)) => format!("{}={}", checksum.algorithm_name(), checksum.hex()),
-            Metadata::Beside(None) | Metadata::Within => "true".into(),
-        };
-        text += &format!(" data-core-metadata=\"{metadata}\"");
+        text += " data-core-metadata=\"true\"";
         for (name, value) in [("requires-python", &wheel.requires_python), ("yanked", &wheel.yanked)] {
             if let Some(value) = value {
                 text += &format!(" data-{name}=\"{}\"", escape(value));
@@ -126,7 +119,7 @@ fn escape(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::checksum::Checksum;
-    use crate::pypi::{html as html_page, json as json_page};
+    use crate::pypi::{Metadata, html as html_page, json as json_page};
     use std::collections::BTreeMap;
 
     #[test]
@@ -154,8 +147,7 @@ mod tests {
                 assert_eq!((&listed.file, listed.checksum.as_ref()), (&wheel.file, Some(&wheel.checksum)));
                 assert_eq!((&listed.requires_python, &listed.yanked), (&wheel.requires_python, &wheel.yanked));
             }
-            assert_eq!(listed[0].metadata, page.wheels[0].metadata);
-            assert_eq!(listed[1].metadata, Metadata::Beside(None));
+            assert!(listed.iter().all(|listed| listed.metadata == Metadata::Beside(None)));
         }
     }
 

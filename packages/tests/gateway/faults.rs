@@ -87,6 +87,28 @@ async fn what_breaks_off_goes_on_where_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_has_come_of_a_large_file_is_there_for_the_next_server() {
+    let right = content(3_000_000);
+    let (registry, fixture) = pair(&right);
+    registry.answer(UPSTREAM, [Answer::BreaksOff { body: right.clone(), after: 1_500_000 }, Answer::Status(403)]);
+    assert!(fixture.python(&["a"]).await.get(PATH).await.is_err());
+    let [part] = &fixture.files()[..] else { panic!("{:?}", fixture.files()) };
+    let part = fixture.folder.path().join("packages/files").join(part);
+    registry.answer(UPSTREAM, [Answer::BreaksOff { body: right.clone(), after: 3_000_000 }]);
+    let fixture = Fixture { gateway: gateway(fixture.folder.path(), &registry.base, Allowlist::off()), ..fixture };
+    assert_eq!(fixture.python(&["a"]).await.get(PATH).await.unwrap(), (200, right.clone()));
+    let ranges: Vec<_> = registry.requests(UPSTREAM).iter().map(|request| request.range).collect();
+    assert_eq!(ranges, [None, Some(1_500_000), Some(1_500_000)]);
+    assert!(!part.exists() && fixture.files().len() == 1);
+    // What is no beginning of the file spoils one attempt, and is gone then.
+    std::fs::remove_file(fixture.folder.path().join("packages/files").join(&fixture.files()[0])).unwrap();
+    std::fs::write(&part, vec![7; 2_000_000]).unwrap();
+    assert!(fixture.python(&["a"]).await.get(PATH).await.is_err());
+    assert!(fixture.files().is_empty());
+    assert_eq!(fixture.python(&["a"]).await.get(PATH).await.unwrap(), (200, right));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_fails_is_asked_again_but_not_for_ever() {
     let (registry, fixture) = pair(b"x");
     let client = fixture.python(&["a"]).await;

@@ -46,6 +46,10 @@ impl Fixture {
 }
 
 pub fn gateway(cache: &Path, base: &str, allowlist: Allowlist) -> Gateway {
+    Gateway::new(config(cache, base, allowlist)).unwrap()
+}
+
+pub fn config(cache: &Path, base: &str, allowlist: Allowlist) -> GatewayConfig {
     let mut config = GatewayConfig::new(CacheDir::new(cache.to_owned(), u64::MAX));
     config.pypi_index_url = format!("{base}/simple");
     config.npm_registry_url = format!("{base}/npm");
@@ -57,7 +61,7 @@ pub fn gateway(cache: &Path, base: &str, allowlist: Allowlist) -> Gateway {
         page: Duration::from_secs(20),
         attempts: 3,
     };
-    Gateway::new(config).unwrap()
+    config
 }
 
 /// A session that is served on a port of loopback, until the drop.

@@ -55,7 +55,8 @@ async fn a_dependency_that_is_not_allowed_ends_the_install() {
     let allowlist = Allowlist::builtin().with_file(Language::Javascript, &list).unwrap();
     let (install, output) = install(cache.path(), allowlist, &["is-even@1.0.0"]).await;
     assert!(!output.status.success());
-    let refusal = "is-odd (which is-even requires) requires is-number, which is not on the allowlist";
+    let refusal =
+        "is-odd (which is-even requires) requires is-number, which is not on the allowlist of javascript packages";
     assert_eq!(install.client.refusals(), [refusal]);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(text.contains(refusal), "npm shows it: {text}");

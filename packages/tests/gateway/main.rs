@@ -13,6 +13,8 @@
 mod harness;
 
 mod faults;
+mod gpu;
+mod private;
 mod refusals;
 mod registry;
 

@@ -72,7 +72,7 @@ async fn a_dependency_that_is_not_allowed_ends_the_install() {
     // Any version of Flask would do, and the old ones did without this: uv must not look for one of them.
     let (install, output) = install(cache.path(), allowlist, &["flask"]).await;
     assert!(!output.status.success());
-    assert_eq!(install.client.refusals(), ["flask requires blinker, which is not on the allowlist"]);
+    assert_eq!(install.client.refusals(), ["flask requires blinker, which is not on the allowlist of python packages"]);
     assert!(!install.installed("site").iter().any(|name| name.contains("flask")), "{:?}", install.installed("site"));
 }
 

@@ -56,9 +56,15 @@ async fn the_requirement_behind_a_refusal_is_named() {
     }
     let (status, text) = client.text("/pypi/simple/evil-package/").await;
     assert_eq!(status, 451);
-    assert_eq!(text, "middle (which app requires) requires evil-package, which is not on the allowlist");
+    assert_eq!(
+        text,
+        "middle (which app requires) requires evil-package, which is not on the allowlist of python packages"
+    );
     client.text("/pypi/simple/plain/").await;
-    assert_eq!(client.refusals(), [text, "app requires plain, which is not on the allowlist".into()]);
+    assert_eq!(
+        client.refusals(),
+        [text, "app requires plain, which is not on the allowlist of python packages".into()]
+    );
     let events = events.lock().unwrap();
     assert!(events[0].contains("Looked") && events.iter().any(|event| event.contains("Refused")), "{events:?}");
 }

@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
 use sandbox_engine::{AcceleratorChoice, EngineConfig, Limits};
-use sandbox_packages::{Allowlist, GatewayConfig};
+use sandbox_packages::{Allowlist, CredentialFiles, GatewayConfig};
 use sandbox_remote::{S3, S3Config, Secret, Timing};
 use sandbox_schemas::image::BootImage;
 use sandbox_schemas::language::Language;
@@ -24,7 +24,7 @@ pub(crate) use flags::Flags;
 pub(crate) use sources::{ConfigFile, Origin, SettingError};
 
 use sources::Sources;
-use value::{LogFilter, Name, Names, Number, PackageSets, Prefix, RegistryUrl, Value};
+use value::{LogFilter, Name, Names, Number, PackageSets, PackageSources, Prefix, RegistryUrl, Value};
 
 /// A setting's value, and who has set it.
 #[derive(Debug, Clone)]
@@ -177,6 +177,12 @@ settings! {
     /// Where npm packages come from
     npm_registry_url: RegistryUrl as "URL" = RegistryUrl("https://registry.npmjs.org/".into()), "https://registry.npmjs.org/";
 
+    /// Python packages that come from another index and from there only, such as `acme-*,torch=https://example.com/simple/`
+    pypi_sources: PackageSources as "SOURCES" = PackageSources::default(), "none";
+
+    /// npm packages that come from another registry and from there only, such as `@acme=https://npm.example.com/`
+    npm_sources: PackageSources as "SOURCES" = PackageSources::default(), "none";
+
     /// Sets of packages that a VM waits with from the start on, such as `python numpy pandas | javascript lodash`
     warm_sets: PackageSets as "SETS" = PackageSets::default(), "none";
 
@@ -189,6 +195,15 @@ impl Settings {
     /// it is made, not when the flag that hid it goes.
     pub(crate) fn resolve(flags: &Flags) -> Result<Settings, SettingError> {
         Settings::from_sources(Sources::gather(flags, std::env::vars_os(), user_config_file())?)
+    }
+
+    /// What only a look at the host shows to be wrong. Told at the start, to whoever sets the server up, rather than to a model with each call.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        match self.cache() {
+            Ok(_) => self.packages()?.check().map_err(Into::into),
+            // Whether anything will be kept or installed is not known yet.
+            Err(_) => Ok(()),
+        }
     }
 
     pub(crate) fn accelerator(&self) -> AcceleratorChoice {
@@ -243,12 +258,18 @@ impl Settings {
                 allowlist = allowlist.with_names(language, names_of).with_context(|| names.origin.to_string())?;
             }
         }
-        Ok(GatewayConfig {
-            allowlist,
-            pypi_index_url: self.pypi_index_url.value.0.clone(),
-            npm_registry_url: self.npm_registry_url.value.0.clone(),
-            ..GatewayConfig::new(self.cache()?)
-        })
+        let mut packages = GatewayConfig::new(self.cache()?);
+        packages.allowlist = allowlist;
+        packages.pypi_index_url = self.pypi_index_url.value.0.clone();
+        packages.npm_registry_url = self.npm_registry_url.value.0.clone();
+        packages.credentials = credential_files();
+        for (language, sources) in [(Language::Python, &self.pypi_sources), (Language::Javascript, &self.npm_sources)] {
+            for (names, RegistryUrl(url)) in &sources.value.0 {
+                let with_source = packages.with_source(language, names.iter().map(String::as_str), url);
+                packages = with_source.with_context(|| sources.origin.to_string())?;
+            }
+        }
+        Ok(packages)
     }
 
     /// `own_qemu` is the one that was built for the VMs: whoever has named another gets that.
@@ -277,6 +298,15 @@ fn user_dirs() -> Option<directories::ProjectDirs> {
 
 fn user_cache_dir() -> Option<PathBuf> {
     user_dirs().map(|folders| folders.cache_dir().to_path_buf())
+}
+
+/// Where the user's other tools have what opens registries.
+fn credential_files() -> CredentialFiles {
+    let home = directories::BaseDirs::new().map(|folders| folders.home_dir().to_owned());
+    let file = |variable: &str, name: &str| {
+        std::env::var_os(variable).map(PathBuf::from).or_else(|| home.as_ref().map(|home| home.join(name)))
+    };
+    CredentialFiles { netrc: file("NETRC", ".netrc"), npmrc: file("NPM_CONFIG_USERCONFIG", ".npmrc") }
 }
 
 fn user_config_file() -> Option<PathBuf> {

@@ -7,6 +7,7 @@ use sandbox_engine::{AcceleratorChoice, PackageSet};
 use sandbox_packages::without_credentials;
 use sandbox_schemas::language::Language;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// A type of settings.
 pub(crate) trait Value: Sized {
@@ -148,7 +149,10 @@ impl Value for LogFilter {
 
     fn parse(text: &OsStr, _: &Path) -> Option<Self> {
         let text = text.to_str()?;
-        EnvFilter::try_new(text).ok().map(|_| LogFilter(text.into()))
+        // A level that is misspelt would be taken for the name of a module, of which all is logged, and of nothing else.
+        let is_level = |word: &str| word.contains('=') || word.contains('[') || word.parse::<LevelFilter>().is_ok();
+        let is_sound = text.split(',').map(str::trim).filter(|word| !word.is_empty()).all(is_level);
+        EnvFilter::try_new(text).ok().filter(|_| is_sound).map(|_| LogFilter(text.into()))
     }
 
     fn to_toml(&self) -> Option<String> {
@@ -224,6 +228,33 @@ impl Value for RegistryUrl {
 
     fn to_toml(&self) -> Option<String> {
         Some(quoted(&without_credentials(&self.0)))
+    }
+}
+
+/// Registries that have names of their own: `name,name=URL`, with spaces between them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct PackageSources(pub(crate) Vec<(Vec<String>, RegistryUrl)>);
+
+impl Value for PackageSources {
+    const TOML_TYPE: &'static str = "string";
+
+    fn allowed() -> String {
+        "names of packages and where they come from, such as `acme-*,torch=https://example.com/simple/`".into()
+    }
+
+    fn parse(text: &OsStr, folder: &Path) -> Option<Self> {
+        let source = |text: &str| {
+            let (names, url) = text.split_once('=')?;
+            Some((names.split(',').map(String::from).collect(), RegistryUrl::parse(url.as_ref(), folder)?))
+        };
+        text.to_str()?.split_whitespace().map(source).collect::<Option<_>>().map(PackageSources)
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        let source = |(names, RegistryUrl(url)): &(Vec<String>, RegistryUrl)| {
+            format!("{}={}", names.join(","), without_credentials(url))
+        };
+        (!self.0.is_empty()).then(|| quoted(&self.0.iter().map(source).collect::<Vec<_>>().join(" ")))
     }
 }
 
