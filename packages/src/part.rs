@@ -23,7 +23,10 @@ pub(crate) struct Part {
     path: PathBuf,
     /// Holds the lock.
     file: File,
-    is_done: bool,
+    /// Whether somebody else looks for it by this name.
+    is_named: bool,
+    /// Whether it has come into its place, or is known not to be what it was to become.
+    is_settled: bool,
 }
 
 impl Part {
@@ -36,12 +39,12 @@ impl Part {
             fs::symlink_metadata(&path).is_ok_and(|named| (opened.dev(), opened.ino()) == (named.dev(), named.ino()))
         };
         if file.try_lock().is_ok() && is_still_there() {
-            return Ok(Part { path, file, is_done: false });
+            return Ok(Part { path, file, is_named: true, is_settled: false });
         }
         let (file, path) =
             tempfile::Builder::new().prefix(PART).tempfile_in(folder)?.keep().map_err(|kept| kept.error)?;
         file.try_lock()?;
-        Ok(Part { path, file, is_done: false })
+        Ok(Part { path, file, is_named: false, is_settled: false })
     }
 
     /// The same file once more, with an offset of its own and without the lock.
@@ -67,13 +70,13 @@ impl Part {
     /// Moves the whole file into its place. How long it is, in bytes.
     pub(crate) fn persist(mut self, path: &Path) -> io::Result<u64> {
         fs::rename(&self.path, path)?;
-        self.is_done = true;
+        self.is_settled = true;
         Ok(self.file.metadata()?.len())
     }
 
     /// Removes it: it is not what it was to become.
     pub(crate) fn discard(mut self) {
-        self.is_done = true;
+        self.is_settled = true;
         let _ = fs::remove_file(&self.path);
     }
 
@@ -86,7 +89,7 @@ impl Part {
 impl Drop for Part {
     fn drop(&mut self) {
         let is_worth_keeping = || self.file.metadata().is_ok_and(|metadata| metadata.len() >= WORTH_KEEPING_BYTES);
-        if !self.is_done && !is_worth_keeping() {
+        if !self.is_settled && !(self.is_named && is_worth_keeping()) {
             let _ = fs::remove_file(&self.path);
         }
     }

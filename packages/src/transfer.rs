@@ -105,6 +105,7 @@ async fn receive(
     })
     .await?;
     let (hasher, received_bytes) = hashed.map_err(|error| unusable(&error))?;
+    sender.send_modify(|progress| progress.received_bytes = received_bytes);
     let mut receiver = Receiver {
         hasher,
         writer: tokio::fs::File::from_std(writer),
