@@ -290,10 +290,11 @@ impl Runner {
 
 fn base_environment() -> [(&'static str, &'static str); 8] {
     [
-        // The commands of packages come last: none of them shall take the place of one that programs expect.
+        // What is in front of Node.js, npm and uv passes on to them what is theirs (images/root/bin). The commands of packages come
+        // last: none of them shall take the place of one that programs expect.
         (
             "PATH",
-            "/home/user/.local/bin:/usr/local/bin:/usr/bin:/bin:/packages/python/bin:/packages-added/python/bin:/packages/javascript/node_modules/.bin",
+            "/home/user/.local/bin:/usr/local/lib/sandbox/bin:/usr/local/bin:/usr/bin:/bin:/packages/python/bin:/packages-added/python/bin:/packages/javascript/node_modules/.bin",
         ),
         ("HOME", "/home/user"),
         ("USER", "sandbox"),
