@@ -22,8 +22,10 @@ mkdir -p "$tree/usr/local/lib/sandbox/bin"
 tar -xzf "$inputs/esbuild.tgz" -C "$inputs" package/bin/esbuild
 install -m 0755 "$inputs/package/bin/esbuild" "$tree/usr/local/lib/sandbox/esbuild"
 install -m 0644 "$inputs/typescript.cjs" "$tree/usr/local/lib/sandbox/typescript.cjs"
-# What programs find before the real one.
-install -m 0755 "$inputs/node" "$tree/usr/local/lib/sandbox/bin/"
+# What programs find before the real ones.
+install -m 0755 "$inputs/node" "$inputs/npm" "$inputs/uv" "$tree/usr/local/lib/sandbox/bin/"
+ln -s npm "$tree/usr/local/lib/sandbox/bin/npx"
+ln -s uv "$tree/usr/local/lib/sandbox/bin/uvx"
 chroot "$tree" /usr/local/lib/sandbox/esbuild --version
 chroot "$tree" node -e 'if (!process.release.lts) throw new Error(process.version + " is no LTS release")'
 chroot "$tree" npm --version
@@ -54,6 +56,13 @@ printf '%s\n' 'fetch-retries=0' 'update-notifier=false' 'fund=false' 'audit=fals
 ln -sf python3 "$tree/usr/bin/python"
 # Without a name and an address git refuses to commit.
 printf '%s\n' '[user]' '	name = sandbox' '	email = sandbox@localhost' '[init]' '	defaultBranch = main' >"$tree/etc/gitconfig"
+# pip has two beginnings: the command, and `python3 -m pip`.
+install -m 0644 "$inputs/no_network.py" "$tree/usr/lib/python3/dist-packages/pip/no_network.py"
+for beginning in /usr/bin/pip /usr/bin/pip3 /usr/lib/python3/dist-packages/pip/__main__.py; do
+  sed -i -E 's/^( *)from pip\._internal\.cli\.main import main.*/\1from pip.no_network import check\n\n\1check("pip", sys.argv[1:])\n&/' \
+      "$tree$beginning"
+  grep -q no_network "$tree$beginning"
+done
 # There is no apt that a `pip install` could disturb.
 rm -f "$tree"/usr/lib/python3*/EXTERNALLY-MANAGED
 

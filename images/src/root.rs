@@ -22,10 +22,13 @@ const PACKAGES: &str = include_str!("../root/packages.list");
 /// What is done with it.
 const SCRIPT: &str = include_str!("../root/customize.sh");
 /// What it puts into it.
-const FILES: [(&str, &str); 3] = [
+const FILES: [(&str, &str); 6] = [
     ("start.py", include_str!("../root/start.py")),
     ("typescript.cjs", include_str!("../root/typescript.cjs")),
+    ("no_network.py", include_str!("../root/no_network.py")),
     ("node", include_str!("../root/bin/node")),
+    ("npm", include_str!("../root/bin/npm")),
+    ("uv", include_str!("../root/bin/uv")),
 ];
 /// What of the packages is not unpacked.
 const EXCLUDED: [&str; 4] = ["/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/man/*"];
