@@ -10,6 +10,7 @@ const path = require('node:path');
 const { pathToFileURL } = require('node:url');
 const v8 = require('node:v8');
 const vm = require('node:vm');
+const typescript = require('/usr/local/lib/sandbox/typescript.cjs');
 
 const WORKSPACE = process.cwd();
 const IN_WORKSPACE = path.join(WORKSPACE, 'main.js');
@@ -40,7 +41,7 @@ const [request, control] = [[1000, 'r'], [1001, 'w']].map(([number, mode]) => {
 const randomness = fs.openSync('/dev/urandom', 'r');
 
 // A program that looks for modules finds its own only.
-delete require.cache[__filename];
+for (const file of Object.keys(require.cache)) delete require.cache[file];
 
 warmUp();
 findInWorkspace();
@@ -96,8 +97,15 @@ function runScript(script) {
 function runNamed(source) {
   // Node.js keeps modules by name: no other shall have the program's, nor another rehearsal's.
   const number = isRehearsal ? `-${++rehearsals}` : '';
-  const program = written.replace(/\.js$/, number + kindOf(source));
+  const { ending, code, error } = understand(source);
+  if (error) return endUnparsed(error);
+  const program = written.replace(/\.js$/, number + ending);
   if (program !== written) fs.renameSync(written, program);
+  if (code) {
+    // The agent's file cannot be written to, but replaced.
+    fs.unlinkSync(program);
+    fs.writeFileSync(program, code);
+  }
   process.argv = [process.argv[0], program];
   programUrl = pathToFileURL(program).href;
   if (/\.m[jt]s$/.test(program)) giveRequire(program);
@@ -164,17 +172,61 @@ function applyEnvironment(file) {
   }
 }
 
-/** The ending of a name that says what is in the file: a module, or either kind in TypeScript. */
-function kindOf(source) {
-  if (isModule(source)) return '.mjs';
+/** The ending of a name that says what a program is, and its JavaScript if Node.js has no way to it; or why it is nothing. */
+function understand(source) {
+  if (isModule(source)) return { ending: '.mjs' };
+  let stripped;
+  let wrong;
   try {
-    const stripped = Module.stripTypeScriptTypes(source, { mode: 'transform' });
-    if (compileScript(stripped)) return '.cts';
-    if (isModule(stripped)) return '.mts';
-  } catch {
-    // Not TypeScript either: the error that JavaScript gives is the one to see.
+    stripped = Module.stripTypeScriptTypes(source, { mode: 'transform' });
+    if (compileScript(stripped)) return { ending: '.cts' };
+    if (isModule(stripped)) return { ending: '.mts' };
+  } catch (error) {
+    wrong = error;
   }
-  return /\b(import|export|await)\b/.test(source) ? '.mjs' : '.js';
+  if (wrong ? typescript.JSX.test(source) : isBeyondNode(source, stripped)) {
+    try {
+      const code = typescript.transpile(source, written.replace(/js$/, wrong ? 'tsx' : 'ts'));
+      return { ending: compileScript(code) ? '.cjs' : '.mjs', code };
+    } catch (error) {
+      return { error };
+    }
+  }
+  // Who knows the language gets further before something is wrong: V8 stops at the first type.
+  if (wrong && placeOf(wrong) > placeOf(errorOf(source))) {
+    const shown = wrong.stack.replace(/\n    at .*/s, '').replace(` [${wrong.code}]`, '');
+    return { error: { stack: written.replace(/js$/, 'ts') + shown } };
+  }
+  return { ending: /\b(import|export|await)\b/.test(source) ? '.mjs' : '.js' };
+}
+
+/** Whether V8 does not take what Node.js has made of TypeScript; if it says the same of the source, that is not TypeScript. */
+function isBeyondNode(source, stripped) {
+  return typescript.DECORATOR.test(source) || errorOf(source)?.message !== errorOf(stripped)?.message;
+}
+
+/** What is wrong with a program that is neither script nor module, and where: V8 says that of scripts only, so it is shown one. */
+function errorOf(source) {
+  const blank = (words) => words.replace(/\S/g, ' ');
+  const body = source.replace(/^(import\b[^;'"]*(['"]).*?\2;?|export( +default)?\b)/gm, blank);
+  try {
+    new vm.Script(`(async () => {\n${body}\n})`, { filename: written, lineOffset: -1 });
+  } catch (error) {
+    return error;
+  }
+}
+
+/** Where parsing has failed, for comparing: the line, and the column of the caret below it. */
+function placeOf(error) {
+  const line = /^[^\n]*:(\d+)\n/.exec(error?.stack)?.[1] ?? 0;
+  const column = /^ *\^/m.exec(error?.stack)?.[0].length ?? 0;
+  return Number(line) + column / 1e6;
+}
+
+/** Ends as Node.js does with a program that it cannot parse. */
+function endUnparsed(error) {
+  fs.writeSync(2, `${error.stack}\n\nNode.js ${process.version}\n`);
+  process.exit(1);
 }
 
 /** The function that a CommonJS program is; nothing if it is no such program. */
@@ -223,10 +275,11 @@ function registerResolver() {
   const parentURL = pathToFileURL(IN_WORKSPACE).href;
   return Module.registerHooks({
     resolve(specifier, context, next) {
-      if (context.parentURL !== programUrl) return next(specifier, context);
+      if (context.parentURL !== programUrl) return typescript.resolve(specifier, context, next);
       const isRelative = /^\.\.?(\/|$)/.test(specifier);
-      return next(isRelative ? path.resolve(WORKSPACE, specifier) : specifier, { ...context, parentURL });
+      return typescript.resolve(isRelative ? path.resolve(WORKSPACE, specifier) : specifier, { ...context, parentURL }, next);
     },
+    load: typescript.load,
   });
 }
 

@@ -17,6 +17,7 @@ use nix::sys::signal::{Signal, killpg};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, fchown, pipe2};
 use sandbox_schemas::language::Language;
+use sandbox_schemas::limits;
 
 use crate::boot::{PROGRAM_DIR, RUNNER_DIR, WORKSPACE_DIR};
 use crate::cgroup::Cgroup;
@@ -31,8 +32,8 @@ const CONTROL_FD: RawFd = 1001;
 /// usual 64 KiB, and fewer switches between program and agent are what counts under TCG.
 pub(crate) const PIPE_BYTES: i32 = 1024 * 1024;
 
-/// From here on, in bytes, an interpreter need not be careful with its memory: it was warmed with as much.
-const ROOMY_BYTES: u64 = 1536 * 1024 * 1024;
+/// From here on, in bytes, an interpreter need not be careful with its memory: its own limit is no larger.
+const ROOMY_BYTES: u64 = limits::MEMORY_MAX_MB * 1024 * 1024;
 
 /// What differs from language to language.
 struct Recipe {
@@ -71,6 +72,9 @@ fn recipe(language: Language) -> Recipe {
                 "--disable-warning=ExperimentalWarning",
                 "--experimental-vm-modules",
                 "--experimental-transform-types",
+                // It is the cgroup that ends a program which needs more than memory_mb: V8's own limit is a fraction of what a
+                // template's VM has, and is met by a minute of collecting garbage.
+                "--max-old-space-size=2048",
             ],
             runner_variable: None,
             startup_variables: &["NODE_*", "UV_*", "OPENSSL_*", "SSL_*", "NO_COLOR", "FORCE_COLOR"],
@@ -290,10 +294,11 @@ impl Runner {
 
 fn base_environment() -> [(&'static str, &'static str); 8] {
     [
-        // The commands of packages come last: none of them shall take the place of one that programs expect.
+        // What is in front of Node.js, npm and uv passes on to them what is theirs (images/root/bin). The commands of packages come
+        // last: none of them shall take the place of one that programs expect.
         (
             "PATH",
-            "/home/user/.local/bin:/usr/local/bin:/usr/bin:/bin:/packages/python/bin:/packages-added/python/bin:/packages/javascript/node_modules/.bin",
+            "/home/user/.local/bin:/usr/local/lib/sandbox/bin:/usr/local/bin:/usr/bin:/bin:/packages/python/bin:/packages-added/python/bin:/packages/javascript/node_modules/.bin",
         ),
         ("HOME", "/home/user"),
         ("USER", "sandbox"),
@@ -330,6 +335,12 @@ pub(crate) fn place(source: &impl AsFd, target: RawFd) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn v8_may_use_the_largest_memory_of_a_program() {
+        let wanted = format!("--max-old-space-size={}", limits::MEMORY_MAX_MB);
+        assert!(recipe(Language::Javascript).command.contains(&wanted.as_str()), "{wanted}");
+    }
 
     #[test]
     fn a_first_line_may_name_another_interpreter() {

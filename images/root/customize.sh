@@ -1,12 +1,12 @@
 # Turns what mmdebstrap installed into the guest's root and packs it. It runs outside the tree: $1 is the tree. When an
-# ordinary user builds, it runs in a user namespace that can not reach the user's files. So what it needs (start.py,
-# node.tgz, npm.tgz, uv.whl) was put into $1/inputs before, and root.erofs is fetched from there after.
+# ordinary user builds, it runs in a user namespace that can not reach the user's files. So what it needs was put into
+# $1/inputs before (what images.lock names, and the files beside this one), and root.erofs is fetched from there after.
 set -eu
 cd /
 tree=$1
 inputs=$tree/inputs
 
-echo 'step: Node.js, npm and uv'
+echo 'step: Node.js, npm, esbuild and uv'
 tar -xzf "$inputs/node.tgz" -C "$inputs" package/bin/node
 strip -s "$inputs/package/bin/node"
 install -m 0755 "$inputs/package/bin/node" "$tree/usr/local/bin/node"
@@ -17,6 +17,16 @@ ln -s ../lib/node_modules/npm/bin/npm-cli.js "$tree/usr/local/bin/npm"
 ln -s ../lib/node_modules/npm/bin/npx-cli.js "$tree/usr/local/bin/npx"
 chroot "$tree" unzip -q -j /inputs/uv.whl '*.data/scripts/*' -d /usr/local/bin
 chmod 0755 "$tree/usr/local/bin/uv" "$tree/usr/local/bin/uvx"
+# Not where programs look for commands: a package that brings another esbuild is to be found.
+mkdir -p "$tree/usr/local/lib/sandbox/bin"
+tar -xzf "$inputs/esbuild.tgz" -C "$inputs" package/bin/esbuild
+install -m 0755 "$inputs/package/bin/esbuild" "$tree/usr/local/lib/sandbox/esbuild"
+install -m 0644 "$inputs/typescript.cjs" "$tree/usr/local/lib/sandbox/typescript.cjs"
+# What programs find before the real ones.
+install -m 0755 "$inputs/node" "$inputs/npm" "$inputs/uv" "$tree/usr/local/lib/sandbox/bin/"
+ln -s npm "$tree/usr/local/lib/sandbox/bin/npx"
+ln -s uv "$tree/usr/local/lib/sandbox/bin/uvx"
+chroot "$tree" /usr/local/lib/sandbox/esbuild --version
 chroot "$tree" node -e 'if (!process.release.lts) throw new Error(process.version + " is no LTS release")'
 chroot "$tree" npm --version
 chroot "$tree" uv --version
@@ -46,6 +56,13 @@ printf '%s\n' 'fetch-retries=0' 'update-notifier=false' 'fund=false' 'audit=fals
 ln -sf python3 "$tree/usr/bin/python"
 # Without a name and an address git refuses to commit.
 printf '%s\n' '[user]' '	name = sandbox' '	email = sandbox@localhost' '[init]' '	defaultBranch = main' >"$tree/etc/gitconfig"
+# pip has two beginnings: the command, and `python3 -m pip`.
+install -m 0644 "$inputs/no_network.py" "$tree/usr/lib/python3/dist-packages/pip/no_network.py"
+for beginning in /usr/bin/pip /usr/bin/pip3 /usr/lib/python3/dist-packages/pip/__main__.py; do
+  sed -i -E 's/^( *)from pip\._internal\.cli\.main import main.*/\1from pip.no_network import check\n\n\1check("pip", sys.argv[1:])\n&/' \
+      "$tree$beginning"
+  grep -q no_network "$tree$beginning"
+done
 # There is no apt that a `pip install` could disturb.
 rm -f "$tree"/usr/lib/python3*/EXTERNALLY-MANAGED
 
@@ -55,7 +72,6 @@ for locale in de_DE en_GB en_US es_ES fr_FR it_IT ja_JP pt_BR zh_CN; do
 done
 
 echo 'step: how Python is started'
-mkdir -p "$tree/usr/local/lib/sandbox"
 chroot "$tree" python3 - <<'END'
 import importlib.util, marshal
 source, names = open("/inputs/start.py").read(), {"__name__": "start"}

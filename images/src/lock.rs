@@ -138,7 +138,7 @@ mod tests {
     fn lock_file_pins_every_download() {
         let downloads = parse(TEXT).unwrap();
         let names: Vec<_> = downloads.iter().map(|download| download.name.as_str()).collect();
-        assert_eq!(names, ["node", "npm", "uv"]);
+        assert_eq!(names, ["node", "npm", "esbuild", "uv"]);
         for download in downloads {
             assert!(download.url.starts_with("https://") && download.url.contains(&download.version));
             assert!(download.size_bytes > 1_000_000);

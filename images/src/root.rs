@@ -21,8 +21,15 @@ const RECIPE_VERSION: &[u8] = b"1";
 const PACKAGES: &str = include_str!("../root/packages.list");
 /// What is done with it.
 const SCRIPT: &str = include_str!("../root/customize.sh");
-/// What starts the agent's runner of Python in it.
-const START: &str = include_str!("../root/start.py");
+/// What it puts into it.
+const FILES: [(&str, &str); 6] = [
+    ("start.py", include_str!("../root/start.py")),
+    ("typescript.cjs", include_str!("../root/typescript.cjs")),
+    ("no_network.py", include_str!("../root/no_network.py")),
+    ("node", include_str!("../root/bin/node")),
+    ("npm", include_str!("../root/bin/npm")),
+    ("uv", include_str!("../root/bin/uv")),
+];
 /// What of the packages is not unpacked.
 const EXCLUDED: [&str; 4] = ["/usr/share/doc/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/man/*"];
 /// How the image is packed. lz4 makes 238 MB of 390 MB. Uncompressed, a cold start under TCG took 12 % less for Node.js
@@ -49,14 +56,8 @@ impl Recipe for Root {
 
     fn key(&self) -> Digest {
         key(
-            [
-                RECIPE_VERSION,
-                SUITE.as_bytes(),
-                PACKAGES.as_bytes(),
-                SCRIPT.as_bytes(),
-                START.as_bytes(),
-                lock::TEXT.as_bytes(),
-            ],
+            [RECIPE_VERSION, SUITE.as_bytes(), PACKAGES.as_bytes(), SCRIPT.as_bytes(), lock::TEXT.as_bytes()],
+            &FILES,
             EROFS_OPTIONS,
         )
     }
@@ -69,11 +70,12 @@ impl Recipe for Root {
         let log = workshop.logs.join("root.log");
         create_anew(&log).at("write", &log)?;
         let downloads = lock::parse(lock::TEXT)?;
-        let mut inputs = vec!["customize.sh", "start.py"];
-        let script = work.join("customize.sh");
-        fs::write(&script, SCRIPT).at("write", &script)?;
-        let start = work.join("start.py");
-        fs::write(&start, START).at("write", &start)?;
+        let mut inputs = Vec::new();
+        for (name, text) in [("customize.sh", SCRIPT)].into_iter().chain(FILES) {
+            let input = work.join(name);
+            fs::write(&input, text).at("write", &input)?;
+            inputs.push(name);
+        }
         for pinned in &downloads {
             let kept = download::fetch(pinned, work, workshop)?;
             // mmdebstrap splits its arguments at spaces, so its inputs get names that have none.
@@ -98,10 +100,11 @@ impl Recipe for Root {
     }
 }
 
-fn key(inputs: [&[u8]; 6], erofs_options: &str) -> Digest {
-    let hasher = ["recipe", "suite", "packages", "script", "start", "lock"]
+fn key(inputs: [&[u8]; 5], files: &[(&str, &str)], erofs_options: &str) -> Digest {
+    let hasher = ["recipe", "suite", "packages", "script", "lock"]
         .into_iter()
         .zip(inputs)
+        .chain(files.iter().map(|(name, text)| (*name, text.as_bytes())))
         .fold(KeyHasher::new("root"), |hasher, (name, value)| hasher.field(name, value));
     hasher.field("excluded", EXCLUDED.join("\n").as_bytes()).field("erofs", erofs_options.as_bytes()).finish()
 }
@@ -138,14 +141,16 @@ mod tests {
 
     #[test]
     fn every_input_is_in_the_key() {
-        let inputs: [&[u8]; 6] = [b"1", b"trixie", b"packages", b"script", b"start", b"lock"];
-        let now = key(inputs, EROFS_OPTIONS);
+        let inputs: [&[u8]; 5] = [b"1", b"trixie", b"packages", b"script", b"lock"];
+        let files = [("a", "text"), ("b", "text")];
+        let now = key(inputs, &files, EROFS_OPTIONS);
         for changed in 0..inputs.len() {
             let mut inputs = inputs;
             inputs[changed] = b"other";
-            assert_ne!(key(inputs, EROFS_OPTIONS), now);
+            assert_ne!(key(inputs, &files, EROFS_OPTIONS), now);
         }
-        assert_ne!(key(inputs, "other"), now);
+        assert_ne!(key(inputs, &[("a", "text"), ("b", "other")], EROFS_OPTIONS), now);
+        assert_ne!(key(inputs, &files, "other"), now);
     }
 
     #[test]

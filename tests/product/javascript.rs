@@ -77,6 +77,140 @@ console.log(value);
 }
 
 #[test]
+fn typescript_has_decorators_and_jsx() {
+    let standard = "
+function logged<T, A extends unknown[], R>(method: (this: T, ...rest: A) => R, context: ClassMethodDecoratorContext) {
+  return function (this: T, ...rest: A): R { console.log('call', context.name); return method.apply(this, rest); };
+}
+class Adder {
+  @logged
+  add(a: number, b: number): number { return a + b; }
+}
+console.log(new Adder().add(1, 2));
+";
+    check(standard, 0, "call add\n3\n", "");
+    let older = "
+import { createRequire } from 'node:module';
+const seen: string[] = [];
+function logged(target: object, key: string, descriptor: PropertyDescriptor) {
+  const method = descriptor.value;
+  descriptor.value = function (...rest: unknown[]) { seen.push(key); return method.apply(this, rest); };
+}
+function inject(target: object, key: string | undefined, index: number) { seen.push(`parameter ${index}`); }
+class Service {
+  constructor(@inject private readonly name: string) {}
+  @logged greet(): string { return this.name; }
+}
+console.log(new Service('x').greet(), seen, typeof createRequire);
+";
+    check(older, 0, "x [ 'parameter 0', 'greet' ] function\n", "");
+    let elements = "
+const React = { createElement: (tag: any, attributes: any, ...children: any[]) => ({ tag, ...attributes, children }) };
+interface Props { name: string }
+const Greeting = ({ name }: Props) => <b id=\"x\">hello {name}</b>;
+console.log(JSON.stringify(<Greeting name=\"y\" />), JSON.stringify(Greeting({ name: 'z' })));
+";
+    check(
+        elements,
+        0,
+        "{\"name\":\"y\",\"children\":[]} {\"tag\":\"b\",\"id\":\"x\",\"children\":[\"hello \",\"z\"]}\n",
+        "",
+    );
+    check("function h(tag) { return tag; }\nconsole.log(<p/>);", 0, "p\n", "");
+    check(
+        "console.log(<p/>);",
+        1,
+        "",
+        "main.tsx:1\nconsole.log(<p/>);\n            ^\n\nReferenceError: React is not defined",
+    );
+}
+
+#[test]
+fn what_is_wrong_with_typescript_is_shown_where_it_is() {
+    // JavaScript would blame the first type, and Node.js what esbuild has made of the line.
+    let typed = "const x: number = 1;\n\nlet y = ;";
+    check(
+        typed,
+        1,
+        "",
+        "/run/program/main.ts:3\n\nlet y = ;\n        ^\n\nSyntaxError: Expression expected\n\nNode.js v",
+    );
+    let decorated = "const d = (v: any, _: any) => v;\nclass A { @d m() {} }\nlet a: number = 1; let a = 2;";
+    let shown = "main.ts:3\nlet a: number = 1; let a = 2;\n                       ^\n\nSyntaxError: The symbol \"a\" has already been declared";
+    check(decorated, 1, "", shown);
+    check(
+        "const x: string = <b>hi</i>;",
+        1,
+        "",
+        "main.tsx:1\nconst x: string = <b>hi</i>;\n                         ^\n\nSyntaxError: Unexpected closing \"i\" tag",
+    );
+    let thrown = "const d = (v: any, _: any) => v;\ninterface Unseen { x: 1 }\nclass A {\n  @d m(): never {\n    throw new Error('here');\n  }\n}\nnew A().m();";
+    check(thrown, 1, "", "main.ts:5\n    throw new Error('here');\n");
+    check(
+        "import fs from 'node:fs';\nlet x = ;",
+        1,
+        "",
+        "main.mjs:2\nlet x = ;\n        ^\n\nSyntaxError: Unexpected token ';'",
+    );
+    check("let a = 1;\nlet a = 2;", 1, "", "SyntaxError: Identifier 'a' has already been declared");
+}
+
+/// Files in TypeScript, as projects have them, and programs that use them.
+const PROJECT: &str = r#"
+cat >slug.ts <<'END'
+export enum Case { Lower = 'lower' }
+export const slug = (text: string): string => text.toLowerCase();
+END
+cat >adder.ts <<'END'
+const logged = (method: any, context: ClassMethodDecoratorContext) => function (this: any, ...rest: any[]) {
+  console.log('call', context.name);
+  return method.apply(this, rest);
+};
+export class Adder { @logged add(a: number, b: number) { return a + b; } }
+END
+cat >view.tsx <<'END'
+const React = { createElement: (tag: string) => tag };
+export const view = <main/>;
+END
+cat >main.ts <<'END'
+import { Case, slug } from './slug.js';
+import { Adder } from './adder';
+import { view } from './view.js';
+console.log(slug('A'), Case.Lower, new Adder().add(1, 2), view);
+END
+cat >slug.test.ts <<'END'
+import test from 'node:test';
+import { slug, Case } from './slug.js';
+test('slug', (t) => t.assert.equal(slug('LOWER'), Case.Lower));
+END
+"#;
+
+#[test]
+fn files_in_typescript_are_imported_and_run_by_node() {
+    let printed = "call add\na lower 3 main\n";
+    let code =
+        format!("require('child_process').execSync({PROJECT:?}, {{ shell: '/bin/bash' }});\nimport('./main.js');");
+    check(&code, 0, printed, "");
+    check_case(Case {
+        language: "shell",
+        code: &format!("{PROJECT}node main.ts"),
+        exit_code: 0,
+        stdout: printed,
+        stderr: "",
+    });
+    let code = format!(
+        "{PROJECT}node --test --test-reporter=tap slug.test.ts | grep -E '^(not )?ok|^# pass'; echo 'console.log(process.execArgv)' >x.js; node x.js"
+    );
+    check_case(Case {
+        language: "shell",
+        code: &code,
+        exit_code: 0,
+        stdout: "ok 1 - slug\n# pass 1\n[]\n",
+        stderr: "",
+    });
+}
+
+#[test]
 fn exits_and_errors_are_a_programs() {
     check("console.log(1); process.exit(42)", 42, "1\n", "");
     check("function f() { throw new TypeError('bad') } f()", 1, "", "TypeError: bad\n    at f (/run/program/main.js:1");

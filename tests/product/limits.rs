@@ -140,6 +140,37 @@ fn memory_is_limited_for_the_program_alone() {
 }
 
 #[test]
+fn javascript_may_use_the_memory_of_its_program_and_is_told_when_that_is_not_enough() {
+    // A template's VM has more memory than a program, and V8 a limit of its own, which has to do with neither.
+    let fill = |mb| {
+        format!(
+            "const all = [];\nfor (let i = 0; i < {mb}; i++) all.push(new Array(131072).fill(0.5 + i));\nconsole.log(all.length);"
+        )
+    };
+    for (memory_mb, mb) in [(512, 300), (2048, 1600)] {
+        let arguments =
+            json!({"language": "javascript", "code": fill(mb), "memory_mb": memory_mb, "timeout_seconds": 240});
+        check_with(arguments, 0, &format!("{mb}\n"), "");
+    }
+    for (memory_mb, advice) in [(512, "memory_mb may be up to 2048"), (2048, "")] {
+        let outcome = run("javascript", &fill(4000), json!({"memory_mb": memory_mb, "timeout_seconds": 240}));
+        assert_eq!((&outcome["exit_code"], &outcome["out_of_memory"]), (&json!(137), &json!(true)), "{outcome}");
+        let said = format!("sandbox: out of memory: a process was killed at the limit of {memory_mb} MiB; {advice}");
+        assert!(outcome["stderr"].as_str().unwrap().starts_with(&said), "{outcome}");
+    }
+    // What is garbage is no reason to be killed.
+    let code = "let kept = [];\nfor (let i = 0; i < 400; i++) { kept.push(Array.from({ length: 20000 }, (_, j) => ({ i, j }))); if (kept.length > 60) kept = kept.slice(40); }\nconsole.log('done');";
+    for memory_mb in [512, 1536] {
+        check_with(
+            json!({"language": "javascript", "code": code, "memory_mb": memory_mb, "timeout_seconds": 240}),
+            0,
+            "done\n",
+            "",
+        );
+    }
+}
+
+#[test]
 fn bombs_fizzle() {
     let outcome = run(
         "shell",

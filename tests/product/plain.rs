@@ -25,7 +25,8 @@ const PYTHON: Suite = Suite {
 const JAVASCRIPT: Suite = Suite {
     language: "javascript",
     file: "main.js",
-    command: "node",
+    // Node.js itself, and not the script in front of it, which cannot hand on the name that it was called by.
+    command: "-a node /usr/local/bin/node",
     mark: "// ==== ",
     programs: include_str!("plain/javascript.js"),
 };

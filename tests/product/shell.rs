@@ -51,9 +51,53 @@ python3 -c 'import socket; s = socket.create_server((\"::1\", 0), family=socket.
     check(code, 0, "Donnerstag\nsandbox\n/sys/class/power_supply\n1777\nletters\n::1\n", "");
     // That there is no network is not called temporary, and nobody tries again for long.
     let code = "getent hosts pypi.org || echo none
-python3 -c 'import socket\ntry: socket.getaddrinfo(\"pypi.org\", 443)\nexcept OSError as error: print(error)'
-pip install requests 2>&1 | grep -c Retrying; npm install lodash 2>&1 | grep -o 'code E[A-Z]*'";
-    check(code, 0, "none\n[Errno -2] Name or service not known\n0\ncode ENOTFOUND\n", "");
+python3 -c 'import socket\ntry: socket.getaddrinfo(\"pypi.org\", 443)\nexcept OSError as error: print(error)'";
+    check(code, 0, "none\n[Errno -2] Name or service not known\n", "");
+}
+
+#[test]
+fn what_only_a_registry_has_is_refused_in_a_sentence() {
+    let said = |tool, language, package| {
+        format!(
+            "{tool}: there is no network here: call execute_code with language \"{language}\" and packages: [{package}] 1\n"
+        )
+    };
+    let code = "say() { \"$@\" 2>&1 | tr '\\n' ' '; echo ${PIPESTATUS[0]}; }
+echo '{\"dependencies\": {\"express\": \"^4\"}}' >package.json; echo 'pandas>=2  # data' >requirements.txt
+say pip install -q requests; say python3 -m pip install -r requirements.txt; say uv pip install --system numpy; say uvx ruff check
+say npm install lodash @scope/x@1 --save-dev; say npm install; say npx -y cowsay hi; say npm create vite@latest app";
+    let expected = [
+        said("pip", "python", r#""requests""#),
+        said("pip", "python", r#""pandas>=2""#),
+        said("uv", "python", r#""numpy""#),
+        said("uvx", "python", r#""ruff""#),
+        said("npm", "javascript", r#""lodash", "@scope/x@1""#),
+        said("npm", "javascript", r#""express""#),
+        said("npx", "javascript", r#""cowsay""#),
+        said("npm", "javascript", r#""create-vite@latest""#),
+    ];
+    check(code, 0, &expected.concat(), "");
+}
+
+#[test]
+fn what_needs_no_registry_is_installed() {
+    let code = "mkdir -p local/src/mine npm/mine && cd local && touch src/mine/__init__.py
+python3 - <<'END'
+import zipfile
+with zipfile.ZipFile('mine-1-py3-none-any.whl', 'w') as wheel:
+    wheel.writestr('mine.py', 'x = 5')
+    wheel.writestr('mine-1.dist-info/METADATA', 'Metadata-Version: 2.1\\nName: mine\\nVersion: 1\\n')
+    wheel.writestr('mine-1.dist-info/WHEEL', 'Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n')
+    wheel.writestr('mine-1.dist-info/RECORD', '')
+END
+pip install -q ./mine-1-py3-none-any.whl && python3 -c 'import mine; print(mine.x)'
+pip install mine | grep -o 'already satisfied: mine'; pip install --no-index --find-links . other 2>&1 | tail -n 1
+cd ../npm && echo '{\"name\": \"mine\", \"version\": \"1.0.0\", \"main\": \"x.js\"}' >mine/package.json && echo 'module.exports = 6' >mine/x.js
+npm init -y >init.log && npm install --silent ./mine && node -p 'require(\"mine\")'; npm install mine; npx mine 2>&1 | grep -c 'no network'
+npm pkg set scripts.hello='echo hello' && npm run --silent hello";
+    let expected =
+        "5\nalready satisfied: mine\nERROR: No matching distribution found for other\n6\nup to date\n0\nhello\n";
+    check_with(json!({"language": "shell", "code": code, "timeout_seconds": 240}), 0, expected, "");
 }
 
 #[test]

@@ -31,10 +31,11 @@ const REHEARSALS: [Rehearsal; 3] = [
 
 /// Long programs: what many programs do. They are for a template to have done, with the modules that were loaded for it and the
 /// code that was translated; in each clone they would take too long.
-const EXERCISES: [(Language, &str); 4] = [
+const EXERCISES: [(Language, &str); 5] = [
     (Language::Python, include_str!("rehearsals/long.py")),
     (Language::Javascript, include_str!("rehearsals/long.mjs")),
     (Language::Javascript, include_str!("rehearsals/long.ts")),
+    (Language::Javascript, include_str!("rehearsals/long.tsx")),
     (Language::Shell, include_str!("rehearsals/long.sh")),
 ];
 
