@@ -89,7 +89,8 @@ impl Part {
 impl Drop for Part {
     fn drop(&mut self) {
         let is_worth_keeping = || self.file.metadata().is_ok_and(|metadata| metadata.len() >= WORTH_KEEPING_BYTES);
-        if !self.is_settled && !(self.is_named && is_worth_keeping()) {
+        let stays = self.is_settled || (self.is_named && is_worth_keeping());
+        if !stays {
             let _ = fs::remove_file(&self.path);
         }
     }
