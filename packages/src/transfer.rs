@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use url::Url;
 
 use crate::checksum::{Checksum, Hasher};
-use crate::files::{Files, Found, unusable};
+use crate::files::{Files, Found, blocking, unusable};
 use crate::part::Part;
 use crate::upstream::{FetchError, Upstream, broken};
 
@@ -138,10 +138,6 @@ async fn receive(
     blocking(move || files.publish(part, &wanted.checksum)).await?
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, FetchError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| unusable(&error))
-}
-
 /// What has arrived so far. A new attempt goes on where the last one broke off.
 struct Receiver<'s> {
     hasher: Hasher,
@@ -217,8 +213,7 @@ impl Found {
                 let mut chunk = vec![0; length];
                 file.read_exact_at(&mut chunk, offset).map(|()| Bytes::from(chunk))
             };
-            let chunk = tokio::task::spawn_blocking(read).await.map_err(|error| unusable(&error))?;
-            let chunk = chunk.map_err(|error| unusable(&error))?;
+            let chunk = blocking(read).await?.map_err(|error| unusable(&error))?;
             Ok(Some((chunk, (found, next, ended))))
         })
     }
