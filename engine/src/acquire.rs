@@ -143,7 +143,7 @@ impl Inner {
         let deadline = boot_deadline(self.host.spec.accelerator);
         let started = async {
             let hello = Hello {
-                layers: wanted.environment.as_ref().map_or(0, |environment| environment.layers()),
+                layers: wanted.environment.as_ref().map_or(0, |environment| environment.layers),
                 ..hello(vec![wanted.language])?
             };
             let vm = Booting::launch(&self.host.qemu, &spec, hello, place).await?.ready(deadline).await?;

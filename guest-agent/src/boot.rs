@@ -1,6 +1,7 @@
 //! From the kernel's hand-over to a guest that can run programs: mounts, devices, loopback.
 
 use std::fs::{self, Permissions};
+use std::io::ErrorKind;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -24,6 +25,9 @@ pub(crate) const PROGRAM_DIR: &str = "/run/program";
 
 /// The working directory of a program.
 pub(crate) const WORKSPACE_DIR: &str = "/workspace";
+
+/// Where the commands of Python's packages are, from whichever layer: a part of `PATH`.
+pub(crate) const COMMAND_DIR: &str = "/run/commands";
 
 /// Where the runners' source lies.
 pub(crate) const RUNNER_DIR: &str = "/run/runners";
@@ -51,8 +55,11 @@ pub(crate) const WRITABLE_DEFAULT_MB: u64 = limits::writable_mb(limits::MEMORY_D
 /// The disk that packages are on, or are installed to.
 const SECOND_DISK: &str = "/dev/vdb";
 
-/// Its parts, and where interpreters look for what is in them. The second one has what was added to the first.
-const LAYERS: [(&str, &str); 2] = [("/dev/vdb1", "/packages"), ("/dev/vdb2", "/packages-added")];
+/// One of its parts, counted from 0, and where interpreters look for what is in it: in the first, and in what was added to that.
+fn layer(index: usize) -> Option<(String, String)> {
+    let target = if index == 0 { "/packages".into() } else { format!("/packages-{}", index + 1) };
+    (index < limits::LAYERS_MAX).then(|| (format!("{SECOND_DISK}{}", index + 1), target))
+}
 
 /// Brings the guest up and opens the port.
 pub(crate) fn bring_up() -> Result<Port> {
@@ -61,7 +68,8 @@ pub(crate) fn bring_up() -> Result<Port> {
     mount_writable()?;
     settings::apply()?;
     bring_up_loopback()?;
-    partition::divide(SECOND_DISK, limits::LAYER_ADDED_AT_BYTES, limits::LAYER_SLOT_BYTES)?;
+    let added = std::iter::repeat_n(limits::LAYER_ADDED_BYTES, limits::LAYERS_MAX - 1);
+    partition::divide(SECOND_DISK, std::iter::once(limits::LAYER_FIRST_BYTES).chain(added))?;
     cgroup::set_up()?;
     come_first()?;
     open_port()
@@ -71,8 +79,30 @@ pub(crate) fn bring_up() -> Result<Port> {
 /// so many are there already.
 pub(crate) fn mount_packages(mounted: usize, wanted: usize) -> Result<()> {
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
-    let missing = LAYERS.iter().take(wanted).skip(mounted);
-    missing.into_iter().try_for_each(|(part, target)| attach(part, target, "erofs", flags, ""))
+    let mut missing = (mounted..wanted).map_while(layer);
+    missing.try_for_each(|(part, target)| {
+        attach(&part, &target, "erofs", flags, "")?;
+        offer_commands(&format!("{target}/python/bin"))
+    })
+}
+
+/// Puts the commands of a layer where shells look for them. Of two by one name the first stays.
+fn offer_commands(folder: &str) -> Result<()> {
+    let commands = match fs::read_dir(folder) {
+        Ok(commands) => commands,
+        // Most packages have none.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).context(format!("reading {folder}")),
+    };
+    for command in commands.flatten() {
+        match symlink(command.path(), Path::new(COMMAND_DIR).join(command.file_name())) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                return Err(error).context(format!("linking {}", command.path().display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Stops the VM: the kernel command line makes a reboot a triple fault, at which QEMU (`-no-reboot`) exits.
@@ -95,9 +125,8 @@ pub(crate) fn resize_writable(size_mb: u64) -> Result<()> {
 
 /// Lets the user write to the part of the second disk that comes after so many others.
 pub(crate) fn give_disk(layers: usize) -> Result<()> {
-    let (part, _) =
-        LAYERS.get(layers).ok_or_else(|| Error::new("giving a disk to the user", "it has no further part"))?;
-    give_to_user(part)
+    let (part, _) = layer(layers).ok_or_else(|| Error::new("giving a disk to the user", "it has no further part"))?;
+    give_to_user(&part)
 }
 
 /// Leaves the initramfs for the root image, read-only.
@@ -142,6 +171,7 @@ fn mount_writable() -> Result<()> {
         mount(Some(source.as_str()), target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
             .context(format!("binding {target}"))?;
     }
+    make_directory(COMMAND_DIR, 0o755)?;
     make_directory(RUNNER_DIR, 0o755)
 }
 

@@ -30,11 +30,13 @@ struct Partition {
 
 nix::ioctl_write_ptr_bad!(change_partition, nix::request_code_none!(0x12, 105), Change);
 
-/// Makes two parts of the disk at `path`: the first ends where the second begins, in bytes, which ends with the disk.
-pub(crate) fn divide(path: &str, second_begins: u64, size: u64) -> Result<()> {
+/// Makes parts of the disk at `path`, one behind the other, of so many bytes each.
+pub(crate) fn divide(path: &str, parts: impl Iterator<Item = u64>) -> Result<()> {
     let disk = File::open(path).context(format!("opening {path}"))?;
-    for (number, start, end) in [(1, 0, second_begins), (2, second_begins, size)] {
-        let mut partition = Partition { start: start as i64, length: (end - start) as i64, number, names: [0; 128] };
+    let mut start = 0;
+    for (number, length) in (1..).zip(parts) {
+        let mut partition = Partition { start, length: length as i64, number, names: [0; 128] };
+        start += partition.length;
         let change = Change {
             operation: ADD_PARTITION,
             flags: 0,

@@ -298,7 +298,7 @@ fn base_environment() -> [(&'static str, &'static str); 8] {
         // last: none of them shall take the place of one that programs expect.
         (
             "PATH",
-            "/home/user/.local/bin:/usr/local/lib/sandbox/bin:/usr/local/bin:/usr/bin:/bin:/packages/python/bin:/packages-added/python/bin:/packages/javascript/node_modules/.bin",
+            "/home/user/.local/bin:/usr/local/lib/sandbox/bin:/usr/local/bin:/usr/bin:/bin:/run/commands:/packages/javascript/node_modules/.bin",
         ),
         ("HOME", "/home/user"),
         ("USER", "sandbox"),

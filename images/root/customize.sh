@@ -36,9 +36,14 @@ echo 'sandbox:x:1000:1000:sandbox:/home/user:/bin/bash' >>"$tree/etc/passwd"
 echo 'sandbox:x:1000:' >>"$tree/etc/group"
 echo 'sandbox:!:1::::::' >>"$tree/etc/shadow"
 rm -rf "$tree/home"
-mkdir -p "$tree/workspace" "$tree/home/user" "$tree/packages" "$tree/packages-added"
+mkdir -p "$tree/workspace" "$tree/home/user" "$tree/packages"
 # Where a package layer is mounted, if a VM has one: interpreters look there without being told.
-printf '%s\n' /packages/python /packages-added/python >"$tree/usr/lib/python3/dist-packages/sandbox-packages.pth"
+layers=/packages
+for number in 2 3 4 5 6 7 8 9 10 11 12; do
+  mkdir "$tree/packages-$number"
+  layers="$layers /packages-$number"
+done
+printf '%s/python\n' $layers >"$tree/usr/lib/python3/dist-packages/sandbox-packages.pth"
 ln -s packages/javascript/node_modules "$tree/node_modules"
 chown 1000:1000 "$tree/workspace" "$tree/home/user"
 chmod 1777 "$tree/tmp" "$tree/var/tmp"

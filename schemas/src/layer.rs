@@ -7,7 +7,7 @@ use crate::image::{Digest, VerifiedStamp};
 use crate::template::RamPart;
 
 /// Version of [`LayerManifest`]'s layout. An entry that has another one is installed anew.
-pub const LAYER_FORMAT: u32 = 2;
+pub const LAYER_FORMAT: u32 = 3;
 
 /// `manifest.json` of a layer: what its file is, and what is in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +20,8 @@ pub struct LayerManifest {
     pub lock: Lock,
     /// Names of those that were asked for; the rest are what these need.
     pub requested: Vec<String>,
+    /// How many parts of its disk have packages, from 1 to [`LAYERS_MAX`](crate::limits::LAYERS_MAX).
+    pub layers: u8,
     /// The layer that it begins with, where its packages were added to one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub added_to: Option<LayerReference>,

@@ -466,7 +466,7 @@ fn what_is_added_to_a_set_is_all_that_is_installed_and_imported() {
                 import subprocess, jinja2\nprint(jinja2.Template('{{ 6 * 7 }}').render())\n\
                 print(subprocess.run(['python3', '-c', 'import idna, jinja2; print(jinja2.__file__)'], \
                 capture_output=True, text=True).stdout)";
-    let expected = "[True, True, True]\n42\n/packages-added/python/jinja2/__init__.py\n\n";
+    let expected = "[True, True, True]\n42\n/packages-2/python/jinja2/__init__.py\n\n";
     let arguments = json!({"language": "python", "code": code, "environment_id": more["environment_id"]});
     assert_eq!(run(&mut server, arguments.clone())["stdout"], expected);
     drop(server);
@@ -517,6 +517,38 @@ fn what_is_added_is_found_by_what_has_looked_for_it_in_vain() {
         let outcome = run(&mut server, json!({"language": "python", "code": code, "environment_id": environment}));
         assert_eq!(outcome["stdout"], "True\n", "{outcome}");
     }
+}
+
+#[test]
+fn a_set_that_grows_again_and_again_has_a_part_for_each_step() {
+    if !has_registries() {
+        return;
+    }
+    let cache = new_cache();
+    let mut server = Server::start_as(&mut in_cache(&cache, &[]));
+    let names = ["idna", "six", "tabulate", "click"];
+    let mut before: Option<Value> = None;
+    for count in 1..=names.len() {
+        let installed = install(&mut server, "python", &names[..count]);
+        let manifest = manifest(&cache, &installed);
+        assert_eq!((&manifest["layers"], &installed["template"]), (&json!(count), &json!(true)), "{manifest}");
+        assert_eq!(manifest["added_to"].get("key"), before.as_ref().map(|before| &before["key"]));
+        let code = format!(
+            "import shutil, sys; print([name in sys.modules for name in {:?}], shutil.which('tabulate'))",
+            &names[..count]
+        );
+        let environment = &installed["environment_id"];
+        let outcome = run(&mut server, json!({"language": "python", "code": code, "environment_id": environment}));
+        let command = if count < 3 { "None" } else { "/run/commands/tabulate" };
+        assert_eq!(outcome["stdout"], format!("[{}] {command}\n", vec!["True"; count].join(", ")), "{outcome}");
+        before = Some(manifest);
+    }
+    // What is in no other part runs: a command, in an interpreter of its own, and what that imports.
+    let installed = install(&mut server, "python", &names);
+    let arguments = json!({"language": "shell", "code": "printf '1 2\\n' | tabulate; python3 -c 'import click, idna, six'",
+        "environment_id": installed["environment_id"]});
+    let outcome = run(&mut server, arguments);
+    assert_eq!((&outcome["stdout"], &outcome["exit_code"]), (&json!("-  -\n1  2\n-  -\n"), &json!(0)), "{outcome}");
 }
 
 #[test]

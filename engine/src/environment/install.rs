@@ -118,7 +118,7 @@ pub(crate) async fn install(
     };
     let installation = Installation {
         writable_mb,
-        layers: parent.map_or(0, |parent| parent.layers()),
+        layers: parent.map_or(0, |parent| parent.layers),
         disk: Some(disk),
         handler: Arc::new(serve),
     };
@@ -146,10 +146,12 @@ pub(crate) async fn install(
         return Err(InstallError::Failed { reason: "nothing was installed".into(), log: log_of(&outcome) });
     }
     let was_added = outcome.stdout.lines().any(|line| line.starts_with(ADDED));
+    // What adds nothing is on its parent's disk as it is.
+    let layers = parent.map_or(0, |parent| parent.layers) + u8::from(was_added || parent.is_none());
     let added_to = parent.filter(|_| was_added).map(|parent| parent.reference());
     let skipped =
         report.refusals.into_iter().map(|refusal| Omitted { reason: refusal.to_string(), name: refusal.refused.name });
-    Ok(Some(Installed { image, lock: Lock::new(language, packages), added_to, skipped: skipped.collect() }))
+    Ok(Some(Installed { image, lock: Lock::new(language, packages), layers, added_to, skipped: skipped.collect() }))
 }
 
 /// Runs a program in a VM that boots for it, as an installer. `keep` is dropped once the VM is gone.

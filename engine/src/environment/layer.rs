@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use sandbox_schemas::environment::{EnvironmentId, Lock, Omitted};
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::layer::{LAYER_FORMAT, LayerManifest, LayerReference, LayerStamp};
-use sandbox_schemas::limits::LAYER_SLOT_BYTES;
+use sandbox_schemas::limits::{LAYER_SLOT_BYTES, LAYERS_MAX};
 use sandbox_store::{At, FileError, for_each_run, identity, verify_once, write_json};
 
 use crate::entry::{MANIFEST, Mapped, Opened, Unusable, write_mapped};
@@ -21,6 +21,8 @@ const IMAGE: &str = "layer.erofs";
 pub(crate) struct Installed {
     pub(crate) image: File,
     pub(crate) lock: Lock,
+    /// How many parts of the disk have packages.
+    pub(crate) layers: u8,
     /// The layer that the disk begins with, if there was one.
     pub(crate) added_to: Option<LayerReference>,
     /// What its packages can do without, and does not have.
@@ -45,14 +47,24 @@ pub(crate) fn write(
     folder: &Path,
     key: Digest,
     requested: Vec<String>,
-    Installed { image, lock, added_to, skipped }: Installed,
+    Installed { image, lock, layers, added_to, skipped }: Installed,
 ) -> Result<(), FileError> {
     let image = write_mapped(&folder.join(IMAGE), &image)?;
     let created_unix_seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     write_json(
         folder,
         MANIFEST,
-        &LayerManifest { format: LAYER_FORMAT, key, lock, requested, added_to, skipped, image, created_unix_seconds },
+        &LayerManifest {
+            format: LAYER_FORMAT,
+            key,
+            lock,
+            requested,
+            layers,
+            added_to,
+            skipped,
+            image,
+            created_unix_seconds,
+        },
     )
 }
 
@@ -62,13 +74,15 @@ pub(crate) fn look(folder: &Path) -> Option<LayerManifest> {
     (manifest.format == LAYER_FORMAT).then_some(manifest)
 }
 
-/// Reads an entry of the shelf in `folder`, and what it was made of if that is there as well.
+/// Reads an entry of the shelf in `folder`, and what it was made of, layer by layer, as far as that is there as well.
 pub(crate) fn load_with_parent(folder: &Path, id: &EnvironmentId) -> Result<Environment, Unusable> {
     let mut environment = load(&folder.join(id.to_string()), id)?;
     if let Some(LayerReference { key, image_sha256 }) = &environment.added_to {
         let id = EnvironmentId::new(environment.language, *key);
-        let parent = load(&folder.join(id.to_string()), &id).ok();
-        let is_same = |parent: &Environment| parent.key == *key && parent.image_sha256 == *image_sha256;
+        let parent = load_with_parent(folder, &id).ok();
+        let layers = environment.layers;
+        let is_same =
+            |parent: &Environment| parent.key == *key && parent.image_sha256 == *image_sha256 && parent.layers < layers;
         environment.parent = parent.filter(is_same).map(Arc::new);
     }
     Ok(environment)
@@ -81,6 +95,9 @@ pub(crate) fn load(folder: &Path, id: &EnvironmentId) -> Result<Environment, Unu
     let language = manifest.lock.language;
     if manifest.format != LAYER_FORMAT || EnvironmentId::new(language, manifest.key) != *id {
         return Err(Unusable::damaged(MANIFEST, "it is of another entry"));
+    }
+    if !(1..=LAYERS_MAX).contains(&usize::from(manifest.layers)) {
+        return Err(Unusable::damaged(MANIFEST, format!("it has {} layers", manifest.layers)));
     }
     let image = Mapped::open(&entry, IMAGE, manifest.image)?;
     if manifest.image.size_bytes != LAYER_SLOT_BYTES {
@@ -97,6 +114,7 @@ pub(crate) fn load(folder: &Path, id: &EnvironmentId) -> Result<Environment, Unu
         size_bytes: manifest.image.data_bytes,
         layer: image.for_qemu(false)?,
         image_sha256: manifest.image.sha256,
+        layers: manifest.layers,
         added_to: manifest.added_to,
         skipped: manifest.skipped,
         parent: None,
@@ -124,7 +142,7 @@ mod tests {
         let image = blank(folder.path(), None).unwrap();
         image.write_all_at(&[9; 10_000], 8192).unwrap();
         let lock = Lock::new(Language::Python, Vec::new());
-        let installed = Installed { image, lock, added_to: None, skipped: Vec::new() };
+        let installed = Installed { image, lock, layers: 1, added_to: None, skipped: Vec::new() };
         write(&path, KEY, vec!["numpy".into()], installed).unwrap();
         (folder, path)
     }

@@ -54,6 +54,8 @@ pub(crate) struct Environment {
     pub(crate) layer: Arc<OwnedFd>,
     /// SHA-256 of that disk: what was installed twice need not be the same to the byte.
     pub(crate) image_sha256: Digest,
+    /// How many parts of its disk have packages.
+    pub(crate) layers: u8,
     /// The layer that it begins with, where its packages were added to one.
     pub(crate) added_to: Option<LayerReference>,
     /// What its packages can do without, and does not have.
@@ -64,11 +66,6 @@ pub(crate) struct Environment {
 }
 
 impl Environment {
-    /// How many parts of its disk have packages.
-    pub(crate) fn layers(&self) -> u8 {
-        1 + u8::from(self.added_to.is_some())
-    }
-
     /// As a layer that begins with it names it.
     pub(crate) fn reference(&self) -> LayerReference {
         LayerReference { key: self.key, image_sha256: self.image_sha256 }
@@ -92,6 +89,7 @@ impl Environment {
             size_bytes: 0,
             layer: Arc::new(tempfile::tempfile().unwrap().into()),
             image_sha256: Digest([number; 32]),
+            layers: 1,
             added_to: None,
             skipped: Vec::new(),
             parent: None,

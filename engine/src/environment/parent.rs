@@ -7,6 +7,7 @@ use sandbox_schemas::environment::{EnvironmentId, Lock};
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::language::Language;
 use sandbox_schemas::layer::LayerManifest;
+use sandbox_schemas::limits::LAYERS_MAX;
 use sandbox_store::Shelf;
 
 use crate::environment::{Environment, layer};
@@ -25,8 +26,8 @@ pub(crate) fn find(
 ) -> Option<Environment> {
     let oldest = SystemTime::now() - GOOD_FOR;
     let is_usable = |manifest: &LayerManifest| {
-        // One that was added to another itself has no room for more.
-        manifest.added_to.is_none()
+        // Behind the last there is no room for more.
+        usize::from(manifest.layers) < LAYERS_MAX
             && UNIX_EPOCH + Duration::from_secs(manifest.created_unix_seconds) > oldest
             && has_some_of(manifest, requirements)
             && fits(&manifest.lock, manifest.key)
@@ -71,6 +72,7 @@ mod tests {
             key: Digest([1; 32]),
             lock: Lock::new(Language::Python, packages),
             requested: vec!["flask".into(), "pandas".into()],
+            layers: 1,
             added_to: None,
             skipped: Vec::new(),
             image: RamPart { size_bytes: 0, data_bytes: 0, sha256: Digest([2; 32]) },

@@ -1,6 +1,6 @@
 # Imports packages in the interpreter that is about to be saved, and tells which of them are better left to the programs: a line of JSON
 # for each thing. `kept` is this interpreter's from one such program to the next.
-import importlib, importlib.metadata, json, os, site, sys, threading
+import glob, importlib, importlib.metadata, json, os, site, sys, threading
 
 WANTED = ["PACKAGES"]
 # What programs import of a package beside the package itself.
@@ -94,10 +94,11 @@ def say(what):
 
 
 def main():
-    added = "/packages-added/python"
+    # The layers that were not there when this was done before.
+    added = [folder for folder in glob.glob("/packages*/python") if folder not in sys.path]
     sought = kept.setdefault("sought", set())
-    if sought and os.path.isdir(added):
-        there = set(names_in(added))
+    if sought and added:
+        there = {name for folder in added for name in names_in(folder)}
         # It looks through the folders by itself, and keeps what it has seen.
         if "pkg_resources" in sys.modules:
             sought.add(ALL)
@@ -105,9 +106,9 @@ def main():
         if missed:
             say({"missed": missed})
             return
-    for folder in ("/packages/python", added):
-        if os.path.isdir(folder) and folder not in sys.path:
-            site.addsitedir(folder)
+    # As a fresh interpreter has them: see sandbox-packages.pth.
+    for folder in sorted(added, key=lambda folder: (len(folder), folder)):
+        site.addsitedir(folder)
     importlib.invalidate_caches()
     missing = Missing(sought)
     sys.meta_path.append(missing)

@@ -82,6 +82,11 @@ impl Supply {
         Supply { shelf: cache.shelf(Kind::Template), cache, copies }
     }
 
+    /// Whether a template lies on the disk, without a look at what it is.
+    pub(crate) fn seems_to_have(&self, name: &str, key: Digest) -> bool {
+        self.shelf.entry(name, key).is_dir()
+    }
+
     /// The template, which is built if there is none.
     pub(crate) async fn obtain<E: Into<TemplateError>>(
         &self,

@@ -167,14 +167,14 @@ impl Templates {
 
     async fn build(self: &Arc<Self>, environment: Option<&Arc<Environment>>) -> Result<Built, TemplateError> {
         let Some(environment) = environment else { return Ok(build::build(&self.host.qemu, &self.spec).await?) };
-        if let Some(parent) = &environment.parent {
-            match self.derive(Some(parent), environment).await? {
+        if let Some(part) = self.imported_part_of(environment) {
+            match self.derive(Some(part), environment).await? {
                 Derived::Built(built) => return Ok(*built),
                 Derived::Stale(names) => {
-                    let (set, parent) = (environment.id.to_string(), parent.id.to_string());
+                    let (set, part) = (environment.id.to_string(), part.id.to_string());
                     tracing::info!(
                         set,
-                        parent,
+                        part,
                         ?names,
                         "what was added had been looked for in vain: all is imported anew"
                     );
@@ -189,18 +189,28 @@ impl Templates {
         }
     }
 
-    /// Makes the template of a set of that of its parent, or of the base.
+    /// What the environment was added to, or what that was added to: the nearest that has a template. For the last of them one is made,
+    /// which sets that grow in another way begin with as well.
+    fn imported_part_of<'e>(&self, environment: &'e Environment) -> Option<&'e Arc<Environment>> {
+        let parts = std::iter::successors(environment.parent.as_ref(), |part| part.parent.as_ref());
+        let has_template = |part: &&Arc<Environment>| {
+            let known = self.known(part);
+            known.template().is_some() || self.supply.seems_to_have(&known.name, known.origin.key)
+        };
+        parts.clone().find(has_template).or_else(|| parts.last())
+    }
+
+    /// Makes the template of a set of that of a part of it, or of the base.
     async fn derive(
         self: &Arc<Self>,
-        parent: Option<&Arc<Environment>>,
+        part: Option<&Arc<Environment>>,
         environment: &Environment,
     ) -> Result<Derived, TemplateError> {
-        // One level deep: a layer that others are added to was added to none.
-        let base = Box::pin(self.of(parent, Duration::MAX)).await.ok_or(TemplateError::NoBase)?;
+        let base = Box::pin(self.of(part, Duration::MAX)).await.ok_or(TemplateError::NoBase)?;
         // Two at once would only be slower.
         let _turn = self.deriving.acquire().await.map_err(|error| TemplateError::Internal(error.to_string()))?;
         let place = self.host.enter(DERIVING_MB).await.map_err(|error| TemplateError::NoRoom(error.to_string()))?;
-        let imported = parent.map(|parent| Imported { environment: parent, left_out: &base.left_out });
+        let imported = part.map(|part| Imported { environment: part, left_out: &base.left_out });
         let (qemu, spec) = (&self.host.qemu, self.clone_of(&base));
         Ok(derive::derive(qemu, &spec, imported, environment, Arc::new(place)).await?)
     }
