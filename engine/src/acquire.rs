@@ -8,17 +8,18 @@ use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::language::Language;
 use sandbox_schemas::limits::{MEMORY_DEFAULT_MB, VM_OVERHEAD_MB};
 use sandbox_schemas::wire::Hello;
+use sandbox_store::CacheDir;
 
 use crate::accelerate;
 use crate::admission::{Growth, Place};
-use crate::engine::Inner;
 use crate::environment::Environment;
 use crate::error::{ExecuteError, Fault, VmError};
+use crate::host::Host;
 use crate::pool::{Wish, layer_of};
 use crate::qemu::LaunchSpec;
 use crate::run::Preparation;
-use crate::stats::Counted;
-use crate::template::rehearsal;
+use crate::stats::{Counted, Stats};
+use crate::template::{Templates, rehearsal};
 use crate::vm::{Booting, Program, Running, Waiting, hello};
 
 /// What a program needs of a VM.
@@ -64,7 +65,16 @@ pub(crate) const SET_DEADLINE: Duration = Duration::from_secs(600);
 /// A restored guest takes 0.1-0.2 s under TCG to do all that; one that is not there by then will not come.
 const RESTORE_DEADLINE: Duration = Duration::from_secs(20);
 
-impl Inner {
+/// Where the VMs of programs come from.
+#[derive(Debug)]
+pub(crate) struct Vms {
+    pub(crate) host: Arc<Host>,
+    pub(crate) cache: CacheDir,
+    pub(crate) templates: Option<Arc<Templates>>,
+    pub(crate) stats: Stats,
+}
+
+impl Vms {
     /// Has a program started in a VM of its own: the first of the three ways that leads there.
     pub(crate) async fn acquire(&self, wanted: &Wanted) -> Result<Started, ExecuteError> {
         if let Some(started) = self.wake(wanted).await {
@@ -140,7 +150,7 @@ impl Inner {
         if let Some(environment) = &wanted.environment {
             spec.slot = environment.slot();
         }
-        let deadline = boot_deadline(self.host.spec.accelerator);
+        let deadline = self.host.spec.boot_deadline();
         let started = async {
             let hello = Hello {
                 layers: wanted.environment.as_ref().map_or(0, |environment| environment.layers),
@@ -152,7 +162,7 @@ impl Inner {
         };
         let vm = started.await.map_err(|error| {
             self.doubt_accelerator(&error);
-            before_run(error)
+            ExecuteError::before_run(error)
         })?;
         Ok(Started { preparation: self.timed(wanted, launched, &vm, false), vm })
     }
@@ -161,6 +171,27 @@ impl Inner {
     fn doubt_accelerator(&self, error: &VmError) {
         if self.host.spec.accelerator == Accelerator::Kvm && error.fault() != Fault::Host {
             accelerate::forget(self.cache.root());
+        }
+    }
+
+    /// Keeps the pool full until it is closed.
+    pub(crate) async fn fill_pool(&self) {
+        let pool = &self.host.pool;
+        while let Some(wish) = pool.wish().await {
+            let made = tokio::select! {
+                made = self.make_waiting(&wish) => made,
+                // What is half done is dropped, and its VM with it.
+                () = pool.is_disturbed() => continue,
+            };
+            match made {
+                Ok(Made::Vm(vm, growth)) => pool.put(&wish, *vm, growth),
+                Ok(Made::NoTemplate) => pool.put_off(&wish),
+                Ok(Made::NoRoom) => tokio::time::sleep(RETRY_AFTER).await,
+                Err(error) => {
+                    tracing::warn!(%error, "a VM for the pool did not come up");
+                    pool.put_off(&wish);
+                }
+            }
         }
     }
 
@@ -224,13 +255,6 @@ impl Inner {
     }
 }
 
-pub(crate) fn before_run(error: VmError) -> ExecuteError {
-    match error {
-        VmError::Gone(path) => ExecuteError::NotInstalled { path },
-        error => ExecuteError::FailedBeforeRun { reason: error.to_string() },
-    }
-}
-
 /// What came of making a VM for the pool.
 enum Made {
     Vm(Box<Waiting>, Growth),
@@ -238,33 +262,4 @@ enum Made {
     NoTemplate,
     /// What runs comes first.
     NoRoom,
-}
-
-/// Keeps the pool full until it is closed.
-pub(crate) async fn fill(engine: Arc<Inner>) {
-    while let Some(wish) = engine.host.pool.wish().await {
-        let made = tokio::select! {
-            made = engine.make_waiting(&wish) => made,
-            // What is half done is dropped, and its VM with it.
-            () = engine.host.pool.is_disturbed() => continue,
-        };
-        match made {
-            Ok(Made::Vm(vm, growth)) => engine.host.pool.put(&wish, *vm, growth),
-            Ok(Made::NoTemplate) => engine.host.pool.put_off(&wish),
-            Ok(Made::NoRoom) => tokio::time::sleep(RETRY_AFTER).await,
-            Err(error) => {
-                tracing::warn!(%error, "a VM for the pool did not come up");
-                engine.host.pool.put_off(&wish);
-            }
-        }
-    }
-}
-
-/// A boot takes 3-6 s under TCG on two idle cores, well under 1 s on hardware; a machine that is busy with other things
-/// must not make it fail.
-pub(crate) fn boot_deadline(accelerator: Accelerator) -> Duration {
-    match accelerator {
-        Accelerator::Kvm => Duration::from_secs(20),
-        Accelerator::Tcg => Duration::from_secs(120),
-    }
 }

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::accelerate::{self, AcceleratorChoice};
-use crate::acquire::{SET_DEADLINE, Wanted, before_run, fill};
+use crate::acquire::{SET_DEADLINE, Vms, Wanted};
 use crate::admission::{Admission, Limits};
 use crate::environment::{Environment, Environments, InstallError, Installation, run_installer};
 use crate::error::{ExecuteError, StartError};
@@ -71,15 +71,12 @@ pub struct PackageSet {
 pub struct Engine(Arc<Inner>);
 
 #[derive(Debug)]
-pub(crate) struct Inner {
-    pub(crate) host: Arc<Host>,
-    pub(crate) cache: CacheDir,
-    pub(crate) templates: Option<Arc<Templates>>,
-    pub(crate) environments: Arc<Environments>,
-    pub(crate) stats: Stats,
-    pub(crate) runs: TaskTracker,
+struct Inner {
+    vms: Vms,
+    environments: Arc<Environments>,
+    runs: TaskTracker,
     /// Cancelled when nothing more is to be prepared.
-    pub(crate) closing: CancellationToken,
+    closing: CancellationToken,
 }
 
 impl Engine {
@@ -115,29 +112,31 @@ impl Engine {
         });
         let templates = || Arc::new(Templates::new(config.cache.clone(), host.clone()));
         let inner = Arc::new(Inner {
-            templates: config.uses_templates.then(templates),
-            cache: config.cache,
+            vms: Vms {
+                templates: config.uses_templates.then(templates),
+                cache: config.cache,
+                host,
+                stats: Stats::default(),
+            },
             environments: Arc::new(environments),
-            host,
-            stats: Stats::default(),
             runs: TaskTracker::new(),
             closing: CancellationToken::new(),
         });
         // What is half done when it is not wanted any more is dropped, and its VM with it.
         let (closing, filled, warmed) = (inner.closing.clone(), inner.clone(), inner.clone());
-        let preparing = async move { tokio::join!(fill(filled), keep_warm(warmed, config.warm_sets)) };
+        let preparing = async move { tokio::join!(filled.vms.fill_pool(), keep_warm(warmed, config.warm_sets)) };
         inner.runs.spawn(async move { closing.run_until_cancelled(preparing).await });
         Ok(Engine(inner))
     }
 
     /// What executes the guests.
     pub fn accelerator(&self) -> Accelerator {
-        self.0.host.spec.accelerator
+        self.0.vms.host.spec.accelerator
     }
 
     /// Makes the template that VMs are restored from, unless it is there. `false` when there is none to be had.
     pub async fn prepare(&self) -> bool {
-        match &self.0.templates {
+        match &self.0.vms.templates {
             Some(templates) => templates.of(None, Duration::MAX).await.is_some(),
             None => false,
         }
@@ -145,7 +144,7 @@ impl Engine {
 
     /// How it is doing. Cheap enough to be asked every second.
     pub fn status(&self) -> PoolStatus {
-        let Inner { host, cache, templates, stats, .. } = &*self.0;
+        let Vms { host, cache, templates, stats } = &self.0.vms;
         let Host { qemu, confinement, spec, admission, pool } = &**host;
         let (limits, count) = (admission.limits(), |counter: &AtomicU64| counter.load(Ordering::Relaxed));
         let off = TemplateStatus { state: TemplateState::Off, key: None, last_error: None, retry_in_seconds: None };
@@ -196,8 +195,8 @@ impl Engine {
         let accepted = Instant::now();
         let outcome = unless(&cancel, self.0.execute(accepted, request, sink), ExecuteError::Cancelled).await;
         match &outcome {
-            Ok(_) => self.0.stats.runs.add(accepted.elapsed()),
-            Err(_) => drop(self.0.stats.failed.fetch_add(1, Ordering::Relaxed)),
+            Ok(_) => self.0.vms.stats.runs.add(accepted.elapsed()),
+            Err(_) => drop(self.0.vms.stats.failed.fetch_add(1, Ordering::Relaxed)),
         }
         outcome
     }
@@ -223,10 +222,10 @@ impl Engine {
     ) -> Result<ExecuteOutcome, ExecuteError> {
         let _token = self.0.runs.token();
         request.validate()?;
-        let host = &self.0.host;
+        let host = &self.0.vms.host;
         let run = async {
             let place = host.enter(request.memory_mb + VM_OVERHEAD_MB).await?;
-            run_installer(host, installation, request, place, sink).await.map_err(before_run)
+            run_installer(host, installation, request, place, sink).await.map_err(ExecuteError::before_run)
         };
         unless(&cancel, run, ExecuteError::Cancelled).await
     }
@@ -235,7 +234,7 @@ impl Engine {
     pub fn expect_no_more(&self) {
         self.0.closing.cancel();
         self.0.environments.end();
-        self.0.host.pool.close();
+        self.0.vms.host.pool.close();
     }
 
     /// Waits until every run has ended and its VM is gone.
@@ -244,10 +243,10 @@ impl Engine {
         self.0.runs.close();
         self.0.runs.wait().await;
         // What nobody waits for any more.
-        if let Some(templates) = &self.0.templates {
+        if let Some(templates) = &self.0.vms.templates {
             templates.shut_down().await;
         }
-        self.0.host.qemu.wait_for_all().await;
+        self.0.vms.host.qemu.wait_for_all().await;
     }
 }
 
@@ -259,21 +258,21 @@ impl Inner {
         sink: &mut dyn OutputSink,
     ) -> Result<ExecuteOutcome, ExecuteError> {
         let environment = self.environment(&request, sink).await?;
-        let _activity = self.host.pool.begin(request.language, layer_of(environment.as_ref()));
+        let _activity = self.vms.host.pool.begin(request.language, layer_of(environment.as_ref()));
         let timeout = Duration::from_secs(request.timeout_seconds);
         let (language, memory_mb) = (request.language, request.memory_mb + VM_OVERHEAD_MB);
-        let program = program(request).map_err(before_run)?;
+        let program = program(request).map_err(ExecuteError::before_run)?;
         let wanted = Wanted { accepted, language, environment, memory_mb, program };
-        let started = self.acquire(&wanted).await?;
+        let started = self.vms.acquire(&wanted).await?;
         let not_imported = self.not_imported(&wanted, &started.preparation);
         drop(wanted);
         let origin = match started.preparation {
-            Preparation { warm_pool_hit: true, .. } => &self.stats.from_pool,
-            Preparation { template_hit: true, .. } => &self.stats.from_template,
-            _ => &self.stats.booted,
+            Preparation { warm_pool_hit: true, .. } => &self.vms.stats.from_pool,
+            Preparation { template_hit: true, .. } => &self.vms.stats.from_template,
+            _ => &self.vms.stats.booted,
         };
         origin.fetch_add(1, Ordering::Relaxed);
-        let _running = Counted::new(&self.stats.running);
+        let _running = Counted::new(&self.vms.stats.running);
         let ended = run(started.vm, timeout, started.preparation, sink).await;
         let mut outcome = ended.map_err(|error| ExecuteError::OutcomeUnknown { reason: error.to_string() })?;
         outcome.not_imported = not_imported;
@@ -285,7 +284,7 @@ impl Inner {
 
     /// The packages that a program finds, and has to import itself although templates have their packages imported.
     fn not_imported(&self, wanted: &Wanted, preparation: &Preparation) -> Vec<Omitted> {
-        match (&wanted.environment, &self.templates) {
+        match (&wanted.environment, &self.vms.templates) {
             (Some(environment), Some(templates)) if preparation.template_hit => templates.left_out(environment),
             _ => Vec::new(),
         }
@@ -294,14 +293,14 @@ impl Inner {
     async fn install(&self, set: &PackageSet, sink: &mut dyn OutputSink) -> Result<InstallOutcome, InstallError> {
         let accepted = Instant::now();
         let PackageSet { language, packages } = set;
-        let obtained = self.environments.obtain(&self.host, &self.runs, *language, packages, sink).await?;
+        let obtained = self.environments.obtain(&self.vms.host, &self.runs, *language, packages, sink).await?;
         let installed = Instant::now();
         let environment = &obtained.environment;
-        let template = match &self.templates {
+        let template = match &self.vms.templates {
             Some(templates) => templates.of(Some(environment), SET_DEADLINE).await,
             None => None,
         };
-        self.host.pool.keep(environment, false);
+        self.vms.host.pool.keep(environment, false);
         Ok(obtained.outcome(template.as_deref(), accepted, installed))
     }
 
@@ -318,9 +317,9 @@ impl Inner {
             return Ok(None);
         } else {
             let (language, packages) = (request.language, &request.packages);
-            self.environments.obtain(&self.host, &self.runs, language, packages, sink).await?.environment
+            self.environments.obtain(&self.vms.host, &self.runs, language, packages, sink).await?.environment
         };
-        self.host.pool.keep(&environment, false);
+        self.vms.host.pool.keep(&environment, false);
         Ok(Some(environment))
     }
 }
@@ -347,9 +346,10 @@ async fn unless<T, E>(
 /// Has a VM wait with each of these sets.
 async fn keep_warm(engine: Arc<Inner>, sets: Vec<PackageSet>) {
     for PackageSet { language, packages } in sets {
-        let obtained = engine.environments.obtain(&engine.host, &engine.runs, language, &packages, &mut Unheard).await;
+        let obtained =
+            engine.environments.obtain(&engine.vms.host, &engine.runs, language, &packages, &mut Unheard).await;
         match obtained {
-            Ok(obtained) => engine.host.pool.keep(&obtained.environment, true),
+            Ok(obtained) => engine.vms.host.pool.keep(&obtained.environment, true),
             Err(error) => tracing::warn!(%error, ?packages, "a set that shall be warm cannot be had"),
         }
     }

@@ -101,6 +101,14 @@ pub enum ExecuteError {
 }
 
 impl ExecuteError {
+    /// What has failed before the program can have run.
+    pub(crate) fn before_run(error: VmError) -> ExecuteError {
+        match error {
+            VmError::Gone(path) => ExecuteError::NotInstalled { path },
+            error => ExecuteError::FailedBeforeRun { reason: error.to_string() },
+        }
+    }
+
     /// When the same call may succeed, as a guess.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

@@ -25,8 +25,7 @@ use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompat
 use yamux::{Config, Connection, Mode, Stream};
 
 use crate::error::VmError;
-use crate::vm::encode;
-use crate::wire::Wire;
+use crate::wire::{Wire, encode};
 
 /// Serves what the programs of a VM connect to. Shared by the VMs that it is given to.
 pub trait TunnelHandler: Send + Sync + 'static {

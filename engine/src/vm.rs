@@ -15,14 +15,14 @@ use futures_util::FutureExt;
 use sandbox_schemas::image::BootImage;
 use sandbox_schemas::language::Language;
 use sandbox_schemas::limits::{STDERR_MAX_BYTES, STDOUT_MAX_BYTES};
-use sandbox_schemas::wire::{self, Execute, Exit, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION, Role, Stream};
+use sandbox_schemas::wire::{Execute, Exit, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION, Role, Stream};
 use sandbox_store::{limits_behind_words, limits_too_low};
 
 use crate::capture::Capture;
 use crate::error::VmError;
 use crate::qemu::{LaunchSpec, Monitor, Qemu, QemuProcess, starved};
 use crate::tunnel::{Tunnel, TunnelHandler};
-use crate::wire::Wire;
+use crate::wire::{Wire, encode};
 
 /// A process, its wire, and its tunnel and its monitor where it has one: what every phase holds.
 #[derive(Debug)]
@@ -435,8 +435,4 @@ pub(crate) fn unexpected(expected: &str, found: &GuestFrame) -> VmError {
         GuestFrame::Tunnel(_) => "a tunnel's bytes",
     };
     VmError::Protocol(format!("{expected} was expected, {found} came"))
-}
-
-pub(crate) fn encode(frame: &HostFrame) -> Result<Vec<u8>, VmError> {
-    wire::encode(frame).map_err(|error| VmError::Protocol(error.to_string()))
 }

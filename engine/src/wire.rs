@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 
 use futures_util::StreamExt;
 use sandbox_schemas::limits::GUEST_FRAME_MAX_BYTES;
-use sandbox_schemas::wire::{self, GuestFrame, PREFIX_BYTES};
+use sandbox_schemas::wire::{self, GuestFrame, HostFrame, PREFIX_BYTES};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -12,6 +12,11 @@ use tokio_util::bytes::{Buf, BytesMut};
 use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 
 use crate::error::VmError;
+
+/// A frame as it goes over the wire.
+pub(crate) fn encode(frame: &HostFrame) -> Result<Vec<u8>, VmError> {
+    wire::encode(frame).map_err(|error| VmError::Protocol(error.to_string()))
+}
 
 /// The host end.
 #[derive(Debug)]

@@ -20,7 +20,6 @@ use crate::npm::{self, Packument};
 use crate::pypi::{self, PythonTarget, Wheel};
 use crate::requirement::Requirement;
 use crate::resolution::Resolutions;
-use crate::session::{Observer, Session};
 use crate::source::{Pattern, Source, SourceError, base_url};
 use crate::transfer::Wanted;
 use crate::upstream::{FetchError, Patience, ShownUrl, TlsError, Upstream};
@@ -196,11 +195,6 @@ impl Gateway {
                 .weigher(move |_, text: &Bytes| weigh(text.len()))
                 .build(),
         })))
-    }
-
-    /// What one install goes through: it records what was asked for, and knows why. `observer` is told as it happens.
-    pub fn session(&self, language: Language, requirements: Vec<Requirement>, observer: Option<Observer>) -> Session {
-        Session::new(self.clone(), language, requirements, observer)
     }
 
     /// Which packages may come.

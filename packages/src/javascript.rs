@@ -4,7 +4,7 @@ use nodejs_semver::{Range, Version};
 use sandbox_schemas::language::Language;
 
 use crate::name::normalise;
-use crate::requirement::{Reason, Requirement, Specifier, is_file_name};
+use crate::reason::{Reason, is_file_name};
 
 /// Longest tag, in bytes; they are words such as `latest`.
 const TAG_MAX_BYTES: usize = 64;
@@ -28,7 +28,15 @@ impl Wanted {
     }
 }
 
-pub(crate) fn read(text: &str) -> Result<Requirement, Reason> {
+/// A package's name, and which versions of it will do.
+pub(crate) struct Specifier {
+    pub(crate) name: String,
+    /// Both, as npm is to be told.
+    pub(crate) text: String,
+    pub(crate) wanted: Wanted,
+}
+
+pub(crate) fn read(text: &str) -> Result<Specifier, Reason> {
     // The first character may be the @ of a scope.
     let (name, versions) = match text.get(1..).and_then(|rest| rest.split_once('@')) {
         Some((rest, versions)) => (&text[..rest.len() + 1], Some(versions.trim())),
@@ -43,11 +51,7 @@ pub(crate) fn read(text: &str) -> Result<Requirement, Reason> {
     }
     normalise(Language::Javascript, name).map_err(|error| Reason::Name { detail: error.0 })?;
     let Some(versions) = versions else {
-        return Ok(Requirement {
-            name: name.to_owned(),
-            text: name.to_owned(),
-            specifier: Specifier::Javascript(Wanted::Any),
-        });
+        return Ok(Specifier { name: name.to_owned(), text: name.to_owned(), wanted: Wanted::Any });
     };
     // npm itself decides by such characters that something is a URL, an alias, a path or a repository.
     if versions.contains(':') {
@@ -63,7 +67,7 @@ pub(crate) fn read(text: &str) -> Result<Requirement, Reason> {
         // As it came, since a reader knows `^4.17` better than the bounds that it means.
         Wanted::Within(_) | Wanted::Tag(_) => versions.split_whitespace().collect::<Vec<_>>().join(" "),
     };
-    Ok(Requirement { text: format!("{name}@{shown}"), name: name.to_owned(), specifier: Specifier::Javascript(wanted) })
+    Ok(Specifier { text: format!("{name}@{shown}"), name: name.to_owned(), wanted })
 }
 
 fn wanted(text: &str) -> Option<Wanted> {
@@ -84,14 +88,6 @@ fn wanted(text: &str) -> Option<Wanted> {
     let is_tag =
         text.len() <= TAG_MAX_BYTES && text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.bytes().all(is_tag);
     is_tag.then(|| Wanted::Tag(text.to_owned()))
-}
-
-/// Whether npm would have to choose between them: it installs one version for a name.
-pub(crate) fn contradict(one: &Requirement, other: &Requirement) -> bool {
-    let (Specifier::Javascript(one), Specifier::Javascript(other)) = (&one.specifier, &other.specifier) else {
-        return false;
-    };
-    one != other
 }
 
 #[cfg(test)]

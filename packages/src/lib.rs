@@ -7,7 +7,10 @@
 
 // In the order in which to read them: what is asked for, who serves it, where that comes from, and what remains of it.
 mod requirement;
-pub use requirement::{Quoted, Reason, Requirement, RequirementError, Specifier, parse};
+pub use requirement::{Quoted, Requirement, RequirementError, Specifier, parse};
+
+mod reason;
+pub use reason::Reason;
 
 mod meant;
 pub use meant::Meant;

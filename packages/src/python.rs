@@ -3,12 +3,12 @@
 use std::str::FromStr;
 
 use pep440_rs::{Operator, Version, VersionSpecifiers};
-use pep508_rs::VersionOrUrl;
+use pep508_rs::{Requirement, VersionOrUrl};
 use sandbox_schemas::language::Language;
 use version_ranges::Ranges;
 
 use crate::name::normalise;
-use crate::requirement::{Reason, Requirement, Specifier, is_file_name};
+use crate::reason::{Reason, is_file_name};
 
 pub(crate) fn read(text: &str) -> Result<Requirement, Reason> {
     // A marker may hold what is refused before it, in quotes.
@@ -21,7 +21,7 @@ pub(crate) fn read(text: &str) -> Result<Requirement, Reason> {
     }
     let end = package.find(|c: char| "[(<>=!~ ".contains(c)).unwrap_or(package.len());
     normalise(Language::Python, &package[..end]).map_err(|error| Reason::Name { detail: error.0 })?;
-    let mut requirement = pep508_rs::Requirement::from_str(text).map_err(|error| {
+    let mut requirement = Requirement::from_str(text).map_err(|error| {
         // The lines after the first draw arrows at it.
         Reason::Syntax { detail: error.to_string().lines().next().unwrap_or_default().to_owned() }
     })?;
@@ -30,31 +30,29 @@ pub(crate) fn read(text: &str) -> Result<Requirement, Reason> {
     }
     requirement.extras.sort();
     requirement.extras.dedup();
-    let (name, text) = (requirement.name.to_string(), requirement.to_string());
-    Ok(Requirement { name, text, specifier: Specifier::Python(Box::new(requirement)) })
+    Ok(requirement)
 }
 
 /// The versions that will do, as far as they are bounded.
-pub(crate) fn versions(requirement: &pep508_rs::Requirement) -> Option<&VersionSpecifiers> {
+pub(crate) fn versions(requirement: &Requirement) -> Option<&VersionSpecifiers> {
     match requirement.version_or_url.as_ref()? {
         VersionOrUrl::VersionSpecifier(specifiers) => Some(specifiers),
         VersionOrUrl::Url(_) => None,
     }
 }
 
-pub(crate) fn allows(requirement: &pep508_rs::Requirement, version: &str) -> bool {
+pub(crate) fn allows(requirement: &Requirement, version: &str) -> bool {
     let allows = |version: Version| versions(requirement).is_none_or(|versions| versions.contains(&version));
     version.parse().is_ok_and(allows)
 }
 
-pub(crate) fn is_pinned(requirement: &pep508_rs::Requirement) -> bool {
+pub(crate) fn is_pinned(requirement: &Requirement) -> bool {
     let is_exact = |operator: &Operator| matches!(operator, Operator::Equal | Operator::ExactEqual);
     versions(requirement).is_some_and(|specifiers| specifiers.iter().any(|one| is_exact(one.operator())))
 }
 
 /// Whether no version can be both. Under different markers they may be meant for different machines.
 pub(crate) fn contradict(one: &Requirement, other: &Requirement) -> bool {
-    let (Specifier::Python(one), Specifier::Python(other)) = (&one.specifier, &other.specifier) else { return false };
     let range = |requirement| versions(requirement).map_or_else(Ranges::full, |some| Ranges::from(some.clone()));
     let both: Ranges<Version> = range(one).intersection(&range(other));
     one.marker == other.marker && both.is_empty()
@@ -111,14 +109,14 @@ mod tests {
 
     #[test]
     fn a_version_is_held_against_what_is_asked_for() {
-        let allows = |text: &str, version: &str| read(text).unwrap().allows(version);
+        let allows = |text: &str, version: &str| super::allows(&read(text).unwrap(), version);
         assert!(allows("a", "1.0") && allows("a[x]>=1,<2", "1.5.post1") && allows("a==1.0", "1"));
         assert!(!allows("a>=1,<2", "2") && !allows("a==1.0", "1.0.1") && !allows("a", "one"));
     }
 
     #[test]
     fn pinned_is_what_has_one_version() {
-        let is_pinned = |text: &str| read(text).unwrap().is_pinned();
+        let is_pinned = |text: &str| super::is_pinned(&read(text).unwrap());
         assert!(is_pinned("a==1") && is_pinned("a===1") && is_pinned("a[b]==1;python_version>'3'"));
         assert!(!is_pinned("a") && !is_pinned("a>=1") && !is_pinned("a==1.*") && !is_pinned("a~=1.0"));
     }

@@ -5,14 +5,11 @@ use std::fmt;
 
 use sandbox_schemas::language::Language;
 
-use crate::meant::{self, Meant};
-use crate::{javascript, python};
+use crate::reason::{Reason, SPECIFIER_MAX_BYTES};
+use crate::{javascript, meant, python};
 
 /// Most specifiers of one request. A project's own requirements are 10 or 20; what they pull in is not counted.
 pub(crate) const SPECIFIERS_MAX: usize = 50;
-
-/// Longest specifier, in bytes. The longest names are of some 200; markers and extras take the rest.
-pub(crate) const SPECIFIER_MAX_BYTES: usize = 512;
 
 /// What of a specifier a message shows, in bytes: enough to find it in the request.
 const SHOWN_MAX_BYTES: usize = 80;
@@ -35,6 +32,26 @@ pub enum Specifier {
 }
 
 impl Requirement {
+    fn read(language: Language, text: &str) -> Result<Requirement, Reason> {
+        if language == Language::Javascript {
+            let javascript::Specifier { name, text, wanted } = javascript::read(text)?;
+            return Ok(Requirement { name, text, specifier: Specifier::Javascript(wanted) });
+        }
+        let requirement = python::read(text)?;
+        let (name, text) = (requirement.name.to_string(), requirement.to_string());
+        Ok(Requirement { name, text, specifier: Specifier::Python(Box::new(requirement)) })
+    }
+
+    /// Whether no version of a package can be both.
+    fn contradicts(&self, other: &Requirement) -> bool {
+        match (&self.specifier, &other.specifier) {
+            (Specifier::Python(one), Specifier::Python(other)) => python::contradict(one, other),
+            // npm installs one version for a name.
+            (Specifier::Javascript(one), Specifier::Javascript(other)) => one != other,
+            _ => false,
+        }
+    }
+
     /// The package's name, normalised.
     pub fn name(&self) -> &str {
         &self.name
@@ -75,12 +92,9 @@ impl fmt::Display for Requirement {
 
 /// Reads the specifiers of a request: validated, normalised, sorted, each once. Two requests for the same have the same.
 pub fn parse(language: Language, specifiers: &[String]) -> Result<Vec<Requirement>, RequirementError> {
-    let read = match language {
-        Language::Python => python::read,
-        Language::Javascript => javascript::read,
-        Language::Shell => return Err(RequirementError::Language { language }),
-    };
-    let contradict = |one: &_, other: &_| python::contradict(one, other) || javascript::contradict(one, other);
+    if language == Language::Shell {
+        return Err(RequirementError::Language { language });
+    }
     match specifiers.len() {
         0 => return Err(RequirementError::None),
         count if count > SPECIFIERS_MAX => return Err(RequirementError::TooMany { count }),
@@ -90,7 +104,7 @@ pub fn parse(language: Language, specifiers: &[String]) -> Result<Vec<Requiremen
     for specifier in specifiers {
         let requirement = look(specifier).and_then(|text| match meant::something_else(language, text) {
             Some(meant) => Err(Reason::Meant(meant)),
-            None => read(text),
+            None => Requirement::read(language, text),
         });
         let refused = |reason| RequirementError::Refused { specifier: Quoted::new(specifier), language, reason };
         requirements.push(requirement.map_err(refused)?);
@@ -99,7 +113,7 @@ pub fn parse(language: Language, specifiers: &[String]) -> Result<Vec<Requiremen
     requirements.dedup();
     for (index, one) in requirements.iter().enumerate() {
         let of_same_name = requirements[index + 1..].iter().take_while(|other| other.name == one.name);
-        if let Some(other) = of_same_name.into_iter().find(|other| contradict(one, other)) {
+        if let Some(other) = of_same_name.into_iter().find(|other| one.contradicts(other)) {
             return Err(RequirementError::Contradiction { one: one.text.clone(), other: other.text.clone() });
         }
     }
@@ -138,13 +152,6 @@ pub(crate) fn starts_with_ignoring_case(text: &str, prefix: &str) -> bool {
     text.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
 }
 
-/// Whether an installer would take the text for a file rather than for a name.
-pub(crate) fn is_file_name(text: &str) -> bool {
-    const ENDINGS: [&str; 7] = [".whl", ".tgz", ".gz", ".tar", ".zip", ".txt", ".toml"];
-    let text = text.to_ascii_lowercase();
-    ENDINGS.iter().any(|ending| text.ends_with(ending))
-}
-
 /// Why a request cannot be taken. Nothing was asked of a registry.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequirementError {
@@ -181,60 +188,6 @@ pub enum RequirementError {
         /// The other.
         other: String,
     },
-}
-
-/// What is wrong with a specifier.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(missing_docs, reason = "the texts below say what each is")]
-pub enum Reason {
-    Empty,
-    TooLong,
-    Control { character: char },
-    NotAscii { character: char },
-    Option,
-    Url,
-    Repository,
-    Path,
-    DirectReference,
-    Alias,
-    Name { detail: &'static str },
-    Version { version: String },
-    Syntax { detail: String },
-    Meant(Meant),
-}
-
-impl Reason {
-    /// What stands after the specifier in a message.
-    fn of(&self, language: Language) -> String {
-        let named = match language {
-            Language::Javascript => "name the package, such as lodash, lodash@4.17.21 or @types/node",
-            _ => "name the package, such as requests, requests==2.32.3 or requests[socks]>=2.30",
-        };
-        match self {
-            Reason::Empty => "is empty".into(),
-            Reason::TooLong => format!("is longer than {SPECIFIER_MAX_BYTES} bytes"),
-            Reason::Control { character } => format!("has a control character in it (U+{:04X})", u32::from(*character)),
-            Reason::NotAscii { character } => format!(
-                "has the character {character:?} (U+{:04X}) in it, which no package's name has, though it may look like \
-                 one that has",
-                u32::from(*character)
-            ),
-            Reason::Option => format!("is an option of an installer, not a package; {named}"),
-            Reason::Url => format!("is a URL, and packages come from the registry alone; {named}"),
-            Reason::Repository => format!("is a repository, and packages come from the registry alone; {named}"),
-            Reason::Path => format!("is a file, and packages come from the registry alone; {named}"),
-            Reason::DirectReference => {
-                format!("says where to get the package, which is the registry's to say; {named}")
-            }
-            Reason::Alias => format!("gives a package another name or another source; {named}"),
-            Reason::Name { detail } => format!("has no {language} package's name: {detail}"),
-            Reason::Version { version } => {
-                format!("asks for {version:?}, which is neither a version, a range of versions nor a tag")
-            }
-            Reason::Meant(meant) => meant.to_string(),
-            Reason::Syntax { detail } => format!("is not a {language} package with versions: {detail}"),
-        }
-    }
 }
 
 /// A specifier as a message shows it: quoted, so that it cannot pass for a part of the message, and not too long.

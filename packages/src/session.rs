@@ -144,7 +144,8 @@ pub(crate) struct Need {
 }
 
 impl Session {
-    pub(crate) fn new(
+    /// What one install goes through: it records what was asked for, and knows why. `observer` is told as it happens.
+    pub fn new(
         gateway: Gateway,
         language: Language,
         requirements: Vec<Requirement>,

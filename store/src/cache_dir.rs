@@ -11,49 +11,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::entry::Entry;
-use crate::error::{At, FileError, NotRemoved};
-use crate::file::allocated_bytes;
+use crate::entry_id::Kind;
+use crate::error::NotRemoved;
+use crate::file::{allocated_bytes, remove_content};
 use crate::prune::excess;
-use crate::shelf::{Shelf, remove_directory};
+use crate::shelf::Shelf;
 use crate::tier::Tier;
-
-/// What an entry is of. Everybody's are known here, because whoever makes room makes it among all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
-    /// What a VM boots.
-    Image,
-    /// A VM that was saved.
-    Template,
-    /// Packages, installed.
-    Layer,
-    /// Which exact packages a request became.
-    Resolution,
-}
-
-impl Kind {
-    /// All of them.
-    pub const ALL: [Kind; 4] = [Kind::Image, Kind::Template, Kind::Layer, Kind::Resolution];
-
-    /// What the folder of its entries is called, here and in every tier.
-    pub const fn folder(self) -> &'static str {
-        match self {
-            Kind::Image => "images",
-            Kind::Template => "templates",
-            Kind::Layer => "layers",
-            Kind::Resolution => "resolutions",
-        }
-    }
-
-    /// Whether QEMU, on the host, takes it for its own: then one that somebody else could have made is never used.
-    pub const fn is_trusted_by_host(self) -> bool {
-        match self {
-            // A guest's programs and data. A guest may be hostile, and is held as one.
-            Kind::Image | Kind::Layer | Kind::Resolution => false,
-            // The state of devices, which QEMU does not promise to withstand.
-            Kind::Template => true,
-        }
-    }
-}
 
 /// How much all entries together may take, in gigabytes, where nobody says otherwise.
 pub const DEFAULT_LIMIT_GB: u64 = 10;
@@ -204,20 +167,6 @@ impl CacheDir {
 
 fn content_bytes(folder: &Path) -> u64 {
     fs::read_dir(folder).into_iter().flatten().flatten().map(|found| allocated_bytes(&found.path())).sum()
-}
-
-/// The folder itself stays: who is about to build may have made sure of it already.
-pub(crate) fn remove_content(folder: &Path) -> Result<(), FileError> {
-    for found in fs::read_dir(folder).at("read", folder)? {
-        let found = found.at("read", folder)?;
-        let path = found.path();
-        if found.file_type().at("look at", &path)?.is_dir() {
-            remove_directory(&path)?;
-        } else {
-            fs::remove_file(&path).at("remove", &path)?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

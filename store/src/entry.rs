@@ -8,9 +8,9 @@ use std::time::SystemTime;
 
 use crate::error::{At, FileError, NotRemoved};
 use crate::file::allocated_bytes;
+use crate::file::remove_directory;
 use crate::lease::is_same;
 use crate::open::open_directory;
-use crate::shelf::remove_directory;
 use crate::stamp::STAMP;
 
 /// What entries on their way out are called.

@@ -1,7 +1,7 @@
 //! Single files and directories, written so that they are whole whenever they are seen.
 
 use std::fs::{self, DirBuilder};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 
@@ -30,6 +30,28 @@ pub fn create_private_directory(path: &Path) -> Result<(), FileError> {
 /// Makes what was renamed in a directory outlast a crash.
 pub(crate) fn sync_directory(path: &Path) -> Result<(), FileError> {
     open_directory(path).and_then(|directory| directory.sync_all()).at("sync", path)
+}
+
+/// Somebody else may be about it as well.
+pub(crate) fn remove_directory(path: &Path) -> Result<(), FileError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).at("remove", path),
+        _ => Ok(()),
+    }
+}
+
+/// The folder itself stays: who is about to build may have made sure of it already.
+pub(crate) fn remove_content(folder: &Path) -> Result<(), FileError> {
+    for found in fs::read_dir(folder).at("read", folder)? {
+        let found = found.at("read", folder)?;
+        let path = found.path();
+        if found.file_type().at("look at", &path)?.is_dir() {
+            remove_directory(&path)?;
+        } else {
+            fs::remove_file(&path).at("remove", &path)?;
+        }
+    }
+    Ok(())
 }
 
 /// What a file, or a directory with all that is in it, takes on the disk: less than its length when it is sparse. What

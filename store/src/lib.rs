@@ -10,7 +10,7 @@
 
 // In the order in which to read them: the places, then the rules for what is there, then what all are made with.
 mod cache_dir;
-pub use cache_dir::{Beside, CacheDir, DEFAULT_LIMIT_GB, GIGABYTE, Kind, Removal};
+pub use cache_dir::{Beside, CacheDir, DEFAULT_LIMIT_GB, GIGABYTE, Removal};
 
 mod shelf;
 pub use shelf::{LOCK_POLL, Shelf};
@@ -24,8 +24,14 @@ pub use turn::Turn;
 mod workplace;
 pub use workplace::Workplace;
 
+mod tiers;
+pub use tiers::Fetched;
+
 mod tier;
-pub use tier::{EntryId, Fetched, Tier};
+pub use tier::Tier;
+
+mod entry_id;
+pub use entry_id::{EntryId, Kind};
 
 mod entry;
 pub use entry::{Entry, is_part_name, part_names};

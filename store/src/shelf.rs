@@ -18,11 +18,10 @@ use sandbox_schemas::image::Digest;
 
 use crate::entry::{Entry, REMOVING};
 use crate::error::{At, FileError, NotRemoved, ShelfError};
-use crate::file::{allocated_bytes, create_private_directory};
+use crate::file::{allocated_bytes, create_private_directory, remove_directory};
 use crate::lock::{GENERATIONS_MAX, Lock};
 use crate::prune::is_outdated;
 use crate::trust::check_owner;
-use crate::turn::Turn;
 use crate::workplace::{BUILDING, Workplace};
 
 /// How often a builder that waits for another one should look whether it is done.
@@ -56,11 +55,6 @@ impl Shelf {
     pub fn try_lock(&self, name: &str) -> Result<Option<Lock>, ShelfError> {
         self.make()?;
         Ok(Lock::try_take(&self.lock_path(name, 0), name, 0)?.ok())
-    }
-
-    /// To wait for the right to build, but not for who has it and was stopped.
-    pub fn turn(&self, name: &str) -> Turn {
-        Turn::new(self.clone(), name.to_owned())
     }
 
     /// Makes sure that it is there, and this user's alone.
@@ -173,14 +167,6 @@ impl Shelf {
 fn is_unfinished(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     name.starts_with(BUILDING) || name.starts_with(REMOVING)
-}
-
-/// Somebody else may be about it as well.
-pub(crate) fn remove_directory(path: &Path) -> Result<(), FileError> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).at("remove", path),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -20,8 +20,9 @@ pub struct Turn {
 }
 
 impl Turn {
-    pub(crate) fn new(shelf: Shelf, name: String) -> Turn {
-        Turn { shelf, name, heard: Default::default() }
+    /// A wish for the right to build what is called `name`, but not to wait for who has it and was stopped.
+    pub fn new(shelf: Shelf, name: &str) -> Turn {
+        Turn { shelf, name: name.to_owned(), heard: Default::default() }
     }
 
     /// The right to build, once it is to be had. To be asked again every [`LOCK_POLL`](crate::LOCK_POLL) or so. Beside a builder that is
@@ -93,7 +94,7 @@ mod tests {
         // As a process has it that was stopped: locked, and never touched again.
         let stopped = File::create(shelf.lock_path("thing", 0)).unwrap();
         stopped.lock().unwrap();
-        let mut turn = shelf.turn("thing");
+        let mut turn = Turn::new(shelf.clone(), "thing");
         assert!(turn.try_lock().unwrap().is_none());
         turn.heard[0].last.as_mut().unwrap().quiet = STALLED;
         let beside = turn.try_lock().unwrap().unwrap();

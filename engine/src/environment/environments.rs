@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sandbox_packages::{Gateway, GatewayConfig, Requirement, SessionReport, lock_key, parse};
+use sandbox_packages::{Gateway, GatewayConfig, Requirement, Session, SessionReport, lock_key, parse};
 use sandbox_schemas::environment::{EnvironmentId, Lock};
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::install::{InstallOutcome, InstallTiming, InstalledPackage};
@@ -249,14 +249,14 @@ impl Environments {
     ) -> Result<(Installed, SessionReport), InstallError> {
         let folder = self.folder()?;
         if let Some(parent) = self.parent(language, requirements).await {
-            let session = gateway.session(language, requirements.to_owned(), None);
+            let session = Session::new(gateway.clone(), language, requirements.to_owned(), None);
             let installed = install(host, &folder, language, requirements, Some(&parent), &session, words).await?;
             if let Some(installed) = installed {
                 return Ok((installed, session.report()));
             }
             tracing::info!(parent = %parent.id, "packages cannot be added to those of another set; all are installed anew");
         }
-        let session = gateway.session(language, requirements.to_owned(), None);
+        let session = Session::new(gateway.clone(), language, requirements.to_owned(), None);
         let installed = install(host, &folder, language, requirements, None, &session, words).await?;
         let installed = installed.ok_or_else(|| InstallError::internal("the installer has installed nothing"))?;
         Ok((installed, session.report()))

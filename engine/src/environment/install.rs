@@ -19,7 +19,6 @@ use sandbox_schemas::wire::Role;
 use serde::Deserialize;
 use tokio::sync::oneshot;
 
-use crate::acquire::boot_deadline;
 use crate::environment::layer::{self, Installed};
 use crate::environment::{Environment, InstallError};
 use crate::error::VmError;
@@ -173,7 +172,7 @@ pub(crate) async fn run_installer(
     }
     let program = program(request)?;
     let vm = Booting::launch(&host.qemu, &spec, hello, keep).await?.with_tunnel(handler);
-    let vm = vm.start(&program, boot_deadline(spec.accelerator)).await?;
+    let vm = vm.start(&program, spec.boot_deadline()).await?;
     let preparation = Preparation {
         accepted,
         setup: Duration::ZERO,

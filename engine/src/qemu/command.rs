@@ -2,12 +2,16 @@
 
 use std::os::fd::{OwnedFd, RawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::image::BootImage;
 use sandbox_schemas::limits::TCG_CODE_BUFFER_MB;
 
 use crate::qemu::version::Version;
+
+/// KVM's device.
+pub(crate) const KVM_DEVICE: &str = "/dev/kvm";
 
 /// From this version on, QEMU maps a file privately that it has opened for reading alone. Before, it wants one that it may
 /// write to, and must not be trusted not to.
@@ -50,6 +54,17 @@ pub(crate) struct LaunchSpec {
     pub(crate) slot: Slot,
     /// Code that need not be translated. Only for a QEMU that [keeps code](crate::qemu::Qemu::keeps_code).
     pub(crate) code: Code,
+}
+
+impl LaunchSpec {
+    /// How long a boot may take. It takes 3-6 s under TCG on two idle cores, well under 1 s on hardware; a machine that is busy
+    /// with other things must not make it fail.
+    pub(crate) fn boot_deadline(&self) -> Duration {
+        match self.accelerator {
+            Accelerator::Kvm => Duration::from_secs(20),
+            Accelerator::Tcg => Duration::from_secs(120),
+        }
+    }
 }
 
 /// Guest code that QEMU has translated, in files of its own make. A guest does the same without them, later.

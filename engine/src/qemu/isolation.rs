@@ -12,9 +12,9 @@ use nix::sched::CloneFlags;
 use nix::unistd::Uid;
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
-use crate::qemu::child::{self, Beginning, Voice, Way, Word};
+use crate::qemu::child::{self, Beginning, Voice, Way};
+use crate::qemu::confine::{Confinement, Degree, confine};
 use crate::qemu::group::{Group, Groups};
-use crate::qemu::process::{Confinement, Refused, confine};
 use crate::qemu::user::{UserId, Users};
 use crate::qemu::{namespace, privileges};
 
@@ -81,13 +81,6 @@ pub(crate) enum UserFact {
 pub(crate) struct Belongings {
     pub(crate) user: Option<UserId>,
     pub(crate) group: Option<Group>,
-}
-
-/// What of the steps that may fail has not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Degree {
-    pub(crate) has_no_bounding_set: bool,
-    pub(crate) has_oom_score: bool,
 }
 
 /// Why a child could not be confined, as the end of a sentence.
@@ -287,31 +280,9 @@ fn oom_score() -> (i32, String) {
     (score, score.to_string())
 }
 
-/// What a trial says that came to its end, beside the steps that can fail.
-const DONE: u8 = 0;
-
-impl From<Degree> for Word {
-    fn from(degree: Degree) -> Word {
-        Word { about: DONE, value: i32::from(degree.has_no_bounding_set) | i32::from(degree.has_oom_score) << 1 }
-    }
-}
-
-impl TryFrom<Word> for Degree {
-    type Error = Refused;
-
-    fn try_from(word: Word) -> Result<Degree, Refused> {
-        match word.about {
-            DONE => Ok(Degree { has_no_bounding_set: word.value & 1 != 0, has_oom_score: word.value & 2 != 0 }),
-            _ => Err(word.into()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::qemu::process::Step;
-    use nix::libc;
 
     #[test]
     fn what_was_found_holds_for_who_looks_for_it() {
@@ -346,15 +317,5 @@ mod tests {
         child.wait_here().unwrap();
         let tried = try_out(isolation.way, &Belongings::default(), &ended, "500");
         assert_eq!(tried, Err("tying its life to the server's: No such process (os error 3)".into()));
-    }
-
-    #[test]
-    fn a_trial_tells_its_degree() {
-        for (has_no_bounding_set, has_oom_score) in [(false, false), (true, false), (false, true), (true, true)] {
-            let degree = Degree { has_no_bounding_set, has_oom_score };
-            assert_eq!(Degree::try_from(Word::from(degree)), Ok(degree));
-        }
-        let refused = Refused::new(Step::User, &io::Error::from_raw_os_error(libc::EPERM));
-        assert_eq!(Degree::try_from(Word::from(refused)), Err(refused));
     }
 }

@@ -18,7 +18,7 @@ use nix::libc;
 use sandbox_schemas::accelerator::Accelerator;
 
 use crate::qemu::child::not_given;
-use crate::qemu::process::KVM_DEVICE;
+use crate::qemu::command::KVM_DEVICE;
 use crate::qemu::program::Program;
 
 /// All that this was written for; of it, the kernel does what it can.

@@ -10,6 +10,8 @@ mod version;
 
 mod isolation;
 
+mod confine;
+
 mod child;
 mod group;
 mod namespace;
@@ -28,7 +30,7 @@ mod confinement;
 
 pub(crate) use binary::Qemu;
 pub(crate) use clock::tsc_khz;
-pub(crate) use command::{Code, LaunchSpec, OPENS_RAM_READ_ONLY, Slot, Start, StartKind, arguments_to};
+pub(crate) use command::{Code, KVM_DEVICE, LaunchSpec, OPENS_RAM_READ_ONLY, Slot, Start, StartKind, arguments_to};
 pub(crate) use confinement::{confinement, tell};
 pub(crate) use monitor::{Monitor, STATE_MAX_BYTES};
-pub(crate) use process::{KVM_DEVICE, QemuProcess, starved};
+pub(crate) use process::{QemuProcess, starved};

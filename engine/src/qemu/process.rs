@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::ffi::{CString, c_char};
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -12,10 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::libc;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Signal, set_parent_process_death_signal, setsid};
-use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use rustix::thread::Gid;
 use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::limits::LAYER_SLOT_BYTES;
 use sandbox_store::open_regular;
@@ -24,29 +21,23 @@ use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
 
 use crate::error::VmError;
-use crate::qemu::child::{self, Child, Ended, Voice, Word, not_given};
+use crate::qemu::child::{self, Child, Ended, Voice, not_given};
 use crate::qemu::command::{
-    self, BINARY_FD, CODE_FD, INITRD_FD, KERNEL_FD, LaunchSpec, MONITOR_FD, RAM_FD, ROOT_FD, SAVED_CODE_FD, SLOT_FD,
-    WIRE_FD,
+    self, BINARY_FD, CODE_FD, INITRD_FD, KERNEL_FD, KVM_DEVICE, LaunchSpec, MONITOR_FD, RAM_FD, ROOT_FD, SAVED_CODE_FD,
+    SLOT_FD, WIRE_FD,
 };
+use crate::qemu::confine::{Confinement, Refused, Step, confine};
 use crate::qemu::filter::Filter;
-use crate::qemu::isolation::{Degree, Isolation};
+use crate::qemu::isolation::Isolation;
 use crate::qemu::landlock::Landlock;
-use crate::qemu::privileges;
 use crate::qemu::program::Program;
 use crate::template::ram;
-
-/// KVM's device.
-pub(crate) const KVM_DEVICE: &str = "/dev/kvm";
 
 /// How long an ended QEMU's last words are waited for.
 const LAST_WORDS_DEADLINE: Duration = Duration::from_millis(500);
 
 /// Most of QEMU's words that are kept, in bytes.
 const LAST_WORDS_BYTES: u64 = 4096;
-
-/// Descriptors that QEMU may have open. It is given a dozen.
-const OPEN_FILES: u64 = 64;
 
 /// A running QEMU. Its drop kills it; a task of its own reaps it.
 #[derive(Debug)]
@@ -302,175 +293,6 @@ fn device_group(accelerator: Accelerator) -> Option<Gid> {
     Some(Gid::from_raw(device.gid())).filter(|group| group.as_raw() != 0)
 }
 
-/// What a child is confined by, made before it is.
-pub(crate) struct Confinement<'a> {
-    /// What it keeps, and where.
-    pub(crate) descriptors: &'a [(RawFd, RawFd)],
-    /// Who it becomes, with a group of the same number. `None` for nobody else.
-    pub(crate) user: Option<u32>,
-    /// A group that it is in as well.
-    pub(crate) group: Option<Gid>,
-    /// Size to which it may write files.
-    pub(crate) file_bytes: u64,
-    /// The process that it must not outlive.
-    pub(crate) server: BorrowedFd<'a>,
-    pub(crate) oom_score: &'a str,
-    /// What it may do with files, where the kernel can tell it.
-    pub(crate) landlock: Option<&'a Landlock>,
-    /// What it may ask of the kernel. `None` for what is no program.
-    pub(crate) filter: Option<&'a Filter>,
-}
-
-/// A step of a child on its way to being QEMU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Step {
-    Descriptors = 1,
-    Session,
-    User,
-    Limits,
-    Privileges,
-    Lifeline,
-    Landlock,
-    Filter,
-    Program,
-}
-
-/// With what an error says that it was about.
-const STEPS: [(Step, &str); 9] = [
-    (Step::Descriptors, "giving it its descriptors"),
-    (Step::Session, "giving it a session of its own"),
-    (Step::User, "changing to another user"),
-    (Step::Limits, "setting its limits"),
-    (Step::Privileges, "giving up its privileges"),
-    (Step::Lifeline, "tying its life to the server's"),
-    (Step::Landlock, "submitting it to Landlock's rules"),
-    (Step::Filter, "filtering its system calls"),
-    (Step::Program, "executing it"),
-];
-
-/// Why a child did not become QEMU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Refused {
-    step: Option<Step>,
-    errno: i32,
-}
-
-/// Runs in the child, before QEMU, and in one that tries it out: system calls only.
-pub(crate) fn confine(confinement: &Confinement<'_>) -> Result<Degree, Refused> {
-    let at = |step: Step| move |error: io::Error| Refused::new(step, &error);
-    keep_descriptors(confinement.descriptors).map_err(at(Step::Descriptors))?;
-    leave_session().map_err(at(Step::Session))?;
-    // Both before the change of user, who may do neither.
-    let has_oom_score = write_oom_score(confinement.oom_score).is_ok();
-    let has_no_bounding_set = privileges::empty_bounding_set();
-    become_user(confinement.user, confinement.group).map_err(at(Step::User))?;
-    limit(confinement.file_bytes).map_err(at(Step::Limits))?;
-    privileges::give_up().map_err(at(Step::Privileges))?;
-    // After the change of user, which clears it.
-    end_with(confinement.server).map_err(at(Step::Lifeline))?;
-    if let Some(landlock) = confinement.landlock {
-        landlock.apply().map_err(|errno| Refused::new(Step::Landlock, &errno.into()))?;
-    }
-    // Last, since it forbids what came before.
-    if let Some(filter) = confinement.filter {
-        filter.apply().map_err(|errno| Refused::new(Step::Filter, &errno.into()))?;
-    }
-    Ok(Degree { has_no_bounding_set, has_oom_score })
-}
-
-/// Keeps these descriptors and no other beyond the end of this program: whoever started the server may have left some open
-/// without close-on-exec.
-fn keep_descriptors(descriptors: &[(RawFd, RawFd)]) -> io::Result<()> {
-    let first = libc::STDERR_FILENO + 1;
-    #[allow(unsafe_code, reason = "nix has no wrapper of close_range")]
-    // SAFETY: it only sets a flag on descriptors of this process.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    for &(file, place) in descriptors {
-        #[allow(unsafe_code, reason = "places are numbers")]
-        // SAFETY: nothing of ours is in the place, in a process that owns nothing.
-        if unsafe { libc::dup2(file, place) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(())
-}
-
-/// Away from the server's terminal, whose Ctrl-C is for the server, and from its group of processes, which could be signalled
-/// as a whole.
-fn leave_session() -> io::Result<()> {
-    setsid()?;
-    Ok(())
-}
-
-/// A host that is out of memory shall end a VM, and not who uses it.
-fn write_oom_score(score: &str) -> io::Result<()> {
-    let (flags, mode) = (rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::empty());
-    let file = rustix::fs::open(c"/proc/self/oom_score_adj", flags, mode)?;
-    rustix::io::write(&file, score.as_bytes())?;
-    Ok(())
-}
-
-fn become_user(user: Option<u32>, group: Option<Gid>) -> io::Result<()> {
-    let Some(id) = user else { return Ok(()) };
-    let (user, own_group) = (Uid::from_raw(id), Gid::from_raw(id));
-    set_thread_groups(group.as_slice())?;
-    set_thread_res_gid(own_group, own_group, own_group)?;
-    set_thread_res_uid(user, user, user)?;
-    Ok(())
-}
-
-fn limit(file_bytes: u64) -> io::Result<()> {
-    let limits =
-        [(Resource::RLIMIT_CORE, 0), (Resource::RLIMIT_FSIZE, file_bytes), (Resource::RLIMIT_NOFILE, OPEN_FILES)];
-    for (resource, most) in limits {
-        // Whoever started the server may have set less, of which nobody gets back anything.
-        let most = getrlimit(resource)?.1.min(most);
-        setrlimit(resource, most, most)?;
-    }
-    Ok(())
-}
-
-/// Has the kernel end this process when the server ends.
-fn end_with(server: BorrowedFd<'_>) -> io::Result<()> {
-    set_parent_process_death_signal(Some(Signal::KILL))?;
-    // The server may have ended before that. Its id would not say so: in a PID namespace it has none.
-    let mut server = [PollFd::from_borrowed_fd(server, PollFlags::IN)];
-    match poll(&mut server, Some(&Timespec::default()))? {
-        0 => Ok(()),
-        _ => Err(io::Error::from_raw_os_error(libc::ESRCH)),
-    }
-}
-
-impl Refused {
-    pub(crate) fn new(step: Step, error: &io::Error) -> Refused {
-        Refused { step: Some(step), errno: error.raw_os_error().unwrap_or_default() }
-    }
-}
-
-impl From<Refused> for Word {
-    fn from(refused: Refused) -> Word {
-        Word { about: refused.step.map_or(u8::MAX, |step| step as u8), value: refused.errno }
-    }
-}
-
-impl From<Word> for Refused {
-    fn from(word: Word) -> Refused {
-        let step = STEPS.iter().map(|(step, _)| *step).find(|step| *step as u8 == word.about);
-        Refused { step, errno: word.value }
-    }
-}
-
-impl std::fmt::Display for Refused {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let doing = STEPS.iter().find(|(step, _)| Some(*step) == self.step).map_or("confining it", |(_, doing)| doing);
-        write!(formatter, "{doing}: {}", io::Error::from_raw_os_error(self.errno))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -493,15 +315,5 @@ mod tests {
         assert!(error(libc::ENOSPC).contains("user.max_pid_namespaces"));
         assert!(error(libc::EAGAIN).contains("ulimit -u"));
         assert!(error(libc::ENOMEM).starts_with("a process for it: "));
-    }
-
-    #[test]
-    fn a_refusal_survives_the_pipe_and_says_what_was_refused() {
-        for (step, doing) in STEPS {
-            let refused = Refused::new(step, &io::Error::from_raw_os_error(libc::EPERM));
-            assert_eq!(Refused::from(Word::from(refused)), refused);
-            assert_eq!(refused.to_string(), format!("{doing}: Operation not permitted (os error 1)"));
-        }
-        assert!(Refused::from(Word { about: 200, value: libc::EIO }).to_string().starts_with("confining it: "));
     }
 }

@@ -10,7 +10,6 @@ use sandbox_schemas::language::Language;
 use sandbox_schemas::wire::Hello;
 use tokio::sync::oneshot;
 
-use crate::acquire::boot_deadline;
 use crate::admission::Place;
 use crate::error::{Fault, VmError};
 use crate::qemu::{LaunchSpec, Qemu, Start};
@@ -77,7 +76,7 @@ async fn try_build(qemu: &Qemu, spec: &LaunchSpec, exercised: &[Language]) -> Re
 
     let hello = template_hello(Language::ALL.to_vec())?;
     let (keep, gone) = oneshot::channel::<()>();
-    let deadline = boot_deadline(spec.accelerator);
+    let deadline = spec.boot_deadline();
     let mut vm = Booting::launch(qemu, &spec, hello, keep).await?.ready(deadline).await?;
     // The short ones come last, so that an interpreter is left as it is found by programs that do little.
     for program in rehearsal::exercises(exercised).chain(rehearsal::before_saving()) {

@@ -5,7 +5,7 @@ use percent_encoding::percent_decode_str;
 use url::Url;
 
 use crate::checksum::Checksum;
-use crate::pypi::page::{Listed, Metadata};
+use crate::pypi::listed::{Listed, Metadata};
 use crate::upstream::resolve;
 
 /// The files of a page that came from `base`: its anchors. Whatever else is in it does not matter.

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use url::Url;
 
 use crate::checksum::Checksum;
-use crate::pypi::page::{Listed, Metadata};
+use crate::pypi::listed::{Listed, Metadata};
 use crate::upstream::resolve;
 
 #[derive(Deserialize)]

@@ -5,11 +5,14 @@ mod wheel;
 pub use wheel::PythonTarget;
 
 mod page;
-pub(crate) use page::{ACCEPT, Metadata, Page, Unusable, Wheel};
+pub(crate) use page::{ACCEPT, Page, Unusable, Wheel};
 
 mod json;
 
 mod html;
+
+mod listed;
+pub(crate) use listed::Metadata;
 
 mod render;
 pub(crate) use render::{Form, render};

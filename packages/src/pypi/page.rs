@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use url::Url;
 
 use crate::checksum::Checksum;
+use crate::pypi::listed::{Listed, Metadata};
 use crate::pypi::wheel::{Kind, PythonTarget, classify};
 use crate::pypi::{html, json};
 use crate::upstream::{FetchError, RawPage};
@@ -35,15 +36,6 @@ pub(crate) struct Wheel {
     pub(crate) metadata: Metadata,
 }
 
-/// Whether a wheel's metadata lies beside it (PEP 658).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Metadata {
-    /// It does not: it is taken from the wheel itself.
-    Within,
-    /// It does, and hashes to this, if the index says so.
-    Beside(Option<Checksum>),
-}
-
 /// Why a version cannot be installed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Unusable {
@@ -53,17 +45,6 @@ pub(crate) enum Unusable {
     OtherMachines,
     /// There is a wheel, and the index does not say what it hashes to.
     Unverifiable,
-}
-
-/// A file as an index lists it.
-pub(crate) struct Listed {
-    pub(crate) file: String,
-    pub(crate) url: Url,
-    pub(crate) checksum: Option<Checksum>,
-    pub(crate) size_bytes: Option<u64>,
-    pub(crate) requires_python: Option<String>,
-    pub(crate) yanked: Option<String>,
-    pub(crate) metadata: Metadata,
 }
 
 impl Page {

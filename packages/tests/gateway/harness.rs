@@ -33,7 +33,7 @@ impl Fixture {
     pub async fn client(&self, language: Language, specifiers: &[&str]) -> Client {
         let specifiers: Vec<_> = specifiers.iter().map(|text| text.to_string()).collect();
         let requirements = parse(language, &specifiers).unwrap();
-        Client::of(self.gateway.session(language, requirements, None)).await
+        Client::of(Session::new(self.gateway.clone(), language, requirements, None)).await
     }
 
     pub async fn python(&self, specifiers: &[&str]) -> Client {

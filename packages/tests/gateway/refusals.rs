@@ -1,6 +1,6 @@
 //! What may not come, and who is told to be behind it.
 
-use sandbox_packages::Allowlist;
+use sandbox_packages::{Allowlist, Session};
 use sandbox_schemas::language::Language;
 use serde_json::json;
 
@@ -49,7 +49,8 @@ async fn the_requirement_behind_a_refusal_is_named() {
     let fixture = Fixture::before(&registry.base, allowing(&["app", "middle"]));
     let (observer, events) = recorder();
     let requirements = sandbox_packages::parse(Language::Python, &["app".into()]).unwrap();
-    let client = Client::of(fixture.gateway.session(Language::Python, requirements, Some(observer))).await;
+    let client =
+        Client::of(Session::new(fixture.gateway.clone(), Language::Python, requirements, Some(observer))).await;
     for name in ["app", "middle"] {
         client.get(&format!("/pypi/simple/{name}/")).await.unwrap();
         client.get(&format!("/pypi/files/{name}/{name}-1.0-py3-none-any.whl.metadata")).await.unwrap();

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Instant;
 
-use sandbox_packages::{Allowlist, Gateway, GatewayConfig, parse};
+use sandbox_packages::{Allowlist, Gateway, GatewayConfig, Session, parse};
 use sandbox_schemas::language::Language;
 use sandbox_store::CacheDir;
 use tempfile::TempDir;
@@ -53,7 +53,7 @@ impl Install {
     pub async fn new(cache: &Path, allowlist: Allowlist, language: Language, specifiers: &[&str]) -> Install {
         let specifiers: Vec<_> = specifiers.iter().map(|text| text.to_string()).collect();
         let requirements = parse(language, &specifiers).unwrap();
-        let session = gateway(cache, allowlist).session(language, requirements, None);
+        let session = Session::new(gateway(cache, allowlist), language, requirements, None);
         Install { client: Client::of(session).await, folder: tempfile::tempdir().unwrap() }
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use toml::de::{DeTable, DeValue};
 
 use crate::settings::SPECS;
-use crate::settings::sources::{Given, Origin, SettingError};
+use crate::settings::given::{Given, Origin, SettingError};
 
 /// What a file sets. An unknown key is an error: nobody else writes into this file, so it is a mistake.
 pub(crate) fn parse(path: &Path, text: &str) -> Result<Vec<Given>, SettingError> {

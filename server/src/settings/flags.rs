@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::builder::OsStringValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
-use crate::settings::sources::{CONFIG_VARIABLE, Given, Origin};
+use crate::settings::given::{CONFIG_VARIABLE, Given, Origin};
 use crate::settings::{SPECS, Spec};
 
 /// The flags that were given. What they say is checked with the other sources, so that all errors are alike.

@@ -2,12 +2,14 @@
 //! variable (`SANDBOX_MCP_WARM_POOL_SIZE`), its key in the file (`warm_pool_size = 0`), its help and its checks come from there.
 
 // In the order in which to read them.
-mod value;
-
 mod sources;
 
 mod file;
 mod flags;
+
+mod given;
+
+mod value;
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -21,7 +23,8 @@ use sandbox_schemas::language::Language;
 use sandbox_store::{CacheDir, DEFAULT_LIMIT_GB, GIGABYTE, Tier};
 
 pub(crate) use flags::Flags;
-pub(crate) use sources::{ConfigFile, Origin, SettingError};
+pub(crate) use given::{Origin, SettingError};
+pub(crate) use sources::ConfigFile;
 
 use sources::Sources;
 use value::{LogFilter, Name, Names, Number, PackageSets, PackageSources, Prefix, RegistryUrl, Value};
