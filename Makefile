@@ -19,9 +19,11 @@ test: setup-tests
 	@for set in mcp-2.3.0 mcp-1.30.0 adapters node; do \
 	    sh tests/clients/install.sh $$set >/dev/null || [ $$? = 75 ] || exit 1; \
 	done
-	$(CARGO) test --workspace --release --locked --no-run
+	$(CARGO) build --workspace --all-targets --release --locked
 	$(PROGRAM) image build
+	@rm -f $(dir $(PROGRAM))skipped
 	$(CARGO) test --workspace --release --locked
+	@[ ! -e $(dir $(PROGRAM))skipped ] || { echo "SKIPPED, so not tested:"; sort $(dir $(PROGRAM))skipped | uniq -c; }
 
 # Every system call of QEMUs that do all that they are there for, traced: none may be refused but what they only try. Minutes.
 test-filter: setup-tests image
@@ -40,11 +42,11 @@ program: setup
 
 # How long a user waits, and what a VM costs: never fails on a time. AGAINST=/path/to/another/sandbox-mcp compares with that.
 bench: image
-	$(CARGO) bench --locked --bench performance
+	$(CARGO) bench --locked --package sandbox-tests --bench performance
 
 # Ten thousand runs through one server, whose holdings must not grow; minutes. RUNS=3000 runs fewer.
 soak: image
-	$(CARGO) bench --locked --bench soak
+	$(CARGO) bench --locked --package sandbox-tests --bench soak
 
 # What desktop clients and the MCP registry install from, in target/bundle. URL is where the bundle will be found.
 bundle: program

@@ -17,14 +17,14 @@ mod rows;
 mod packages;
 
 mod bucket;
-#[path = "../../remote/tests/s3/weed.rs"]
-#[allow(dead_code, unreachable_pub, reason = "a file of tests, of which some do more with it")]
-mod weed;
+use sandbox_tests::weed;
 
 mod subject;
 mod table;
 
 use std::path::PathBuf;
+
+use sandbox_tests::program::program;
 
 use crate::subject::Subject;
 use crate::table::Table;
@@ -32,8 +32,7 @@ use crate::table::Table;
 fn main() {
     let runs = std::env::var("RUNS").ok().and_then(|runs| runs.parse().ok()).unwrap_or(20);
     let other = std::env::var_os("AGAINST").map(|path| Subject::new(PathBuf::from(path)));
-    let subjects: Vec<Subject> =
-        [Subject::new(env!("CARGO_BIN_EXE_sandbox-mcp").into())].into_iter().chain(other).collect();
+    let subjects: Vec<Subject> = [Subject::new(program().to_owned())].into_iter().chain(other).collect();
     let mut table = Table::new(&subjects, runs);
     let wanted = std::env::var("ROWS").unwrap_or_default();
     for row in rows::ALL.iter().chain(packages::ALL).chain(bucket::ALL).filter(|row| row.name.contains(&wanted)) {

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 use crate::cache::{run, with_cache, with_image};
 use crate::harness::{DEADLINE, Server, execute_request, initialize_params, pipe_through, request};
-use crate::packages::has_registries;
 use crate::weed::{self, Weed};
+use sandbox_tests::skip::has_registries;
 
 /// A host's product: its cache, the bucket, and the key if it has it.
 struct Fleet {

@@ -3,21 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use sandbox_tests::skip::{has_registries, skip};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::harness::{QEMU, Server, command, execute_request, execute_with, new_cache, request};
-use crate::packages::has_registries;
-
-/// Not by a macro, whose words the test runner keeps to itself.
-fn skipped(why: &str) {
-    let _ = writeln!(std::io::stderr(), "\nSKIPPED: {why}\n");
-}
 
 fn pool_status(server: &mut Server) -> Value {
     server.send(&request(9, "tools/call", json!({"name": "pool_status", "arguments": {}})));
@@ -34,7 +28,7 @@ fn open_folder() -> TempDir {
 /// A QEMU that does this, and says what came of it.
 fn conqueror(folder: &TempDir, attack: &str) -> PathBuf {
     let path = folder.path().join(QEMU);
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/product/conqueror.c");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("product/conqueror.c");
     let mut cc = Command::new("cc");
     cc.args(["-Wall", "-Werror", "-pthread", &format!("-DATTACK={attack}"), "-o"]).arg(&path).arg(source);
     let output = cc.output().expect("the set-up has installed a compiler");
@@ -109,7 +103,7 @@ fn a_conquered_qemu_reaches_nothing() {
     ] {
         let (error, confinement) = attack(act);
         if confinement.get("landlock").is_none() {
-            return skipped("this kernel has no Landlock; what it keeps from QEMU is NOT tested");
+            return skip("this kernel has no Landlock");
         }
         assert!(error.contains(&format!("tries. came to {expected}.")), "{act}: {error}");
     }
@@ -171,7 +165,7 @@ fn traced(folder: &Path) -> Option<Command> {
     };
     let trial = strace(&folder.join("trial")).arg("true").stderr(Stdio::null()).status();
     if !trial.is_ok_and(|status| status.success()) || !folder.read_dir().unwrap().any(|_| true) {
-        skipped("no `strace` here, or it is not allowed: what QEMU asks for is NOT tested");
+        skip("there is no `strace`, or it is not allowed: what QEMU asks for");
         return None;
     }
     let untraced = command();

@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::cache::run;
+use sandbox_tests::program::program;
+
 use crate::harness::{Server, command, execute_request, initialize_params, pipe_through, request};
 
 /// Nobody else is this user, so that nobody else's processes count as its own.
@@ -89,7 +91,7 @@ fn copy_of_cache(owner: u32) -> TempDir {
     let mut copy = Command::new("cp");
     copy.args(["-a", "--reflink=auto"]).args([users.join("images"), users.join("templates")]).arg(folder.path());
     assert!(copy.status().unwrap().success());
-    fs::copy(env!("CARGO_BIN_EXE_sandbox-mcp"), folder.path().join(PRODUCT)).unwrap();
+    fs::copy(program(), folder.path().join(PRODUCT)).unwrap();
     if Uid::effective().is_root() {
         let chown = Command::new("chown").args(["-R", &owner.to_string()]).arg(folder.path()).status();
         assert!(chown.unwrap().success());
@@ -226,7 +228,7 @@ fn a_cache_that_is_gone_is_built_again_and_not_tried_again() {
         let error = &result["_meta"]["sandbox-mcp/error"];
         assert_eq!((&error["code"], &error["retryable"]), (&json!("not_installed"), &json!(false)), "{result}");
         let message = error["message"].as_str().unwrap();
-        assert!(message.contains(&format!("`{} image build`", env!("CARGO_BIN_EXE_sandbox-mcp"))), "{message}");
+        assert!(message.contains(&format!("`{} image build`", program().display())), "{message}");
         assert!(message.contains(images.to_str().unwrap()), "{message}");
     }
     fs::rename(kept.path().join("images"), &images).unwrap();

@@ -10,10 +10,7 @@
     reason = "a test fails by panicking, and starts the product as its users do"
 )]
 
-mod harness;
-#[path = "../../remote/tests/s3/weed.rs"]
-#[allow(dead_code, reason = "what only the tier's own tests do")]
-mod weed;
+use sandbox_tests::{harness, weed};
 
 mod bad_input;
 mod bucket;

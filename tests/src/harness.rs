@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::program::program;
+
 /// Above anything that is right, on a machine that is busy with other tests.
 pub const DEADLINE: Duration = Duration::from_secs(600);
 
@@ -25,7 +27,7 @@ pub struct Server {
 /// The command with what every test wants: TCG, since a trial of KVM is not what is tested; no VMs but those that the test asks
 /// for; no stray settings.
 pub fn command() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sandbox-mcp"));
+    let mut command = Command::new(program());
     // Where things are on this machine is no stray setting.
     let kept = ["SANDBOX_MCP_CACHE_DIR", "SANDBOX_MCP_QEMU"];
     for name in std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()) {
@@ -102,10 +104,12 @@ impl Server {
         }
     }
 
-    /// Asserts that nothing comes for a while.
+    /// Asserts that nothing comes for a while, from a server that lives.
+    #[track_caller]
     pub fn expect_silence(&mut self, duration: Duration) {
         match self.lines.recv_timeout(duration) {
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => panic!("the server has closed its output"),
             Ok(line) => panic!("unexpected: {line}"),
         }
     }
