@@ -60,7 +60,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 const TEMPLATE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// The same for one with packages, which it has to import; a VM that boots would have to do that as well.
-pub(crate) const SET_DEADLINE: Duration = Duration::from_secs(600);
+pub(crate) const ENVIRONMENT_DEADLINE: Duration = Duration::from_secs(600);
 
 /// A restored guest takes 0.1-0.2 s under TCG to do all that; one that is not there by then will not come.
 const RESTORE_DEADLINE: Duration = Duration::from_secs(20);
@@ -115,7 +115,7 @@ impl Vms {
     async fn restore(&self, wanted: &Wanted) -> Result<Option<Started>, ExecuteError> {
         let Some(templates) = &self.templates else { return Ok(None) };
         let environment = wanted.environment.as_ref();
-        let patience = if environment.is_none() { TEMPLATE_DEADLINE } else { SET_DEADLINE };
+        let patience = if environment.is_none() { TEMPLATE_DEADLINE } else { ENVIRONMENT_DEADLINE };
         let Some(template) = templates.of(environment, patience).await else { return Ok(None) };
         let place = self.host.enter(wanted.memory_mb).await?;
         let _restoring = Counted::new(&self.stats.restoring);
@@ -153,7 +153,7 @@ impl Vms {
         let deadline = self.host.spec.boot_deadline();
         let started = async {
             let hello = Hello {
-                layers: wanted.environment.as_ref().map_or(0, |environment| environment.layers),
+                parts: wanted.environment.as_ref().map_or(0, |environment| environment.parts),
                 ..hello(vec![wanted.language])?
             };
             let vm = Booting::launch(&self.host.qemu, &spec, hello, place).await?.ready(deadline).await?;

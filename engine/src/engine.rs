@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::accelerate::{self, AcceleratorChoice};
-use crate::acquire::{SET_DEADLINE, Vms, Wanted};
+use crate::acquire::{ENVIRONMENT_DEADLINE, Vms, Wanted};
 use crate::admission::{Admission, Limits};
 use crate::environment::{Environment, Environments, InstallError, Installation, run_installer};
 use crate::error::{ExecuteError, StartError};
@@ -297,7 +297,7 @@ impl Inner {
         let installed = Instant::now();
         let environment = &obtained.environment;
         let template = match &self.vms.templates {
-            Some(templates) => templates.of(Some(environment), SET_DEADLINE).await,
+            Some(templates) => templates.of(Some(environment), ENVIRONMENT_DEADLINE).await,
             None => None,
         };
         self.vms.host.pool.keep(environment, false);

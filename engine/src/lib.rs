@@ -28,7 +28,7 @@ mod wire;
 
 mod host;
 
-mod entry;
+mod opened;
 mod turn;
 
 mod environment;

@@ -17,11 +17,11 @@ use crate::vm::Waiting;
 /// client that sends one program after the other.
 const REST: Duration = Duration::from_millis(100);
 
-/// So long after a set of packages was last used, a VM with it waits: whoever has used it is likely to do so again.
-const SET_KEPT: Duration = Duration::from_secs(300);
+/// So long after an environment was last used, a VM with it waits: whoever has used it is likely to do so again.
+const ENVIRONMENT_KEPT: Duration = Duration::from_secs(300);
 
-/// Sets for which VMs wait because they were used, at most: each VM has 30-100 MB of its own.
-const SETS_KEPT_MAX: usize = 2;
+/// Environments that VMs wait with because they were used, at most: each VM has 30-100 MB of its own.
+const ENVIRONMENTS_KEPT_MAX: usize = 2;
 
 /// How long a VM is not tried to be made again that could not be made: twice as long each time.
 const PUT_OFF_FIRST: Duration = Duration::from_secs(1);
@@ -53,7 +53,7 @@ struct Activity {
     /// What programs were written in, until now.
     languages: Vec<Language>,
     /// Sets for which a VM waits, the one that was used last at the end.
-    sets: Vec<Kept>,
+    environments: Vec<Kept>,
     /// What cannot be made for now, so that it keeps nothing else from being made.
     put_off: HashMap<Option<Digest>, PutOff>,
     last_begun: Instant,
@@ -62,7 +62,7 @@ struct Activity {
     is_closed: bool,
 }
 
-/// A set of packages for which a VM waits.
+/// An environment that a VM waits with.
 #[derive(Debug)]
 struct Kept {
     environment: Arc<Environment>,
@@ -96,23 +96,23 @@ impl Activity {
         self.calls.len() > spare || self.pressing > 0
     }
 
-    /// When the first of the sets is not kept any more, or something can be tried again.
+    /// When the first of the environments is not kept any more, or something can be tried again.
     fn next_change(&self) -> Option<Instant> {
         let now = Instant::now();
         let put_off = self.put_off.values().map(|put_off| put_off.until).filter(|until| *until > now);
-        self.sets.iter().filter_map(|kept| kept.until).chain(put_off).min()
+        self.environments.iter().filter_map(|kept| kept.until).chain(put_off).min()
     }
 
-    /// Forgets the sets that were not used for long, and the oldest of those that are too many.
+    /// Forgets the environments that were not used for long, and the oldest of those that are too many.
     fn expire(&mut self) {
         let now = Instant::now();
-        self.sets.retain(|kept| kept.until.is_none_or(|until| until > now));
-        while self.sets.iter().filter(|kept| kept.until.is_some()).count() > SETS_KEPT_MAX {
-            let oldest = self.sets.iter().position(|kept| kept.until.is_some());
-            oldest.map(|index| self.sets.remove(index));
+        self.environments.retain(|kept| kept.until.is_none_or(|until| until > now));
+        while self.environments.iter().filter(|kept| kept.until.is_some()).count() > ENVIRONMENTS_KEPT_MAX {
+            let oldest = self.environments.iter().position(|kept| kept.until.is_some());
+            oldest.map(|index| self.environments.remove(index));
         }
-        let sets = &self.sets;
-        let is_kept = |layer: &Digest| sets.iter().any(|kept| kept.environment.key == *layer);
+        let environments = &self.environments;
+        let is_kept = |layer: &Digest| environments.iter().any(|kept| kept.environment.key == *layer);
         self.put_off.retain(|layer, _| layer.as_ref().is_none_or(is_kept));
     }
 }
@@ -135,7 +135,7 @@ pub(crate) struct Pressing<'a>(&'a Pool);
 pub(crate) struct Running<'a>(&'a Pool, Option<Digest>);
 
 impl Pool {
-    /// A pool for `size` VMs without packages, on a machine with so many processors. None wait for sets if none shall wait at all.
+    /// A pool for `size` VMs without packages, on a machine with so many processors. None wait for environments if none shall wait at all.
     pub(crate) fn new(size: usize, cores: usize) -> Pool {
         Pool {
             size,
@@ -145,7 +145,7 @@ impl Pool {
             activity: Mutex::new(Activity {
                 calls: Vec::new(),
                 languages: Vec::new(),
-                sets: Vec::new(),
+                environments: Vec::new(),
                 put_off: HashMap::new(),
                 last_begun: Instant::now(),
                 pressing: 0,
@@ -216,11 +216,11 @@ impl Pool {
             return;
         }
         let mut activity = lock(&self.activity);
-        let known = activity.sets.iter().position(|kept| kept.environment.key == environment.key);
-        let known = known.map(|index| activity.sets.remove(index));
+        let known = activity.environments.iter().position(|kept| kept.environment.key == environment.key);
+        let known = known.map(|index| activity.environments.remove(index));
         let is_for_good = for_good || known.is_some_and(|kept| kept.until.is_none());
-        let until = (!is_for_good).then(|| Instant::now() + SET_KEPT);
-        activity.sets.push(Kept { environment: environment.clone(), until });
+        let until = (!is_for_good).then(|| Instant::now() + ENVIRONMENT_KEPT);
+        activity.environments.push(Kept { environment: environment.clone(), until });
         activity.expire();
         self.changed.notify_one();
     }
@@ -265,7 +265,7 @@ impl Pool {
                 }
                 activity.expire();
                 let mut waiting = lock(&self.waiting);
-                let is_kept = |layer| activity.sets.iter().any(|kept| kept.environment.key == layer);
+                let is_kept = |layer| activity.environments.iter().any(|kept| kept.environment.key == layer);
                 waiting.retain(|idle| idle.layer.is_none_or(is_kept));
                 let wish = if activity.is_busy(self.spare) { None } else { self.missing(&activity, &waiting) };
                 (wish, activity.last_begun + REST, activity.next_change())
@@ -285,7 +285,7 @@ impl Pool {
         }
     }
 
-    /// What is wanted most: one VM without packages, then one with each set, then the rest of those without.
+    /// What is wanted most: one VM without packages, then one with each environment, then the rest of those without.
     fn missing(&self, activity: &Activity, waiting: &[Idle]) -> Option<Wish> {
         let count = |layer| waiting.iter().filter(|idle| idle.layer == layer).count();
         // What this server is used for. Each language that is not rehearsed is 15-30 MiB less of code that QEMU has translated.
@@ -299,8 +299,8 @@ impl Pool {
             let layer = Some(kept.environment.key);
             count(layer) == 0 && activity.is_possible(layer)
         };
-        let set = activity.sets.iter().rev().find(is_missing);
-        if let Some(Kept { environment, .. }) = set {
+        let kept = activity.environments.iter().rev().find(is_missing);
+        if let Some(Kept { environment, .. }) = kept {
             return Some(Wish { languages: vec![environment.language], environment: Some(environment.clone()) });
         }
         (count(None) < self.size && is_bare_possible).then_some(bare)
@@ -398,19 +398,20 @@ mod tests {
     async fn a_set_is_kept_for_a_while_since_it_was_used_and_a_configured_one_for_good() {
         let pool = Pool::new(1, 2);
         let environments: Vec<_> = (0..4).map(Environment::for_tests).collect();
-        let kept = || -> Vec<Digest> { lock(&pool.activity).sets.iter().map(|kept| kept.environment.key).collect() };
+        let kept =
+            || -> Vec<Digest> { lock(&pool.activity).environments.iter().map(|kept| kept.environment.key).collect() };
         pool.keep(&environments[0], true);
         environments[1..].iter().for_each(|environment| pool.keep(environment, false));
         pool.keep(&environments[0], false);
         // It is looked at whenever a VM may be wanted.
         pool.wish().await;
         assert_eq!(kept(), [2, 3, 0].map(|index: usize| environments[index].key), "the oldest one is one too many");
-        tokio::time::advance(SET_KEPT / 2).await;
+        tokio::time::advance(ENVIRONMENT_KEPT / 2).await;
         pool.keep(&environments[2], false);
-        tokio::time::advance(SET_KEPT / 2).await;
+        tokio::time::advance(ENVIRONMENT_KEPT / 2).await;
         pool.wish().await;
         assert_eq!(kept(), [0, 2].map(|index: usize| environments[index].key));
-        tokio::time::advance(SET_KEPT).await;
+        tokio::time::advance(ENVIRONMENT_KEPT).await;
         pool.wish().await;
         assert_eq!(kept(), [environments[0].key]);
     }
@@ -418,42 +419,42 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_cannot_be_made_keeps_nothing_else_from_being_made() {
         let pool = Pool::new(1, 2);
-        let set = Environment::for_tests(1);
-        pool.keep(&set, false);
+        let environment = Environment::for_tests(1);
+        pool.keep(&environment, false);
         let wished = async |pool: &Pool| {
             let wish = tokio::time::timeout(Duration::from_millis(200), pool.wish()).await.ok().flatten();
             wish.map(|wish| wish.environment.is_some())
         };
         assert_eq!(wished(&pool).await, Some(false));
         pool.put_off(&pool.wish().await.unwrap());
-        assert_eq!(wished(&pool).await, Some(true), "the base fails, sets are made");
+        assert_eq!(wished(&pool).await, Some(true), "the base fails, environments are made");
         pool.put_off(&pool.wish().await.unwrap());
         assert_eq!(wished(&pool).await, None, "all fails");
-        pool.call_up(Some(set.key));
+        pool.call_up(Some(environment.key));
         assert_eq!(wished(&pool).await, Some(true));
         pool.call_up(None);
         assert_eq!(wished(&pool).await, Some(false));
-        // Longer each time, and forgotten with the set.
+        // Longer each time, and forgotten with the environment.
         for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
             pool.put_off(&Wish { environment: None, languages: Vec::new() });
-            pool.put_off(&Wish { environment: Some(set.clone()), languages: Vec::new() });
-            pool.keep(&set, false);
+            pool.put_off(&Wish { environment: Some(environment.clone()), languages: Vec::new() });
+            pool.keep(&environment, false);
             let begun = Instant::now();
             pool.wish().await.unwrap();
             assert_eq!(begun.elapsed().as_secs(), seconds);
         }
-        tokio::time::advance(SET_KEPT * 2).await;
+        tokio::time::advance(ENVIRONMENT_KEPT * 2).await;
         pool.wish().await.unwrap();
-        assert!(!lock(&pool.activity).put_off.contains_key(&Some(set.key)));
+        assert!(!lock(&pool.activity).put_off.contains_key(&Some(environment.key)));
     }
 
     #[test]
     fn where_no_vm_waits_no_set_is_kept() {
         let pool = Pool::new(0, 2);
-        let set = Environment::for_tests(1);
-        pool.keep(&set, false);
-        pool.keep(&set, true);
-        assert_eq!(Arc::strong_count(&set), 1);
+        let environment = Environment::for_tests(1);
+        pool.keep(&environment, false);
+        pool.keep(&environment, true);
+        assert_eq!(Arc::strong_count(&environment), 1);
     }
 
     #[tokio::test(start_paused = true)]

@@ -415,7 +415,7 @@ pub(crate) fn hello(warm: Vec<Language>) -> Result<Hello, VmError> {
         vm_id: id.iter().map(|byte| format!("{byte:02x}")).collect(),
         warm,
         role: Role::Runs,
-        layers: 0,
+        parts: 0,
     };
     hello.entropy.copy_from_slice(entropy);
     Ok(hello)

@@ -241,7 +241,7 @@ async fn a_vm_that_is_larger_than_all_may_be_is_refused_with_the_reason() {
     for (memory_mb, expected) in [(513, refusal), (512, "the VM ended")] {
         request.memory_mb = memory_mb;
         let handler = |_: Target, _: TunnelStream| std::future::ready(());
-        let installation = Installation { writable_mb: 1024, layers: 0, disk: None, handler: Arc::new(handler) };
+        let installation = Installation { writable_mb: 1024, parts: 0, disk: None, handler: Arc::new(handler) };
         let (mut text, cancel) = (Text::default(), CancellationToken::new());
         let result = engine.run_installer(installation, request.clone(), &mut text, cancel).await;
         let found = result.unwrap_err().to_string();
@@ -288,7 +288,7 @@ async fn install(script: &str, frames: &[u8]) -> Result<ExecuteOutcome, ExecuteE
         let _stream = stream;
         std::future::pending().await
     };
-    let installation = Installation { writable_mb: 1024, layers: 0, disk: None, handler: Arc::new(handler) };
+    let installation = Installation { writable_mb: 1024, parts: 0, disk: None, handler: Arc::new(handler) };
     let result = engine.run_installer(installation, request, &mut Text::default(), CancellationToken::new()).await;
     let ended = tokio::time::timeout(Duration::from_secs(5), engine.shut_down()).await;
     assert!(ended.is_ok(), "a process was left behind");

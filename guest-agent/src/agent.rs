@@ -30,7 +30,7 @@ pub(crate) struct Agent {
     warming: Vec<Language>,
     run: Option<Run>,
     /// Parts of the second disk that are mounted.
-    layers: usize,
+    parts: usize,
     role: Role,
     /// Size of the writable space, in MiB.
     writable_mb: u64,
@@ -62,7 +62,7 @@ impl Agent {
             runners: Vec::new(),
             warming: Vec::new(),
             run: None,
-            layers: 0,
+            parts: 0,
             role: Role::Runs,
             writable_mb: boot::WRITABLE_DEFAULT_MB,
             tunnel: None,
@@ -158,9 +158,9 @@ impl Agent {
             self.runners.push(Runner::spawn(language, &[])?);
             self.warming.push(language);
         }
-        let layers = usize::from(hello.layers);
-        boot::mount_packages(self.layers, layers)?;
-        self.layers = self.layers.max(layers);
+        let parts = usize::from(hello.parts);
+        boot::mount_packages(self.parts, parts)?;
+        self.parts = self.parts.max(parts);
         self.role = hello.role;
         if let Role::Installs { writable_mb, has_disk } = hello.role {
             self.equip(writable_mb, has_disk)?;
@@ -172,7 +172,7 @@ impl Agent {
     fn equip(&mut self, writable_mb: u64, has_disk: bool) -> Result<()> {
         boot::resize_writable(writable_mb)?;
         if has_disk {
-            boot::give_disk(self.layers)?;
+            boot::give_disk(self.parts)?;
         }
         // It is there before the host hears that the VM is ready, so that no program comes too early for it.
         self.tunnel = Some(Tunnel::open()?);

@@ -26,7 +26,7 @@ pub(crate) const PROGRAM_DIR: &str = "/run/program";
 /// The working directory of a program.
 pub(crate) const WORKSPACE_DIR: &str = "/workspace";
 
-/// Where the commands of Python's packages are, from whichever layer: a part of `PATH`.
+/// Where the commands of Python's packages are, from whichever part of the layer: in `PATH`.
 pub(crate) const COMMAND_DIR: &str = "/run/commands";
 
 /// Where the runners' source lies.
@@ -56,9 +56,9 @@ pub(crate) const WRITABLE_DEFAULT_MB: u64 = limits::writable_mb(limits::MEMORY_D
 const SECOND_DISK: &str = "/dev/vdb";
 
 /// One of its parts, counted from 0, and where interpreters look for what is in it: in the first, and in what was added to that.
-fn layer(index: usize) -> Option<(String, String)> {
+fn part(index: usize) -> Option<(String, String)> {
     let target = if index == 0 { "/packages".into() } else { format!("/packages-{}", index + 1) };
-    (index < limits::LAYERS_MAX).then(|| (format!("{SECOND_DISK}{}", index + 1), target))
+    (index < limits::LAYER_PARTS_MAX).then(|| (format!("{SECOND_DISK}{}", index + 1), target))
 }
 
 /// Brings the guest up and opens the port.
@@ -68,25 +68,25 @@ pub(crate) fn bring_up() -> Result<Port> {
     mount_writable()?;
     settings::apply()?;
     bring_up_loopback()?;
-    let added = std::iter::repeat_n(limits::LAYER_ADDED_BYTES, limits::LAYERS_MAX - 1);
-    partition::divide(SECOND_DISK, std::iter::once(limits::LAYER_FIRST_BYTES).chain(added))?;
+    let added = std::iter::repeat_n(limits::LAYER_ADDED_PART_BYTES, limits::LAYER_PARTS_MAX - 1);
+    partition::divide(SECOND_DISK, std::iter::once(limits::LAYER_FIRST_PART_BYTES).chain(added))?;
     cgroup::set_up()?;
     come_first()?;
     open_port()
 }
 
-/// Puts package layers, which are on the second disk, where interpreters look for them: as many as are to be there, of which
-/// so many are there already.
+/// Puts the parts of a package layer, which is the second disk, where interpreters look for them: as many as are to be there, of
+/// which so many are there already.
 pub(crate) fn mount_packages(mounted: usize, wanted: usize) -> Result<()> {
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOSUID;
-    let mut missing = (mounted..wanted).map_while(layer);
+    let mut missing = (mounted..wanted).map_while(part);
     missing.try_for_each(|(part, target)| {
         attach(&part, &target, "erofs", flags, "")?;
         offer_commands(&format!("{target}/python/bin"))
     })
 }
 
-/// Puts the commands of a layer where shells look for them. Of two by one name the first stays.
+/// Puts the commands of a part where shells look for them. Of two by one name the first stays.
 fn offer_commands(folder: &str) -> Result<()> {
     let commands = match fs::read_dir(folder) {
         Ok(commands) => commands,
@@ -124,8 +124,8 @@ pub(crate) fn resize_writable(size_mb: u64) -> Result<()> {
 }
 
 /// Lets the user write to the part of the second disk that comes after so many others.
-pub(crate) fn give_disk(layers: usize) -> Result<()> {
-    let (part, _) = layer(layers).ok_or_else(|| Error::new("giving a disk to the user", "it has no further part"))?;
+pub(crate) fn give_disk(parts: usize) -> Result<()> {
+    let (part, _) = part(parts).ok_or_else(|| Error::new("giving a disk to the user", "it has no further part"))?;
     give_to_user(&part)
 }
 

@@ -20,8 +20,8 @@ pub struct LayerManifest {
     pub lock: Lock,
     /// Names of those that were asked for; the rest are what these need.
     pub requested: Vec<String>,
-    /// How many parts of its disk have packages, from 1 to [`LAYERS_MAX`](crate::limits::LAYERS_MAX).
-    pub layers: u8,
+    /// How many parts of its disk have packages, from 1 to [`LAYER_PARTS_MAX`](crate::limits::LAYER_PARTS_MAX).
+    pub parts: u8,
     /// The layer that it begins with, where its packages were added to one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub added_to: Option<LayerReference>,

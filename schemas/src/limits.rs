@@ -106,18 +106,18 @@ pub const INSTALL_TIMEOUT_SECONDS: u64 = 900;
 
 /// Size of the disk that a package layer is in, in bytes. All have the same, since a clone keeps the disk size of its template;
 /// what a layer does not fill is a hole that takes nothing. Larger than any usual set: torch without CUDA unpacks to 0.9 GB.
-pub const LAYER_SLOT_BYTES: u64 = LAYER_FIRST_BYTES + (LAYERS_MAX as u64 - 1) * LAYER_ADDED_BYTES;
+pub const LAYER_SLOT_BYTES: u64 = LAYER_FIRST_PART_BYTES + (LAYER_PARTS_MAX as u64 - 1) * LAYER_ADDED_PART_BYTES;
 
 /// How many parts that disk has: a layer, and what was added to it, one after the other. Agents find out what they need one package at a
 /// time; behind the last there is no room, and all is installed anew, as one part.
-pub const LAYERS_MAX: usize = 12;
+pub const LAYER_PARTS_MAX: usize = 12;
 
 /// The first part, in bytes.
-pub const LAYER_FIRST_BYTES: u64 = 3 * 1024 * 1024 * 1024;
+pub const LAYER_FIRST_PART_BYTES: u64 = 3 * 1024 * 1024 * 1024;
 
 /// Each of the others. What is before one is the layer that its packages were added to, byte by byte: a VM that has that one mounted
 /// can be given the other.
-pub const LAYER_ADDED_BYTES: u64 = 1024 * 1024 * 1024;
+pub const LAYER_ADDED_PART_BYTES: u64 = 1024 * 1024 * 1024;
 
 /// Bytes of the tunnel in one frame, either way. Large enough that a frame's own cost is lost in it, small enough that what is
 /// said of the program meanwhile does not wait for long.

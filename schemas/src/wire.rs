@@ -49,7 +49,7 @@ pub struct Hello {
     pub role: Role,
     /// How many parts of the second disk have packages that are to be mounted, before any interpreter starts: none, the first,
     /// or also what was added to that.
-    pub layers: u8,
+    pub parts: u8,
 }
 
 /// What a VM is for. Only the host gives it more than a program needs.

@@ -74,7 +74,7 @@ async fn install(
 ) -> Result<ExecuteOutcome, ExecuteError> {
     let mut request = ExecuteInput::new(language, code);
     request.timeout_seconds = 300;
-    let installation = Installation { writable_mb: 1500, layers: 0, disk: None, handler: Arc::new(handler) };
+    let installation = Installation { writable_mb: 1500, parts: 0, disk: None, handler: Arc::new(handler) };
     engine.run_installer(installation, request, &mut Text::default(), cancel).await
 }
 
@@ -321,7 +321,7 @@ async fn a_program_that_transfers_is_interrupted_in_time() {
     "#;
     let mut request = ExecuteInput::new(Language::Shell, code);
     request.timeout_seconds = 30;
-    let installation = Installation { writable_mb: 1500, layers: 0, disk: None, handler: Arc::new(handler) };
+    let installation = Installation { writable_mb: 1500, parts: 0, disk: None, handler: Arc::new(handler) };
     let begun = Instant::now();
     let outcome =
         engine.run_installer(installation, request, &mut Text::default(), CancellationToken::new()).await.unwrap();

@@ -515,7 +515,7 @@ fn a_set_that_grows_again_and_again_has_a_part_for_each_step() {
     for count in 1..=names.len() {
         let installed = install(&mut server, "python", &names[..count]);
         let manifest = manifest(&cache, &installed);
-        assert_eq!((&manifest["layers"], &installed["template"]), (&json!(count), &json!(true)), "{manifest}");
+        assert_eq!((&manifest["parts"], &installed["template"]), (&json!(count), &json!(true)), "{manifest}");
         assert_eq!(manifest["added_to"].get("key"), before.as_ref().map(|before| &before["key"]));
         let code = format!(
             "import shutil, sys; print([name in sys.modules for name in {:?}], shutil.which('tabulate'))",

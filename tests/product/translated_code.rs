@@ -275,7 +275,7 @@ fn hello() -> Hello {
         vm_id: "0".repeat(32),
         warm: vec![Language::Python],
         role: Role::Runs,
-        layers: 0,
+        parts: 0,
     }
 }
 

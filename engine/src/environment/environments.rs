@@ -13,12 +13,12 @@ use sandbox_store::{CacheDir, EntryId, Fetched, KeyHasher, Kind, Shelf};
 use tokio::sync::OnceCell;
 use tokio_util::task::TaskTracker;
 
-use crate::entry::Unusable;
 use crate::environment::build::{Builds, Words};
 use crate::environment::install::{self, install};
 use crate::environment::layer::Installed;
 use crate::environment::{Environment, InstallError, layer, parent, resolution};
 use crate::host::Host;
+use crate::opened::Unusable;
 use crate::run::OutputSink;
 use crate::template::Template;
 use crate::turn::turn;
@@ -254,7 +254,7 @@ impl Environments {
             if let Some(installed) = installed {
                 return Ok((installed, session.report()));
             }
-            tracing::info!(parent = %parent.id, "packages cannot be added to those of another set; all are installed anew");
+            tracing::info!(parent = %parent.id, "packages cannot be added to another environment; all are installed anew");
         }
         let session = Session::new(gateway.clone(), language, requirements.to_owned(), None);
         let installed = install(host, &folder, language, requirements, None, &session, words).await?;
@@ -285,7 +285,7 @@ impl Environments {
         let (shelf, cache) = (self.shelf.clone(), self.cache.clone());
         let mut requested: Vec<String> = requirements.iter().map(|requirement| requirement.name().to_owned()).collect();
         requested.dedup();
-        // Whoever publishes another set is done in a moment.
+        // Whoever publishes another environment is done in a moment.
         let lock = turn(&shelf, id.language().name()).await.map_err(InstallError::internal)?;
         if let Some(environment) = self.load(id.clone()).await? {
             // Another server was first; it is in use already.

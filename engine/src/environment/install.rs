@@ -34,7 +34,7 @@ pub struct Installation {
     /// Size of its writable space, in MiB. It is memory, and counts against the program's too.
     pub writable_mb: u64,
     /// How many parts of the disk have packages already.
-    pub layers: u8,
+    pub parts: u8,
     /// What it writes its result to, behind those parts.
     pub disk: Option<Arc<OwnedFd>>,
     /// Serves its connections to the registry.
@@ -117,7 +117,7 @@ pub(crate) async fn install(
     };
     let installation = Installation {
         writable_mb,
-        layers: parent.map_or(0, |parent| parent.layers),
+        parts: parent.map_or(0, |parent| parent.parts),
         disk: Some(disk),
         handler: Arc::new(serve),
     };
@@ -146,11 +146,11 @@ pub(crate) async fn install(
     }
     let was_added = outcome.stdout.lines().any(|line| line.starts_with(ADDED));
     // What adds nothing is on its parent's disk as it is.
-    let layers = parent.map_or(0, |parent| parent.layers) + u8::from(was_added || parent.is_none());
+    let parts = parent.map_or(0, |parent| parent.parts) + u8::from(was_added || parent.is_none());
     let added_to = parent.filter(|_| was_added).map(|parent| parent.reference());
     let skipped =
         report.refusals.into_iter().map(|refusal| Omitted { reason: refusal.to_string(), name: refusal.refused.name });
-    Ok(Some(Installed { image, lock: Lock::new(language, packages), layers, added_to, skipped: skipped.collect() }))
+    Ok(Some(Installed { image, lock: Lock::new(language, packages), parts, added_to, skipped: skipped.collect() }))
 }
 
 /// Runs a program in a VM that boots for it, as an installer. `keep` is dropped once the VM is gone.
@@ -163,10 +163,10 @@ pub(crate) async fn run_installer(
 ) -> Result<ExecuteOutcome, VmError> {
     let accepted = Instant::now();
     let timeout = Duration::from_secs(request.timeout_seconds);
-    let Installation { writable_mb, layers, disk, handler } = installation;
+    let Installation { writable_mb, parts, disk, handler } = installation;
     let mut spec = LaunchSpec { memory_mb: request.memory_mb + VM_OVERHEAD_MB, ..host.spec.clone() };
     let mut hello = hello(Vec::new())?;
-    (hello.layers, hello.role) = (layers, Role::Installs { writable_mb, has_disk: disk.is_some() });
+    (hello.parts, hello.role) = (parts, Role::Installs { writable_mb, has_disk: disk.is_some() });
     if let Some(file) = disk {
         spec.slot = Slot { file: Some(file), is_writable: true };
     }

@@ -9,11 +9,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use sandbox_schemas::environment::{EnvironmentId, Lock, Omitted};
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::layer::{LAYER_FORMAT, LayerManifest, LayerReference, LayerStamp};
-use sandbox_schemas::limits::{LAYER_SLOT_BYTES, LAYERS_MAX};
+use sandbox_schemas::limits::{LAYER_PARTS_MAX, LAYER_SLOT_BYTES};
 use sandbox_store::{At, FileError, for_each_run, identity, verify_once, write_json};
 
-use crate::entry::{MANIFEST, Mapped, Opened, Unusable, write_mapped};
 use crate::environment::Environment;
+use crate::opened::{MANIFEST, Mapped, Opened, Unusable, write_mapped};
 
 const IMAGE: &str = "layer.erofs";
 
@@ -22,7 +22,7 @@ pub(crate) struct Installed {
     pub(crate) image: File,
     pub(crate) lock: Lock,
     /// How many parts of the disk have packages.
-    pub(crate) layers: u8,
+    pub(crate) parts: u8,
     /// The layer that the disk begins with, if there was one.
     pub(crate) added_to: Option<LayerReference>,
     /// What its packages can do without, and does not have.
@@ -47,7 +47,7 @@ pub(crate) fn write(
     folder: &Path,
     key: Digest,
     requested: Vec<String>,
-    Installed { image, lock, layers, added_to, skipped }: Installed,
+    Installed { image, lock, parts, added_to, skipped }: Installed,
 ) -> Result<(), FileError> {
     let image = write_mapped(&folder.join(IMAGE), &image)?;
     let created_unix_seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -59,7 +59,7 @@ pub(crate) fn write(
             key,
             lock,
             requested,
-            layers,
+            parts,
             added_to,
             skipped,
             image,
@@ -80,9 +80,9 @@ pub(crate) fn load_with_parent(folder: &Path, id: &EnvironmentId) -> Result<Envi
     if let Some(LayerReference { key, image_sha256 }) = &environment.added_to {
         let id = EnvironmentId::new(environment.language, *key);
         let parent = load_with_parent(folder, &id).ok();
-        let layers = environment.layers;
+        let parts = environment.parts;
         let is_same =
-            |parent: &Environment| parent.key == *key && parent.image_sha256 == *image_sha256 && parent.layers < layers;
+            |parent: &Environment| parent.key == *key && parent.image_sha256 == *image_sha256 && parent.parts < parts;
         environment.parent = parent.filter(is_same).map(Arc::new);
     }
     Ok(environment)
@@ -96,8 +96,8 @@ pub(crate) fn load(folder: &Path, id: &EnvironmentId) -> Result<Environment, Unu
     if manifest.format != LAYER_FORMAT || EnvironmentId::new(language, manifest.key) != *id {
         return Err(Unusable::damaged(MANIFEST, "it is of another entry"));
     }
-    if !(1..=LAYERS_MAX).contains(&usize::from(manifest.layers)) {
-        return Err(Unusable::damaged(MANIFEST, format!("it has {} layers", manifest.layers)));
+    if !(1..=LAYER_PARTS_MAX).contains(&usize::from(manifest.parts)) {
+        return Err(Unusable::damaged(MANIFEST, format!("it has {} parts", manifest.parts)));
     }
     let image = Mapped::open(&entry, IMAGE, manifest.image)?;
     if manifest.image.size_bytes != LAYER_SLOT_BYTES {
@@ -114,7 +114,7 @@ pub(crate) fn load(folder: &Path, id: &EnvironmentId) -> Result<Environment, Unu
         size_bytes: manifest.image.data_bytes,
         layer: image.for_qemu(false)?,
         image_sha256: manifest.image.sha256,
-        layers: manifest.layers,
+        parts: manifest.parts,
         added_to: manifest.added_to,
         skipped: manifest.skipped,
         parent: None,
@@ -142,7 +142,7 @@ mod tests {
         let image = blank(folder.path(), None).unwrap();
         image.write_all_at(&[9; 10_000], 8192).unwrap();
         let lock = Lock::new(Language::Python, Vec::new());
-        let installed = Installed { image, lock, layers: 1, added_to: None, skipped: Vec::new() };
+        let installed = Installed { image, lock, parts: 1, added_to: None, skipped: Vec::new() };
         write(&path, KEY, vec!["numpy".into()], installed).unwrap();
         (folder, path)
     }

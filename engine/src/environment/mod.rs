@@ -55,7 +55,7 @@ pub(crate) struct Environment {
     /// SHA-256 of that disk: what was installed twice need not be the same to the byte.
     pub(crate) image_sha256: Digest,
     /// How many parts of its disk have packages.
-    pub(crate) layers: u8,
+    pub(crate) parts: u8,
     /// The layer that it begins with, where its packages were added to one.
     pub(crate) added_to: Option<LayerReference>,
     /// What its packages can do without, and does not have.
@@ -89,7 +89,7 @@ impl Environment {
             size_bytes: 0,
             layer: Arc::new(tempfile::tempfile().unwrap().into()),
             image_sha256: Digest([number; 32]),
-            layers: 1,
+            parts: 1,
             added_to: None,
             skipped: Vec::new(),
             parent: None,

@@ -1,4 +1,4 @@
-//! The layer that packages are added to: of a set that is there, so that only the rest is installed, and imported.
+//! The layer that packages are added to: of an environment that is there, so that only the rest is installed, and imported.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -7,7 +7,7 @@ use sandbox_schemas::environment::{EnvironmentId, Lock};
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::language::Language;
 use sandbox_schemas::layer::LayerManifest;
-use sandbox_schemas::limits::LAYERS_MAX;
+use sandbox_schemas::limits::LAYER_PARTS_MAX;
 use sandbox_store::Shelf;
 
 use crate::environment::{Environment, layer};
@@ -27,7 +27,7 @@ pub(crate) fn find(
     let oldest = SystemTime::now() - GOOD_FOR;
     let is_usable = |manifest: &LayerManifest| {
         // Behind the last there is no room for more.
-        usize::from(manifest.layers) < LAYERS_MAX
+        usize::from(manifest.parts) < LAYER_PARTS_MAX
             && UNIX_EPOCH + Duration::from_secs(manifest.created_unix_seconds) > oldest
             && has_some_of(manifest, requirements)
             && fits(&manifest.lock, manifest.key)
@@ -72,7 +72,7 @@ mod tests {
             key: Digest([1; 32]),
             lock: Lock::new(Language::Python, packages),
             requested: vec!["flask".into(), "pandas".into()],
-            layers: 1,
+            parts: 1,
             added_to: None,
             skipped: Vec::new(),
             image: RamPart { size_bytes: 0, data_bytes: 0, sha256: Digest([2; 32]) },

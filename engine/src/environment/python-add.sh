@@ -1,4 +1,4 @@
-# Adds Python packages to those of layers, which are mounted, and packs what is new onto the disk. In and out like python.sh; the
+# Adds Python packages to those of a layer, whose parts are mounted, and packs what is new onto the disk. In and out like python.sh; the
 # lines of what is new begin with `+`. Ends with 75 when the whole set has to be installed anew.
 set -euo pipefail
 export UV_CACHE_DIR=/tmp/cache UV_HTTP_TIMEOUT=120 UV_NO_CONFIG=1 UV_PYTHON_DOWNLOADS=never

@@ -172,7 +172,7 @@ impl Making<'_> {
         let spec =
             LaunchSpec { start: Start::RestoreIn { ram: share(&memory)?, state: state.clone() }, ..base.clone() };
         let (keep, gone) = oneshot::channel::<()>();
-        let hello = Hello { layers: environment.layers, ..template_hello(Vec::new())? };
+        let hello = Hello { parts: environment.parts, ..template_hello(Vec::new())? };
         let vm = Booting::launch(qemu, &spec, hello, (keep, place.clone())).await?.ready(READY_DEADLINE).await?;
         let vm = import(vm, environment.language, wanted, said).await?;
         let state = vm.rest(REST).await?.save(SAVE_DEADLINE).await?;

@@ -94,7 +94,7 @@ def say(what):
 
 
 def main():
-    # The layers that were not there when this was done before.
+    # The parts of the layer that were not there when this was done before.
     added = [folder for folder in glob.glob("/packages*/python") if folder not in sys.path]
     sought = kept.setdefault("sought", set())
     if sought and added:

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use crate::error::Fault;
 use crate::template::Template;
-use crate::template::entry::Origin;
+use crate::template::saved::Origin;
 use crate::template::standing::{Consequence, Standing};
 
 /// What is known of one template.
@@ -18,7 +18,7 @@ use crate::template::standing::{Consequence, Standing};
 pub(crate) struct Known {
     pub(crate) name: String,
     pub(crate) origin: Origin,
-    /// The set's; the base has none.
+    /// Whose it is; the base has none.
     pub(crate) id: Option<EnvironmentId>,
     state: Mutex<State>,
 }

@@ -1,5 +1,5 @@
 //! Templates: a VM that was booted once, warmed and saved. A fresh VM is QEMU started with its memory, copy on write, and
-//! its devices' state: no boot. One of a set of packages is made of the base: restored, given the packages, saved again.
+//! its devices' state: no boot. One of an environment is made of the base: restored, given the packages, saved again.
 
 // In the order in which to read them.
 mod templates;
@@ -15,9 +15,9 @@ pub(crate) mod rehearsal;
 
 mod code;
 mod derive;
-mod entry;
 mod key;
 pub(crate) mod ram;
+mod saved;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;

@@ -9,14 +9,14 @@ use sandbox_schemas::image::Digest;
 use sandbox_schemas::template::RamPart;
 use sandbox_store::{CacheDir, EntryId, Fetched, FileError, Kind, Lock, Shelf, Workplace};
 
-use crate::entry::Unusable;
 use crate::environment::Environment;
 use crate::error::VmError;
+use crate::opened::Unusable;
 use crate::qemu::Qemu;
 use crate::template::Template;
 use crate::template::build::{Built, Saved};
 use crate::template::code;
-use crate::template::entry::{self, Origin};
+use crate::template::saved::{self, Origin};
 use crate::turn::{TurnError, turn};
 
 /// What building one takes under TCG: a tier that would take longer is of no use.
@@ -69,7 +69,7 @@ impl Wanted {
 
     /// What lies in a folder, if it is what is wanted.
     fn load(&self, folder: &Path, copies: bool) -> Result<Template, Unusable> {
-        let template = entry::load(folder, &self.origin, copies, self.environment.clone())?;
+        let template = saved::load(folder, &self.origin, copies, self.environment.clone())?;
         if Some(template.state_sha256) == self.distrusted {
             return Err(Unusable::Damaged("VMs that are restored from it do not come up".into()));
         }
@@ -151,7 +151,7 @@ impl Supply {
         drop(making);
         let origin = wanted.origin.clone();
         let published = in_background(move || {
-            entry::complete(place.made(), part, &state, code.as_ref(), &origin, left_out)?;
+            saved::complete(place.made(), part, &state, code.as_ref(), &origin, left_out)?;
             place.publish()
         });
         // In use until the template is, so that nobody makes room with it meanwhile.
@@ -190,8 +190,8 @@ impl Supply {
 
 /// Puts a memory where it will stay, and gives it up where it is: there is no room for it twice.
 fn write_ram(place: Workplace, ram: &File) -> Result<(Workplace, RamPart, File), FileError> {
-    let part = entry::write_ram(place.made(), ram)?;
-    let written = entry::open_ram(place.made())?;
+    let part = saved::write_ram(place.made(), ram)?;
+    let written = saved::open_ram(place.made())?;
     Ok((place, part, written))
 }
 

@@ -22,10 +22,10 @@ use crate::qemu::{LaunchSpec, OPENS_RAM_READ_ONLY, Qemu, StartKind, arguments_to
 use crate::template::Template;
 use crate::template::build::{self, Built};
 use crate::template::derive::{self, Derived, IMPORT_MEMORY_MB, Imported};
-use crate::template::entry::Origin;
 use crate::template::key::{TemplateInputs, host_cpu, host_kvm};
 use crate::template::known::{Known, Look, Maker, Making, Waited};
 use crate::template::rehearsal;
+use crate::template::saved::Origin;
 use crate::template::standing::Consequence;
 use crate::template::supply::{Supply, TemplateError, Wanted};
 
@@ -35,16 +35,16 @@ const BASE: &str = "base";
 /// Memory of a clone, in MiB. What a program may use of it is set for each run; what is never touched costs nothing.
 const MEMORY_MB: u64 = MEMORY_MAX_MB + VM_OVERHEAD_MB;
 
-/// What the making of a set's template may take, in MiB: a VM that imports, and after it another one whose translated code is saved in
+/// What the making of an environment's template may take, in MiB: a VM that imports, and after it another one whose translated code is saved in
 /// memory.
 const DERIVING_MB: u64 = IMPORT_MEMORY_MB + VM_OVERHEAD_MB + SAVED_CODE_MB;
 
 /// Translated code comes to 130 MiB, and what it is found by to some more.
 const SAVED_CODE_MB: u64 = 256;
 
-/// Templates of package sets that stay loaded. A QEMU that must not have the file gets a copy of 150-400 MB in memory, which is made
+/// Templates of environments that stay loaded. A QEMU that must not have the file gets a copy of 150-400 MB in memory, which is made
 /// anew in 0.1-0.2 s.
-const SETS_LOADED_MAX: usize = 4;
+const ENVIRONMENTS_LOADED_MAX: usize = 4;
 
 /// What an engine knows of its templates.
 #[derive(Debug)]
@@ -55,8 +55,8 @@ pub(crate) struct Templates {
     inputs: TemplateInputs,
     base: Arc<Known>,
     /// By the key of the packages' layer.
-    sets: Mutex<HashMap<Digest, Arc<Known>>>,
-    /// Held by the one set whose template is made.
+    environments: Mutex<HashMap<Digest, Arc<Known>>>,
+    /// Held by the one environment whose template is made.
     deriving: Semaphore,
     /// What makes templates, and ends with the engine alone.
     tasks: TaskTracker,
@@ -72,7 +72,7 @@ impl Templates {
         Templates {
             supply: Supply::new(cache, copies),
             base: Arc::new(Known::new(BASE.into(), origin(&inputs, &spec), None)),
-            sets: Mutex::default(),
+            environments: Mutex::default(),
             host,
             spec,
             inputs,
@@ -82,7 +82,7 @@ impl Templates {
         }
     }
 
-    /// The template of a set of packages, or the base for none; `None` when there is none to be had, for now. Not waited for any longer
+    /// The template of an environment, or the base for none; `None` when there is none to be had, for now. Not waited for any longer
     /// than until `patience` after its making has begun.
     pub(crate) async fn of(
         self: &Arc<Self>,
@@ -122,22 +122,23 @@ impl Templates {
         }
     }
 
-    /// What is known of the template of a set. What was not used for longest is forgotten for it, if it is one too many.
+    /// What is known of the template of an environment. What was not used for longest is forgotten for it, if it is one too many.
     fn known(&self, environment: &Arc<Environment>) -> Arc<Known> {
-        let mut sets = lock(&self.sets);
-        if let Some(known) = sets.get(&environment.key) {
+        let mut environments = lock(&self.environments);
+        if let Some(known) = environments.get(&environment.key) {
             return known.clone();
         }
         let inputs = TemplateInputs { layer: Some(environment.image_sha256), ..self.inputs.clone() };
         let (name, id) = (environment.id.to_string(), Some(environment.id.clone()));
         let known = Arc::new(Known::new(name, origin(&inputs, &self.spec), id));
-        while sets.len() >= SETS_LOADED_MAX {
-            let Some(oldest) = sets.iter().min_by_key(|(_, known)| known.last_used()).map(|(key, _)| *key) else {
+        while environments.len() >= ENVIRONMENTS_LOADED_MAX {
+            let Some(oldest) = environments.iter().min_by_key(|(_, known)| known.last_used()).map(|(key, _)| *key)
+            else {
                 break;
             };
-            sets.remove(&oldest);
+            environments.remove(&oldest);
         }
-        sets.insert(environment.key, known.clone());
+        environments.insert(environment.key, known.clone());
         known
     }
 
@@ -171,9 +172,9 @@ impl Templates {
             match self.derive(Some(part), environment).await? {
                 Derived::Built(built) => return Ok(*built),
                 Derived::Stale(names) => {
-                    let (set, part) = (environment.id.to_string(), part.id.to_string());
+                    let (environment, part) = (environment.id.to_string(), part.id.to_string());
                     tracing::info!(
-                        set,
+                        environment,
                         part,
                         ?names,
                         "what was added had been looked for in vain: all is imported anew"
@@ -190,7 +191,7 @@ impl Templates {
     }
 
     /// What the environment was added to, or what that was added to: the nearest that has a template. For the last of them one is made,
-    /// which sets that grow in another way begin with as well.
+    /// which environments that grow in another way begin with as well.
     fn imported_part_of<'e>(&self, environment: &'e Environment) -> Option<&'e Arc<Environment>> {
         let parts = std::iter::successors(environment.parent.as_ref(), |part| part.parent.as_ref());
         let has_template = |part: &&Arc<Environment>| {
@@ -200,7 +201,7 @@ impl Templates {
         parts.clone().find(has_template).or_else(|| parts.last())
     }
 
-    /// Makes the template of a set of that of a part of it, or of the base.
+    /// Makes the template of an environment of that of a part of it, or of the base.
     async fn derive(
         self: &Arc<Self>,
         part: Option<&Arc<Environment>>,
@@ -215,9 +216,9 @@ impl Templates {
         Ok(derive::derive(qemu, &spec, imported, environment, Arc::new(place)).await?)
     }
 
-    /// The packages of a set that a VM restored from its template has not imported.
+    /// The packages of an environment that a VM restored from its template has not imported.
     pub(crate) fn left_out(&self, environment: &Environment) -> Vec<Omitted> {
-        let known = lock(&self.sets).get(&environment.key).cloned();
+        let known = lock(&self.environments).get(&environment.key).cloned();
         known.and_then(|known| known.template()).map_or(Vec::new(), |template| template.left_out.clone())
     }
 
@@ -251,7 +252,7 @@ impl Templates {
     fn known_of(&self, template: &Template) -> Option<Arc<Known>> {
         match &template.environment {
             None => Some(self.base.clone()),
-            Some(environment) => lock(&self.sets).get(&environment.key).cloned(),
+            Some(environment) => lock(&self.environments).get(&environment.key).cloned(),
         }
     }
 
@@ -274,7 +275,7 @@ impl Templates {
 
     /// The same of those with packages, and of their VMs.
     pub(crate) fn environments(&self) -> Vec<EnvironmentStatus> {
-        let sets = lock(&self.sets);
+        let environments = lock(&self.environments);
         let status = |(layer, known): (&Digest, &Arc<Known>)| {
             let (ready, calls) = self.host.pool.count(*layer);
             let environment_id = known.id.as_ref()?.to_string();
@@ -282,7 +283,7 @@ impl Templates {
             let (ready, calls) = (ready as u64, calls as u64);
             Some(EnvironmentStatus { environment_id, state, last_error, retry_in_seconds, ready, calls })
         };
-        let mut all: Vec<_> = sets.iter().filter_map(status).collect();
+        let mut all: Vec<_> = environments.iter().filter_map(status).collect();
         all.sort_by(|one, other| one.environment_id.cmp(&other.environment_id));
         all
     }

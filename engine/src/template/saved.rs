@@ -14,8 +14,8 @@ use sandbox_schemas::template::{RamPart, TEMPLATE_FORMAT, TemplateManifest, Temp
 use sandbox_store::{At, FileError, identity, verify_once, write_json};
 use sha2::{Digest as _, Sha256};
 
-use crate::entry::{MANIFEST, Mapped, Opened, Unusable, write_mapped};
 use crate::environment::Environment;
+use crate::opened::{MANIFEST, Mapped, Opened, Unusable, write_mapped};
 use crate::qemu::STATE_MAX_BYTES;
 use crate::template::Template;
 
