@@ -10,7 +10,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::harness::{QEMU, Server, command, execute_request, initialize_params, pipe_through, request, slow_qemu};
+use crate::harness::{
+    QEMU, Server, command, execute_request, initialize_params, pipe_through, promptly, request, slow_qemu,
+};
 
 fn lines(messages: &[Value]) -> String {
     messages.iter().map(|message| format!("{message}\n")).collect()
@@ -59,16 +61,18 @@ fn an_end_of_input_after_a_handshake_ends_runs_and_nothing_else() {
 #[test]
 fn a_call_that_waits_for_the_engine_is_ended_like_any_other() {
     let slow = slow_qemu();
-    let mut server = Server::start_as(command().arg("--qemu").arg(slow.path().join(QEMU)));
-    server.send(&request(0, "initialize", initialize_params("2025-11-25")));
-    server.receive();
-    server.send(&execute_request(1, json!({"language": "shell", "code": "true"})));
-    server.send(&request(2, "ping", json!({})));
-    assert_eq!(server.receive()["id"], 2);
-    let closed = Instant::now();
-    server.close_stdin();
-    assert!(server.wait().success());
-    assert!(closed.elapsed() < Duration::from_secs(2), "{:?}", closed.elapsed());
+    promptly(Duration::from_secs(2), || {
+        let mut server = Server::start_as(command().arg("--qemu").arg(slow.path().join(QEMU)));
+        server.send(&request(0, "initialize", initialize_params("2025-11-25")));
+        server.receive();
+        server.send(&execute_request(1, json!({"language": "shell", "code": "true"})));
+        server.send(&request(2, "ping", json!({})));
+        assert_eq!(server.receive()["id"], 2);
+        let closed = Instant::now();
+        server.close_stdin();
+        assert!(server.wait().success());
+        closed.elapsed()
+    });
 }
 
 /// The exit status of a server that answers one ping into `stdout`.
@@ -121,23 +125,27 @@ fn stuck_server() -> Server {
 
 #[test]
 fn a_client_that_does_not_read_cannot_keep_a_server_that_is_asked_to_end() {
-    let mut server = stuck_server();
-    assert!(server.resident_mb() < 200, "{} MiB", server.resident_mb());
-    let asked = Instant::now();
-    send_signal(&server, Signal::SIGTERM);
-    assert!(server.wait().success());
-    // What was ready got its second to be read, and no more.
-    assert!(asked.elapsed() > Duration::from_millis(900), "{:?}", asked.elapsed());
-    assert!(asked.elapsed() < Duration::from_millis(1800), "{:?}", asked.elapsed());
+    promptly(Duration::from_millis(1800), || {
+        let mut server = stuck_server();
+        assert!(server.resident_mb() < 200, "{} MiB", server.resident_mb());
+        let asked = Instant::now();
+        send_signal(&server, Signal::SIGTERM);
+        assert!(server.wait().success());
+        // What was ready got its second to be read, and no more.
+        assert!(asked.elapsed() > Duration::from_millis(900), "{:?}", asked.elapsed());
+        asked.elapsed()
+    });
 }
 
 #[test]
 fn a_second_signal_ends_the_server_at_once() {
-    let mut server = stuck_server();
-    send_signal(&server, Signal::SIGTERM);
-    let asked = Instant::now();
-    std::thread::sleep(Duration::from_millis(200));
-    send_signal(&server, Signal::SIGINT);
-    server.wait();
-    assert!(asked.elapsed() < Duration::from_millis(900), "{:?}", asked.elapsed());
+    promptly(Duration::from_millis(900), || {
+        let mut server = stuck_server();
+        send_signal(&server, Signal::SIGTERM);
+        let asked = Instant::now();
+        std::thread::sleep(Duration::from_millis(200));
+        send_signal(&server, Signal::SIGINT);
+        server.wait();
+        asked.elapsed()
+    });
 }

@@ -11,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::harness::{DEADLINE, Server, command, execute_request, execute_with, new_cache, request};
+use crate::harness::{DEADLINE, Server, command, execute_request, execute_with, new_cache, promptly, request};
 
 fn run(server: &mut Server, id: u32, language: &str, code: &str) -> Value {
     server.send(&execute_request(id, json!({"language": language, "code": code})));
@@ -330,12 +330,12 @@ fn the_status_tells_what_has_happened() {
 
     run(&mut server, 1, "shell", "echo from the pool");
     run(&mut server, 2, "shell", "echo before it is filled again");
-    let (after, took) = status(&mut server);
+    let (after, _) = status(&mut server);
     assert_eq!(after["runs"], json!({"from_pool": 1, "from_template": 1, "booted": 0, "failed": 0}), "{after}");
     assert_eq!(after["hit_rates"], json!({"pool": 0.5, "template": 1.0}));
     assert!(after["cache"]["size_mb"].as_f64().unwrap() > 100.0, "an image and a template: {after}");
     assert_eq!(after["cache"]["limit_mb"], 10_000.0);
     assert_eq!(after["run_ms"]["count"], 2);
     assert!(after["restore_ms"]["p50"].as_f64().unwrap() > 0.0, "{after}");
-    assert!(took < Duration::from_secs(1), "{took:?} for a status");
+    promptly(Duration::from_secs(1), || status(&mut server).1);
 }

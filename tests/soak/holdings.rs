@@ -15,7 +15,6 @@ pub(crate) struct Holdings {
     mappings: usize,
     processes: usize,
     cgroups: usize,
-    shared_files: usize,
     available_mb: usize,
 }
 
@@ -28,7 +27,7 @@ const MAPPINGS_MAX: usize = 96;
 
 impl Holdings {
     pub(crate) const HEADER: &str =
-        "  runs  seconds  RSS MB  fds  memfds  threads  maps  processes  cgroups  /dev/shm  host MB free";
+        "  runs  seconds  RSS MB  fds  memfds  threads  maps  processes  cgroups  host MB free";
 
     /// Of the process with this id.
     pub(crate) fn of(server: u32) -> Holdings {
@@ -43,17 +42,16 @@ impl Holdings {
             mappings: read("maps").lines().count(),
             processes: children(server).len(),
             cgroups: folders(Path::new("/sys/fs/cgroup"), "sandbox-mcp"),
-            shared_files: fs::read_dir("/dev/shm").map_or(0, Iterator::count),
             available_mb: kib(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), "MemAvailable:") / 1024,
         }
     }
 
     pub(crate) fn row(&self, runs: usize, seconds: f64) -> String {
         let Holdings { memory_mb, descriptors, memory_files, threads, mappings, .. } = self;
-        let Holdings { processes, cgroups, shared_files, available_mb, .. } = self;
+        let Holdings { processes, cgroups, available_mb, .. } = self;
         format!(
             "{runs:6}  {seconds:7.0}  {memory_mb:6}  {descriptors:3}  {memory_files:6}  {threads:7}  {mappings:4}  {processes:9}  \
-             {cgroups:7}  {shared_files:8}  {available_mb:12}"
+             {cgroups:7}  {available_mb:12}"
         )
     }
 

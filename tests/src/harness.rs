@@ -156,6 +156,20 @@ impl Drop for Server {
     }
 }
 
+/// Holds a promise of how long something takes: one of a few attempts has to keep it, since a machine that is busy with other
+/// things can be late at any of them.
+#[track_caller]
+pub fn promptly(promise: Duration, mut attempt: impl FnMut() -> Duration) {
+    let mut took = Vec::new();
+    while took.len() < 5 {
+        took.push(attempt());
+        if took.iter().any(|took| *took < promise) {
+            return;
+        }
+    }
+    panic!("{took:?}, never within {promise:?}");
+}
+
 /// Waits for a process, and kills it when it does not end.
 fn wait_for(child: &mut Child) -> ExitStatus {
     let until = Instant::now() + DEADLINE;
