@@ -41,7 +41,7 @@ pub struct Hints {
 /// What clients tell their model of this server as a whole. They cut it at 2 KB.
 pub const INSTRUCTIONS: &str = "Runs programs in throw-away virtual machines on the user's own computer. Call \
     execute_code with a whole program; nothing is kept between calls, and there is no network: name the PyPI or npm packages that \
-    it needs in packages. A program that fails is a normal result: read its exit_code and stderr. Errors of the sandbox itself \
+    it needs in packages. A program that fails is a normal result: read its exit code and stderr. Errors of the sandbox itself \
     begin with a code: invalid_input, refused, install_failed, capacity, not_installed and failed_before_run mean that nothing \
     ran; outcome_unknown means that it may have.";
 
@@ -66,8 +66,8 @@ const EXECUTE_CODE_SPEC: ToolSpec = ToolSpec {
         instead of calling pip or npm. Print what you want to see: the value \
         of a last expression is not shown. Python 3.13; Node.js LTS with top-level await, import and require; bash with git, \
         curl, jq, make and the usual tools. A program that fails \
-        is a normal result with a non-zero exit_code and its error on stderr; exit_code -1 with timed_out true means \
-        that timeout_seconds had passed. Example: {\"language\": \"python\", \"packages\": [\"pandas\"], \"code\": \
+        is a normal result with its exit code and stderr; one that runs for longer than timeout_seconds is ended, and says so. \
+        Example: {\"language\": \"python\", \"packages\": [\"pandas\"], \"code\": \
         \"import pandas as pd\\nprint(pd.Series([1, 2, 6]).mean())\"}",
     input: input_schema_of::<ExecuteInput>,
     output: schema_of::<ExecuteOutcome>,

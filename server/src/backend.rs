@@ -11,7 +11,7 @@ use sandbox_schemas::outcome::ErrorCode;
 use sandbox_store::limits_behind_words;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
-use crate::settings::Settings;
+use crate::settings::{Results, Settings};
 
 /// Why there is no engine.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +67,11 @@ pub(crate) struct Backend {
 }
 
 impl Backend {
+    /// Who reads results, where somebody has set that.
+    pub(crate) fn results(&self) -> Option<Results> {
+        self.settings.results.value
+    }
+
     pub(crate) fn new(settings: Settings) -> Self {
         let inputs = Arc::new(Semaphore::new(INPUTS_MAX_KIB));
         Backend { settings, engine: Mutex::new(None), inputs, expects_no_more: AtomicBool::new(false) }

@@ -18,6 +18,7 @@ use crate::context::CallContext;
 use crate::mcp::log::Level;
 use crate::mcp::protocol::{self, Era};
 use crate::rpc::message::{Answer, Call, error};
+use crate::settings::Results;
 use crate::tools::{self, ToolCall};
 
 /// The method that begins a connection of the legacy era.
@@ -143,6 +144,13 @@ struct Request {
     context: CallContext,
 }
 
+impl Request {
+    /// Who reads what comes of it.
+    fn results(&self) -> Results {
+        self.context.backend.results().unwrap_or_else(|| self.era.results())
+    }
+}
+
 async fn initialize(request: Request) -> RpcResult {
     let asked: InitializeRequestParams = parse(&request.params)?;
     let version = request.context.connection.negotiate(&asked.protocol_version);
@@ -175,8 +183,8 @@ async fn discover(_: Request) -> RpcResult {
     to_value(result)
 }
 
-async fn list_tools(_: Request) -> RpcResult {
-    to_value(ListToolsResult::with_all_items(tools::list()))
+async fn list_tools(request: Request) -> RpcResult {
+    to_value(ListToolsResult::with_all_items(tools::list(request.results())))
 }
 
 async fn call_tool(request: Request) -> RpcResult {
@@ -193,7 +201,8 @@ fn read_tool_call(request: Request) -> Result<(Cow<'static, str>, ToolCall), Err
     let params: CallToolRequestParams = parse(&request.params)?;
     let progress_token = progress_token(&request.meta)?;
     let arguments = params.arguments.unwrap_or_default();
-    Ok((params.name, ToolCall { arguments, progress_token, era: request.era, context: request.context }))
+    let results = request.results();
+    Ok((params.name, ToolCall { arguments, progress_token, results, era: request.era, context: request.context }))
 }
 
 /// Longest progress token. It is in every notification.

@@ -33,6 +33,7 @@ mod plain;
 mod privileges;
 mod protocol;
 mod python;
+mod results;
 mod sdks;
 mod settings;
 mod shell;

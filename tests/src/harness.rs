@@ -37,6 +37,8 @@ pub fn command() -> Command {
     }
     command.env("XDG_CONFIG_HOME", "/nonexistent");
     command.env("SANDBOX_MCP_ACCEL", "tcg").env("SANDBOX_MCP_WARM_POOL_SIZE", "0");
+    // Most tests read fields; what a model reads is `results.rs`'s.
+    command.env("SANDBOX_MCP_RESULTS", "data");
     command
 }
 

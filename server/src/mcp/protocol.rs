@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use crate::mcp::log::Level;
 use crate::mcp::tool_error::ToolError;
 use crate::rpc::message::error;
+use crate::settings::Results;
 
 /// MCP's code for a version that the server does not speak.
 const UNSUPPORTED_VERSION_CODE: i32 = -32022;
@@ -99,6 +100,14 @@ fn missing(keys: &[&str]) -> ErrorObjectOwned {
 }
 
 impl Era {
+    /// Who reads results: whoever introduces itself has a model behind it, a bare request comes from a program.
+    pub(crate) fn results(&self) -> Results {
+        match self {
+            Era::Bare => Results::Data,
+            Era::Legacy(_) | Era::Modern => Results::Model,
+        }
+    }
+
     /// Whether a version that is older than this one was agreed on.
     fn is_before(&self, version: &ProtocolVersion) -> bool {
         matches!(self, Era::Legacy(agreed) if agreed.as_str() < version.as_str())

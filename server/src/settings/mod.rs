@@ -25,6 +25,7 @@ use sandbox_store::{CacheDir, DEFAULT_LIMIT_GB, GIGABYTE, Tier};
 pub(crate) use flags::Flags;
 pub(crate) use given::{Origin, SettingError};
 pub(crate) use sources::ConfigFile;
+pub(crate) use value::Results;
 
 use sources::Sources;
 use value::{LogFilter, Name, Names, Number, PackageSets, PackageSources, Prefix, RegistryUrl, Value};
@@ -188,6 +189,9 @@ settings! {
 
     /// Sets of packages that a VM waits with from the start on, such as `python numpy pandas | javascript lodash`
     warm_sets: PackageSets as "SETS" = PackageSets::default(), "none";
+
+    /// What a result is: `model`, what a person would see in a terminal, and figures in `_meta`; `data`, fields for a program
+    results: Option<Results> as "model|data" = None, "model for a client that introduces itself, data for a bare request";
 
     /// What is logged on stderr: `error`, `warn`, `info`, `debug`, `trace`, or tracing's filters
     log: LogFilter as "FILTER" = LogFilter::default(), "warn";

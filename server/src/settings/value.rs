@@ -123,6 +123,34 @@ impl Value for AcceleratorChoice {
     }
 }
 
+/// Who reads results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Results {
+    /// A model: what a person would see in a terminal.
+    Model,
+    /// A program: fields, as the tool's output schema says.
+    Data,
+}
+
+const RESULTS: [(&str, Results); 2] = [("model", Results::Model), ("data", Results::Data)];
+
+impl Value for Results {
+    const TOML_TYPE: &'static str = "string";
+
+    fn allowed() -> String {
+        let [(first, _), (last, _)] = RESULTS;
+        format!("{first} or {last}")
+    }
+
+    fn parse(text: &OsStr, _: &Path) -> Option<Self> {
+        RESULTS.into_iter().find(|(name, _)| text == *name).map(|(_, results)| results)
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        RESULTS.into_iter().find(|(_, results)| results == self).map(|(name, _)| quoted(name))
+    }
+}
+
 /// Which events are logged.
 #[derive(Debug, Clone)]
 pub(crate) struct LogFilter(String);

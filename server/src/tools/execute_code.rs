@@ -7,9 +7,11 @@ use sandbox_engine::ExecuteError;
 use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::outcome::{ErrorCode, ExecuteOutcome};
 use schemars::schema_for;
+use serde::Serialize;
 
 use crate::mcp::progress::{self, Channel, Unheard};
 use crate::mcp::tool_error::ToolError;
+use crate::tools::shown::{self, Block, Shown};
 use crate::tools::{ToolCall, engine_for, parse_arguments, reinstall};
 
 /// When another call has probably ended, after one was refused for what all of them hold.
@@ -29,6 +31,7 @@ pub(crate) async fn call(call: ToolCall) -> Result<CallToolResult, ToolError> {
     })?;
     let engine = engine_for(&context).await?;
 
+    let timeout_seconds = input.timeout_seconds;
     let cancel = context.cancel.clone();
     let outcome = match call.progress_token {
         Some(token) => {
@@ -38,7 +41,7 @@ pub(crate) async fn call(call: ToolCall) -> Result<CallToolResult, ToolError> {
         }
         None => engine.execute(input, &mut Unheard, cancel).await,
     };
-    Ok(result(&outcome?))
+    Ok(shown::result(call.results, Executed { outcome: outcome?, timeout_seconds }))
 }
 
 /// What a call holds while it waits.
@@ -47,9 +50,52 @@ fn size_bytes(input: &ExecuteInput) -> usize {
     input.code.len() + input.stdin.len() + env
 }
 
-fn result(outcome: &ExecuteOutcome) -> CallToolResult {
-    // Numbers, text and flags: nothing of it can fail to serialize.
-    CallToolResult::structured(serde_json::to_value(outcome).unwrap_or_default())
+/// A program that ran, and for how long it might.
+#[derive(Serialize)]
+struct Executed {
+    #[serde(flatten)]
+    outcome: ExecuteOutcome,
+    #[serde(skip)]
+    timeout_seconds: u64,
+}
+
+impl Shown for Executed {
+    fn blocks(&mut self) -> Vec<Block> {
+        let ExecuteOutcome { stdout, stderr, .. } = &mut self.outcome;
+        let (stdout, stderr) = (std::mem::take(stdout), std::mem::take(stderr));
+        let mut blocks = Vec::new();
+        if !stdout.is_empty() {
+            blocks.push(Block { field: Some("stdout"), text: stdout });
+        }
+        if !stderr.is_empty() {
+            blocks.push(Block { field: Some("stderr"), text: format!("stderr:\n{stderr}") });
+        }
+        let unusual = self.unusual();
+        if !unusual.is_empty() {
+            blocks.push(Block { field: None, text: unusual.join("; ") });
+        } else if blocks.is_empty() {
+            blocks.push(Block { field: None, text: "(no output)".into() });
+        }
+        blocks
+    }
+}
+
+impl Executed {
+    /// What a reader has to know who sees the output alone.
+    fn unusual(&self) -> Vec<String> {
+        let outcome = &self.outcome;
+        let mut unusual = Vec::new();
+        if outcome.timed_out {
+            unusual.push(format!("timed out after {} s", self.timeout_seconds));
+        } else if outcome.exit_code != 0 {
+            unusual.push(format!("exit code {}", outcome.exit_code));
+        }
+        if outcome.truncated {
+            let (stdout, stderr) = (outcome.stdout_bytes, outcome.stderr_bytes);
+            unusual.push(format!("output cut: only the beginning of {stdout} bytes of stdout and {stderr} of stderr"));
+        }
+        unusual
+    }
 }
 
 impl From<ExecuteError> for ToolError {

@@ -2,12 +2,14 @@
 
 use rmcp::model::CallToolResult;
 use sandbox_engine::{InstallError, PackageSet};
-use sandbox_schemas::install::InstallInput;
+use sandbox_schemas::environment::Omitted;
+use sandbox_schemas::install::{InstallInput, InstallOutcome};
 use sandbox_schemas::outcome::ErrorCode;
 use schemars::schema_for;
 
 use crate::mcp::progress::{self, Channel, Unheard};
 use crate::mcp::tool_error::ToolError;
+use crate::tools::shown::{self, Block, Shown};
 use crate::tools::{ToolCall, engine_for, parse_arguments, reinstall};
 
 pub(crate) async fn call(call: ToolCall) -> Result<CallToolResult, ToolError> {
@@ -26,8 +28,24 @@ pub(crate) async fn call(call: ToolCall) -> Result<CallToolResult, ToolError> {
         }
         None => engine.install(&set, &mut Unheard, cancel).await,
     };
-    // Numbers, text and flags: nothing of it can fail to serialize.
-    Ok(CallToolResult::structured(serde_json::to_value(outcome?).unwrap_or_default()))
+    Ok(shown::result(call.results, outcome?))
+}
+
+impl Shown for InstallOutcome {
+    fn blocks(&mut self) -> Vec<Block> {
+        let requested: Vec<_> = self.packages.iter().filter(|package| package.requested).collect();
+        let names: Vec<_> = requested.iter().map(|package| format!("{} {}", package.name, package.version)).collect();
+        let mut text = format!("environment_id: {}\ninstalled: {}", self.environment_id, names.join(", "));
+        match self.packages.len() - requested.len() {
+            0 => {}
+            1 => text.push_str(", and a package that they need"),
+            others => text.push_str(&format!(", and {others} packages that they need")),
+        }
+        for Omitted { name, reason } in &self.skipped {
+            text.push_str(&format!("\nleft out: {name}: {reason}"));
+        }
+        vec![Block { field: None, text }]
+    }
 }
 
 impl From<InstallError> for ToolError {

@@ -4,6 +4,8 @@ mod execute_code;
 mod install_packages;
 mod pool_status;
 
+mod shown;
+
 use std::sync::Arc;
 
 use rmcp::model::{CallToolResult, JsonObject, ProgressToken, Tool, ToolAnnotations};
@@ -17,18 +19,21 @@ use serde_json::{Value, json};
 use crate::context::CallContext;
 use crate::mcp::protocol::Era;
 use crate::mcp::tool_error::ToolError;
+use crate::settings::Results;
 
 /// A call of a tool.
 pub(crate) struct ToolCall {
     pub(crate) arguments: JsonObject,
+    /// Who reads its result.
+    pub(crate) results: Results,
     pub(crate) progress_token: Option<ProgressToken>,
     pub(crate) era: Era,
     pub(crate) context: CallContext,
 }
 
 /// Every tool, as clients see it.
-pub(crate) fn list() -> Vec<Tool> {
-    TOOLS.iter().map(describe).collect()
+pub(crate) fn list(results: Results) -> Vec<Tool> {
+    TOOLS.iter().map(|spec| describe(spec, results)).collect()
 }
 
 /// Whether a tool runs something. What there is no tool for is answered at once.
@@ -46,7 +51,7 @@ pub(crate) async fn call(name: &str, call: ToolCall) -> Option<Result<CallToolRe
     })
 }
 
-fn describe(spec: &ToolSpec) -> Tool {
+fn describe(spec: &ToolSpec, results: Results) -> Tool {
     let annotations = ToolAnnotations::from_raw(
         Some(spec.title.to_string()),
         Some(spec.hints.read_only),
@@ -54,10 +59,14 @@ fn describe(spec: &ToolSpec) -> Tool {
         Some(spec.hints.idempotent),
         Some(spec.hints.open_world),
     );
-    Tool::new_with_raw(spec.name, Some(spec.description.into()), Arc::new(object((spec.input)())))
+    let tool = Tool::new_with_raw(spec.name, Some(spec.description.into()), Arc::new(object((spec.input)())))
         .with_title(spec.title)
-        .with_raw_output_schema(Arc::new(object((spec.output)())))
-        .with_annotations(annotations)
+        .with_annotations(annotations);
+    match results {
+        Results::Data => tool.with_raw_output_schema(Arc::new(object((spec.output)()))),
+        // What a model reads has no fields, and each schema is paid for with every conversation.
+        Results::Model => tool,
+    }
 }
 
 fn object(schema: Schema) -> JsonObject {

@@ -2,10 +2,11 @@
 
 use rmcp::model::CallToolResult;
 use sandbox_schemas::outcome::ErrorCode;
-use sandbox_schemas::status::StatusInput;
+use sandbox_schemas::status::{PoolStatus, StatusInput};
 use schemars::schema_for;
 
 use crate::mcp::tool_error::ToolError;
+use crate::tools::shown::{self, Block, Shown};
 use crate::tools::{ToolCall, parse_arguments};
 
 pub(crate) async fn call(call: ToolCall) -> Result<CallToolResult, ToolError> {
@@ -16,6 +17,13 @@ pub(crate) async fn call(call: ToolCall) -> Result<CallToolResult, ToolError> {
         .engine()
         .await
         .map_err(|error| ToolError::new(ErrorCode::NotInstalled, error.to_string()))?;
-    // Numbers, text and names: nothing of it can fail to serialize.
-    Ok(CallToolResult::structured(serde_json::to_value(engine.status()).unwrap_or_default()))
+    Ok(shown::result(call.results, engine.status()))
+}
+
+impl Shown for PoolStatus {
+    fn blocks(&mut self) -> Vec<Block> {
+        // Nobody asks for it but to see all of it.
+        let text = serde_json::to_string(self).unwrap_or_default();
+        vec![Block { field: None, text }]
+    }
 }

@@ -1,0 +1,53 @@
+//! What is shown of a result, to whoever reads it.
+//!
+//! Clients differ in what they give to their model: some `structuredContent` alone where there is any, and no text; some both, so that
+//! it is paid for twice; some the text. So a result for a model is text and nothing beside it that a model could be given.
+
+use rmcp::model::{CallToolResult, ContentBlock, MetaObject};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::settings::Results;
+
+/// Where a program that reads along finds all that a model is not shown.
+const OUTCOME_KEY: &str = "sandbox-mcp/outcome";
+
+/// Where in that is said which block of the content has the text of a field.
+const BLOCKS_KEY: &str = "blocks";
+
+/// A block of text.
+pub(crate) struct Block {
+    /// The field whose text it has, behind a line of its own that says so where it is not the first thing that a reader expects.
+    pub(crate) field: Option<&'static str>,
+    pub(crate) text: String,
+}
+
+/// A result that can be shown.
+pub(crate) trait Shown: Serialize {
+    /// What a person would want to see. The text of the blocks' fields is taken out of the result.
+    fn blocks(&mut self) -> Vec<Block>;
+}
+
+/// The result for who reads it.
+pub(crate) fn result(results: Results, mut shown: impl Shown) -> CallToolResult {
+    if results == Results::Data {
+        return CallToolResult::structured(to_value(&shown));
+    }
+    let blocks = shown.blocks();
+    let mut outcome = to_value(&shown);
+    if let Some(fields) = outcome.as_object_mut() {
+        let places = blocks.iter().enumerate().filter_map(|(place, block)| Some((block.field?, place)));
+        let places: Map<String, Value> = places.map(|(field, place)| (field.to_owned(), place.into())).collect();
+        places.keys().for_each(|field| drop(fields.remove(field)));
+        fields.insert(BLOCKS_KEY.into(), places.into());
+    }
+    let mut meta = MetaObject::new();
+    meta.insert(OUTCOME_KEY.into(), outcome);
+    CallToolResult::success(blocks.into_iter().map(|block| ContentBlock::text(block.text)).collect())
+        .with_meta(Some(meta))
+}
+
+fn to_value(shown: &impl Serialize) -> Value {
+    // Numbers, text and flags: nothing of it can fail to serialize.
+    serde_json::to_value(shown).unwrap_or_default()
+}
