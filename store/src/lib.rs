@@ -25,7 +25,7 @@ mod workplace;
 pub use workplace::Workplace;
 
 mod tier;
-pub use tier::{EntryId, Fetched, Tier};
+pub use tier::{Age, EntryId, Fetched, Replaces, Tier};
 
 mod entry;
 pub use entry::{Entry, is_part_name, part_names};

@@ -3,7 +3,7 @@
 
 use std::fmt::Debug;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::status::TierStatus;
@@ -30,18 +30,39 @@ impl std::fmt::Display for EntryId {
     }
 }
 
+/// When an entry was made, and what of the same name and key it is to take the place of. For what becomes too old, because it is made
+/// of something that its key does not name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Age {
+    /// When it was made.
+    pub made: SystemTime,
+    /// What it replaces.
+    pub replaces: Replaces,
+}
+
+/// Which entry of a tier makes room for another one of the same name and key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replaces {
+    /// One that was made before this time.
+    MadeBefore(SystemTime),
+    /// Whichever is there.
+    Any,
+}
+
 /// A place beyond this disk. What goes wrong there is its own to tell, in its status and in the log: to its users it has an
 /// entry, or it has none.
 pub trait Tier: Debug + Send + Sync {
     /// Writes an entry's files into `folder`, which is empty, and syncs them. `false` when there is no entry that can be
-    /// believed, or none that can be had within `patience`; what is in the folder then is rubbish. Blocks.
-    fn fetch(&self, wanted: &EntryId, folder: &Path, patience: Duration) -> bool;
+    /// believed, or none that can be had within `patience`, or it is known to have been made before `since`; what is in the folder
+    /// then is rubbish. Blocks.
+    fn fetch(&self, wanted: &EntryId, since: Option<SystemTime>, folder: &Path, patience: Duration) -> bool;
 
     /// What was fetched is not what its user took it for: it is not to be fetched again.
     fn reject(&self, fetched: &EntryId, reason: &str);
 
-    /// Takes a copy of an entry of this disk, in its own time, unless it has one. Returns at once.
-    fn offer(&self, entry: &EntryId, folder: &Path);
+    /// Takes a copy of an entry of this disk, in its own time, unless it has one that `age` does not say is to be replaced. Returns
+    /// at once.
+    fn offer(&self, entry: &EntryId, folder: &Path, age: Option<Age>);
 
     /// How it is doing.
     fn status(&self) -> TierStatus;
@@ -71,15 +92,30 @@ impl CacheDir {
         wanted: &EntryId,
         lock: Lock,
         patience: Duration,
+        check: impl FnMut(&Path) -> Result<T, String>,
+    ) -> Result<Fetched<T>, FileError> {
+        self.fetch_made_since(wanted, None, lock, patience, check)
+    }
+
+    /// The same for an entry that is of no use if it was made before `since`. What this disk has stays until another one is there.
+    pub fn fetch_made_since<T>(
+        &self,
+        wanted: &EntryId,
+        since: Option<SystemTime>,
+        lock: Lock,
+        patience: Duration,
         mut check: impl FnMut(&Path) -> Result<T, String>,
     ) -> Result<Fetched<T>, FileError> {
         if self.tiers.is_empty() {
             return Ok(Fetched::Nothing(lock));
         }
-        let place = self.shelf(wanted.kind).begin(lock, wanted.key)?;
+        let shelf = self.shelf(wanted.kind);
+        let place =
+            if since.is_some() { shelf.begin_beside(lock, wanted.key)? } else { shelf.begin(lock, wanted.key)? };
         for tier in self.tiers.iter() {
-            if tier.fetch(wanted, place.made(), patience) {
+            if tier.fetch(wanted, since, place.made(), patience) {
                 match check(place.made()) {
+                    Ok(checked) if since.is_some() => return Ok(Fetched::Entry(checked, place.publish_anew()?)),
                     Ok(checked) => return Ok(Fetched::Entry(checked, place.publish()?)),
                     Err(reason) => tier.reject(wanted, &reason),
                 }
@@ -91,8 +127,13 @@ impl CacheDir {
 
     /// Tells the tiers of an entry that is on this disk and sound, so that other hosts can have it.
     pub fn offer(&self, entry: &EntryId) {
+        self.offer_of_age(entry, None);
+    }
+
+    /// The same for an entry that may take the place of another.
+    pub fn offer_of_age(&self, entry: &EntryId, age: Option<Age>) {
         for tier in self.tiers.iter() {
-            tier.offer(entry, &self.shelf(entry.kind).entry(&entry.name, entry.key));
+            tier.offer(entry, &self.shelf(entry.kind).entry(&entry.name, entry.key), age);
         }
     }
 
@@ -132,7 +173,7 @@ mod tests {
     }
 
     impl Tier for Fake {
-        fn fetch(&self, _: &EntryId, folder: &Path, _: Duration) -> bool {
+        fn fetch(&self, _: &EntryId, _: Option<SystemTime>, folder: &Path, _: Duration) -> bool {
             assert_eq!(fs::read_dir(folder).unwrap().count(), 0);
             fs::write(folder.join("file"), self.content.unwrap_or("rubbish")).unwrap();
             self.content.is_some()
@@ -140,7 +181,8 @@ mod tests {
         fn reject(&self, _: &EntryId, reason: &str) {
             self.rejected.lock().unwrap().push(reason.into());
         }
-        fn offer(&self, entry: &EntryId, folder: &Path) {
+        fn offer(&self, entry: &EntryId, folder: &Path, age: Option<Age>) {
+            assert_eq!(age, None);
             assert!(folder.ends_with("images/root-0707070707070707"));
             self.offered.lock().unwrap().push(entry.clone());
         }

@@ -12,8 +12,11 @@
 
 mod hosts;
 mod proxy;
+mod scripted;
 mod weed;
 
+mod age;
+mod conditions;
 mod damage;
 mod ending;
 mod sharing;
