@@ -7,13 +7,12 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use sandbox_schemas::image::{Component, ComponentState, MANIFEST_FORMAT, Manifest};
 use sandbox_store::{
-    At, CacheDir, EntryId, Fetched, Kind, Lease, Lock, NotRemoved, Shelf, Workplace, create_private_directory,
-    write_json,
+    At, CacheDir, Kind, Lease, Lock, NotRemoved, Shelf, Workplace, create_private_directory, write_json,
 };
 
 use crate::entry::{self, MANIFEST, Unverified};
@@ -21,17 +20,24 @@ use crate::error::BuildError;
 use crate::progress::Unit;
 use crate::recipe::{Recipe, Workshop};
 
-/// Building a component takes minutes; a tier is given as long.
-const TIER_PATIENCE: Duration = Duration::from_secs(180);
-
-/// How long another process is waited for that may be fetching the same.
-const PULL_WAITS: Duration = Duration::from_secs(30);
+/// What the cache has of a component.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It is sound, and stays until this process ends.
+    Good(Manifest),
+    /// It is sound, but to be built anew. It stays only while nobody does that.
+    Outdated(Manifest),
+    /// It is there, but is not what was built.
+    Corrupt,
+    /// It is not there.
+    Missing,
+}
 
 /// The components of one cache directory.
 #[derive(Debug, Clone)]
 pub(crate) struct Cache {
-    directory: CacheDir,
-    shelf: Shelf,
+    pub(crate) directory: CacheDir,
+    pub(crate) shelf: Shelf,
 }
 
 impl Cache {
@@ -80,7 +86,7 @@ impl Cache {
     }
 
     /// The manifest of an entry that is sound. What this host cannot look at now is an error: it must not be built anew for that.
-    fn sound(&self, recipe: &dyn Recipe) -> Result<Option<Manifest>, BuildError> {
+    pub(crate) fn sound(&self, recipe: &dyn Recipe) -> Result<Option<Manifest>, BuildError> {
         match self.load(recipe) {
             ComponentState::Present { manifest } => Ok(Some(manifest)),
             ComponentState::Missing | ComponentState::Corrupt { .. } => Ok(None),
@@ -88,6 +94,29 @@ impl Cache {
                 Err(BuildError::Unreadable { path: self.artefact(recipe), reason })
             }
         }
+    }
+
+    /// What is there. `is_fresh` wants all anew that can be.
+    pub(crate) fn standing(&self, recipe: &dyn Recipe, is_fresh: bool) -> Result<Standing, BuildError> {
+        // What is to be replaced must not be in use, by this process either.
+        if let ComponentState::Present { manifest } = self.inspect(recipe)
+            && (manifest.is_outdated(SystemTime::now()) || (is_fresh && recipe.component().becomes_outdated()))
+        {
+            return Ok(Standing::Outdated(manifest));
+        }
+        Ok(match self.load(recipe) {
+            ComponentState::Present { manifest } => Standing::Good(manifest),
+            ComponentState::Missing => Standing::Missing,
+            ComponentState::Corrupt { .. } => Standing::Corrupt,
+            ComponentState::Unreadable { reason } => {
+                return Err(BuildError::Unreadable { path: self.artefact(recipe), reason });
+            }
+        })
+    }
+
+    /// Whether a process uses the entry, this one included.
+    pub(crate) fn is_in_use(&self, recipe: &dyn Recipe) -> bool {
+        self.shelf.is_in_use(recipe.component().name(), recipe.key())
     }
 
     /// The manifest of a sound entry, which is built first if there is none. Whoever comes second waits and uses what
@@ -106,51 +135,39 @@ impl Cache {
             return Ok(manifest);
         }
         workshop.check()?;
-        self.build(recipe, self.shelf.begin(lock, recipe.key())?, workshop)?.keep_until_exit();
-        let manifest = entry::verify(&self.entry(recipe), component, recipe.key())
+        let place = self.build(recipe, self.shelf.begin(lock, recipe.key())?, workshop)?;
+        self.built(recipe, place.publish()?)
+    }
+
+    /// Builds an entry anew beside the one that is there, which stays if that fails. What another process has built meanwhile is
+    /// used, unless it shall be built whatever there is.
+    pub(crate) fn renew(
+        &self,
+        recipe: &dyn Recipe,
+        is_fresh: bool,
+        workshop: &Workshop<'_>,
+    ) -> Result<Manifest, BuildError> {
+        for directory in [self.downloads(), self.logs()] {
+            create_private_directory(&directory)?;
+        }
+        let lock = self.lock(recipe.component(), workshop)?;
+        if let Standing::Good(manifest) = self.standing(recipe, is_fresh)? {
+            return Ok(manifest);
+        }
+        workshop.check()?;
+        let place = self.build(recipe, self.shelf.begin_beside(lock, recipe.key())?, workshop)?;
+        self.built(recipe, place.publish_anew()?)
+    }
+
+    fn built(&self, recipe: &dyn Recipe, lease: Lease) -> Result<Manifest, BuildError> {
+        lease.keep_until_exit();
+        let manifest = entry::verify(&self.entry(recipe), recipe.component(), recipe.key())
             .map_err(|reason| BuildError::Unverified { path: self.artefact(recipe), reason: reason.to_string() })?;
-        self.make_room(component);
+        self.make_room(recipe.component());
         Ok(manifest)
     }
 
-    /// The manifest of a sound entry, which is fetched if it is not here and another host has built it. Nothing is built.
-    pub(crate) fn pull(&self, recipe: &dyn Recipe) -> Result<Option<Manifest>, BuildError> {
-        if let Some(manifest) = self.sound(recipe)? {
-            return Ok(Some(manifest));
-        }
-        let (component, key) = (recipe.component(), recipe.key());
-        if !self.directory.has_tiers() || !is_shared(component) {
-            return Ok(None);
-        }
-        // Whoever holds it fetches it as well, or builds it, which is not waited for.
-        let until = Instant::now() + PULL_WAITS;
-        let wait = || if Instant::now() < until { Ok(()) } else { Err(BuildError::Stopped) };
-        let lock = match self.shelf.lock(component.name(), wait) {
-            Err(BuildError::Stopped) => return Ok(None),
-            lock => lock?,
-        };
-        if let Some(manifest) = self.sound(recipe)? {
-            return Ok(Some(manifest));
-        }
-        let verify = |folder: &Path| entry::verify(folder, component, key).map_err(|reason| reason.to_string());
-        match self.directory.fetch(&id(recipe), lock, TIER_PATIENCE, verify)? {
-            Fetched::Entry(manifest, lease) => {
-                lease.keep_until_exit();
-                self.make_room(component);
-                Ok(Some(manifest))
-            }
-            Fetched::Nothing(_) => Ok(None),
-        }
-    }
-
-    /// So that other hosts need not build it.
-    pub(crate) fn offer(&self, recipe: &dyn Recipe) {
-        if is_shared(recipe.component()) {
-            self.directory.offer(&id(recipe));
-        }
-    }
-
-    fn make_room(&self, component: Component) {
+    pub(crate) fn make_room(&self, component: Component) {
         self.shelf.prune(component.name(), SystemTime::now());
         self.directory.make_room();
     }
@@ -176,8 +193,8 @@ impl Cache {
         Ok(lock)
     }
 
-    /// Builds an entry, then moves it into its place.
-    fn build(&self, recipe: &dyn Recipe, place: Workplace, workshop: &Workshop<'_>) -> Result<Lease, BuildError> {
+    /// Builds an entry, which then is to be moved into its place.
+    fn build(&self, recipe: &dyn Recipe, place: Workplace, workshop: &Workshop<'_>) -> Result<Workplace, BuildError> {
         let artefact = place.made().join(recipe.component().file_name());
         let ingredients = recipe.make(place.scratch(), &artefact, workshop)?;
 
@@ -197,7 +214,7 @@ impl Cache {
             tools: ingredients.tools,
         };
         write_json(place.made(), MANIFEST, &manifest)?;
-        Ok(place.publish()?)
+        Ok(place)
     }
 
     fn entry(&self, recipe: &dyn Recipe) -> PathBuf {
@@ -205,86 +222,26 @@ impl Cache {
     }
 }
 
-fn id(recipe: &dyn Recipe) -> EntryId {
-    EntryId { kind: Kind::Image, name: recipe.component().name().into(), key: recipe.key() }
-}
-
-/// The agent is part of every binary that could ask for it. QEMU is a program of the host's, outside of any VM: nobody gets one
-/// from a bucket.
-fn is_shared(component: Component) -> bool {
-    match component {
-        Component::Kernel | Component::Root => true,
-        Component::Agent | Component::Qemu => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
-    use std::path::{Path, PathBuf};
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::path::Path;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::mpsc;
     use std::thread;
     use std::time::{Duration, UNIX_EPOCH};
 
     use nix::sys::stat::Mode;
     use nix::unistd::mkfifo;
-    use sandbox_schemas::image::{Component, ComponentState, Digest, Manifest};
-    use sandbox_store::{CacheDir, NotRemoved, create_private_directory};
+    use sandbox_schemas::image::ComponentState;
+    use sandbox_store::{NotRemoved, create_private_directory};
 
-    use super::Cache;
+    use super::Standing;
     use crate::error::BuildError;
+    use crate::fake::{Fake, cache_in};
     use crate::progress::Silent;
-    use crate::recipe::{Ingredients, Recipe, Workshop};
-    use crate::tool::HostTool;
-
-    /// Builds a small file and counts how often.
-    struct Fake {
-        key: u8,
-        built: AtomicUsize,
-        takes: Duration,
-        /// Must not be there while it builds.
-        replaces: Option<PathBuf>,
-    }
-
-    impl Default for Fake {
-        fn default() -> Fake {
-            Fake { key: 7, built: AtomicUsize::new(0), takes: Duration::ZERO, replaces: None }
-        }
-    }
-
-    impl Recipe for Fake {
-        fn component(&self) -> Component {
-            Component::Kernel
-        }
-        fn key(&self) -> Digest {
-            Digest([self.key; 32])
-        }
-        fn tools(&self) -> &'static [HostTool] {
-            &[]
-        }
-        fn make(&self, work: &Path, artefact: &Path, _: &Workshop<'_>) -> Result<Ingredients, BuildError> {
-            self.built.fetch_add(1, Ordering::Relaxed);
-            assert!(!self.replaces.as_ref().is_some_and(|entry| entry.exists()));
-            thread::sleep(self.takes);
-            fs::write(work.join("scratch"), "x").unwrap();
-            fs::write(artefact, "the kernel").unwrap();
-            Ok(Ingredients::default())
-        }
-    }
-
-    impl Fake {
-        fn obtain(&self, cache: &Cache) -> Result<Manifest, BuildError> {
-            let (downloads, logs) = (cache.downloads(), cache.logs());
-            let stop = AtomicBool::new(false);
-            cache.obtain(self, &Workshop { progress: &Silent, downloads: &downloads, logs: &logs, stop: &stop })
-        }
-    }
-
-    fn cache_in(root: PathBuf) -> Cache {
-        Cache::new(CacheDir::new(root, u64::MAX))
-    }
+    use crate::recipe::Workshop;
 
     fn names(directory: &Path) -> Vec<String> {
         let mut names: Vec<_> =
@@ -480,5 +437,24 @@ mod tests {
         fs::write(leftover.join("vmlinux"), "half").unwrap();
         fake.obtain(&cache).unwrap();
         assert!(!leftover.exists() && of_another.exists());
+    }
+
+    #[test]
+    fn what_is_renewed_takes_the_place_of_what_is_there_once_it_is_built() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = cache_in(dir.path().to_owned());
+        let fake = Fake { fails: true, ..Fake::default() };
+        fake.put(&cache, 40);
+        assert!(matches!(cache.standing(&fake, false).unwrap(), Standing::Outdated(_)));
+        assert!(!cache.is_in_use(&fake), "what is to go must not be held by who looks at it");
+        assert!(fake.renew(&cache).is_err());
+        assert!(matches!(cache.standing(&fake, false).unwrap(), Standing::Outdated(_)));
+        let fake = Fake::default();
+        let manifest = fake.renew(&cache).unwrap();
+        assert_eq!(cache.standing(&fake, false).unwrap(), Standing::Good(manifest.clone()));
+        assert!(cache.is_in_use(&fake), "what is used stays");
+        // Another process was first.
+        assert_eq!((fake.renew(&cache).unwrap(), fake.built.load(Ordering::Relaxed)), (manifest, 1));
+        assert_eq!(names(cache.shelf.folder()), ["kernel-0707070707070707", "kernel.lock"]);
     }
 }

@@ -85,6 +85,12 @@ pub enum BuildError {
         /// What is wrong with it.
         reason: Untrusted,
     },
+    /// A component is to be built anew, but a process opens its file by its path again and again.
+    #[error("{component} cannot be built anew while a process uses it: end the servers that run, then try again")]
+    InUse {
+        /// Which component.
+        component: Component,
+    },
     /// A file operation failed.
     #[error(transparent)]
     File(#[from] FileError),

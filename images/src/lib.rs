@@ -3,7 +3,7 @@
 
 // In the order in which to read them: what callers see, the recipes, then what all of them are built with.
 mod store;
-pub use store::ImageStore;
+pub use store::{BuildOptions, ImageStore};
 
 mod progress;
 pub use progress::{Progress, Stage, TerminalProgress, Unit};
@@ -18,9 +18,14 @@ mod root;
 
 mod cache;
 mod entry;
+mod plan;
 mod recipe;
+mod shared;
 
 mod debian;
 mod download;
 mod lock;
 mod tool;
+
+#[cfg(test)]
+mod fake;

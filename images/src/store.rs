@@ -1,21 +1,39 @@
 //! The image of this binary in a cache: what is there, loading it, building it.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::thread;
+use std::time::{Duration, SystemTime};
 
 use sandbox_schemas::image::{BootImage, Component, ComponentState, ComponentStatus, Digest, ImageStatus, Manifest};
 use sandbox_store::{CacheDir, NotRemoved};
 
 use crate::agent::Agent;
-use crate::cache::Cache;
+use crate::cache::{Cache, Standing};
 use crate::error::{BuildError, LoadError};
 use crate::kernel::Kernel;
+use crate::plan::{Making, Work, tell_it_is_old};
 use crate::progress::{Progress, Silent, Unit};
 use crate::qemu::Qemu;
 use crate::recipe::{Recipe, Workshop};
 use crate::root::Root;
+use crate::shared::{TIER_PATIENCE, Takes};
 use crate::tool;
+
+/// Who fetches by hand can also end that: a whole image over a slow line takes long.
+const BY_HAND_PATIENCE: Duration = Duration::from_secs(3600);
+
+/// How long a server that has an image waits for a younger one: runs wait for it meanwhile.
+const RENEWAL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is to be built beside what is missing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct BuildOptions {
+    /// A QEMU too.
+    pub with_qemu: bool,
+    /// All that has Debian's packages in it, though it is there or other hosts have it; a QEMU only where there is one.
+    pub fresh: bool,
+}
 
 /// The images of one cache directory.
 pub struct ImageStore {
@@ -43,16 +61,25 @@ impl ImageStore {
 
     /// The image, verified; it stays where it is until this process ends. A file is read again only when it is not the
     /// very one that was verified before. The agent is part of this binary and is written if it is not there; the rest comes
-    /// from where other hosts have put it, if there is such a place.
+    /// from where other hosts have put it, if there is such a place, and is not here or outdated here. What is outdated everywhere is
+    /// used, and told of.
     pub fn load(&self) -> Result<BootImage, LoadError> {
         let digest = |component| {
             let recipe = self.recipe(component);
             // What went wrong with fetching it is told by who fetched, and what is wrong here below.
-            if let Ok(Some(manifest)) = self.cache.pull(recipe) {
-                self.cache.offer(recipe);
-                return Ok(manifest.sha256);
+            let is_here = matches!(self.cache.inspect(recipe), ComponentState::Present { .. });
+            let patience = if is_here { RENEWAL_PATIENCE } else { TIER_PATIENCE };
+            let pulled = self.cache.pull(recipe, patience, Takes::Any).ok().flatten();
+            let manifest = match pulled {
+                Some(manifest) => {
+                    self.cache.offer(recipe, &manifest, false);
+                    manifest
+                }
+                None => self.load_component(component)?.ok_or(LoadError::Missing { component })?,
+            };
+            if manifest.is_outdated(SystemTime::now()) {
+                tell_it_is_old(&manifest, None);
             }
-            let manifest = self.load_component(component)?.ok_or(LoadError::Missing { component })?;
             Ok::<_, LoadError>(manifest.sha256)
         };
         let (kernel, root) = (digest(Component::Kernel)?, digest(Component::Root)?);
@@ -65,30 +92,33 @@ impl ImageStore {
         Ok(self.load_component(Component::Qemu)?.map(|_| self.cache.artefact(&self.qemu)))
     }
 
-    /// Builds what is missing or corrupt, and other hosts have not; QEMU only where it is asked for, or was. Of several processes
+    /// Builds what is missing, corrupt or outdated, and other hosts have not, or all that has Debian's packages in it; QEMU only where
+    /// it is asked for, or was. What is outdated and cannot be built now is used as it is, and told of. Of several processes
     /// that build into one cache, one does and the others wait.
-    pub fn build(&self, with_qemu: bool, progress: &dyn Progress) -> Result<BootImage, BuildError> {
-        if self.cache.has_tiers() {
-            self.pull(progress)?;
+    pub fn build(&self, options: BuildOptions, progress: &dyn Progress) -> Result<BootImage, BuildError> {
+        let may_pull = self.cache.has_tiers() && !options.fresh;
+        if may_pull {
+            self.pull_if(Takes::Young, TIER_PATIENCE, progress)?;
         }
-        // What is there is in use from here on: whoever makes room for a component must not remove another one.
-        let is_to_build = |component: &Component| match self.cache.load(self.recipe(*component)) {
-            ComponentState::Present { .. } => false,
-            ComponentState::Missing => component.is_required() || with_qemu,
-            ComponentState::Corrupt { .. } => true,
-            // Which says so itself.
-            ComponentState::Unreadable { .. } => true,
-        };
-        let absent: Vec<_> = Component::ALL.into_iter().filter(is_to_build).collect();
-        tool::require(absent.iter().flat_map(|component| self.recipe(*component).tools()))?;
+        let mut works = self.works(options)?;
+        if let (Err(missing), true) = (self.require_tools(&works), may_pull) {
+            // Who cannot build takes what is old.
+            tracing::warn!(reason = %missing, "what other hosts have built is used, however old it is");
+            self.pull_if(Takes::Any, TIER_PATIENCE, progress)?;
+            works = self.works(options)?;
+        }
+        self.require_tools(&works)?;
+        let [kernel, agent, root, qemu] = &works;
         self.with_workshop(progress, |workshop| {
+            let making = Making { cache: &self.cache, options, may_pull, workshop };
+            let make = |component, work| making.make(self.recipe(component), work);
             // The kernel keeps all processors busy, the root the network and the disk; QEMU does both, in this order.
             let (kernel, root, qemu, agent) = thread::scope(|scope| {
-                let beside = |component| Work::begin(scope, move || self.obtain(component, workshop));
-                let (kernel, root) = (beside(Component::Kernel), beside(Component::Root));
-                let qemu = absent.contains(&Component::Qemu).then(|| beside(Component::Qemu));
-                let agent = self.obtain(Component::Agent, workshop);
-                (kernel.end(), root.end(), qemu.map(Work::end), agent)
+                let beside = |component, work| Beside::begin(scope, move || make(component, work));
+                let (kernel, root) = (beside(Component::Kernel, kernel), beside(Component::Root, root));
+                let qemu = (*qemu != Work::Nothing).then(|| beside(Component::Qemu, qemu));
+                let agent = make(Component::Agent, agent);
+                (kernel.end(), root.end(), qemu.map(Beside::end), agent)
             });
             let [kernel, root, agent] = match qemu {
                 None => all_or_failure([kernel, root, agent])?,
@@ -97,11 +127,34 @@ impl ImageStore {
                     [kernel, root, agent]
                 }
             };
-            for component in Component::ALL {
-                self.cache.offer(self.recipe(component));
+            for manifest in [&kernel, &root, &agent] {
+                self.cache.offer(self.recipe(manifest.component), manifest, options.fresh);
             }
             Ok(self.boot_image(kernel.sha256, root.sha256, agent.sha256))
         })
+    }
+
+    /// The QEMU for the VMs, which is built if there is none.
+    pub fn build_qemu(&self, progress: &dyn Progress) -> Result<PathBuf, BuildError> {
+        if self.cache.standing(&self.qemu, false)? == Standing::Missing {
+            tool::require(self.qemu.tools().iter())?;
+        }
+        self.with_workshop(progress, |workshop| self.cache.obtain(&self.qemu, workshop))?;
+        Ok(self.cache.artefact(&self.qemu))
+    }
+
+    /// What there is to do for each component, in the order of [`Component::ALL`]. What is there and stays is in use from here on:
+    /// whoever makes room for a component must not remove another one.
+    fn works(&self, options: BuildOptions) -> Result<[Work; 4], BuildError> {
+        let of = |component| Work::of(&self.cache, self.recipe(component), options);
+        let [kernel, agent, root, qemu] = Component::ALL.map(of);
+        Ok([kernel?, agent?, root?, qemu?])
+    }
+
+    /// That the host has what the building of what is not there takes.
+    fn require_tools(&self, works: &[Work; 4]) -> Result<(), BuildError> {
+        let to_build = Component::ALL.into_iter().zip(works).filter(|(_, work)| **work == Work::Build);
+        Ok(tool::require(to_build.flat_map(|(component, _)| self.recipe(component).tools()))?)
     }
 
     /// Removes a component, so that it is built again of what Debian has by then, or not used any more. Answers whether it
@@ -125,32 +178,31 @@ impl ImageStore {
         }
     }
 
-    /// Fetches what is missing or corrupt from where other hosts have put it. What they have not is left as it is: the answer
-    /// is whether all is there.
+    /// Fetches what is missing, corrupt or outdated from where other hosts have put it. What they have not is left as it is: the answer
+    /// is whether all is there. What is outdated there as well is taken where there is nothing, and told of.
     pub fn pull(&self, progress: &dyn Progress) -> Result<bool, BuildError> {
+        self.pull_if(Takes::Any, BY_HAND_PATIENCE, progress)
+    }
+
+    fn pull_if(&self, takes: Takes, patience: Duration, progress: &dyn Progress) -> Result<bool, BuildError> {
         let mut is_complete = true;
         for component in [Component::Kernel, Component::Root] {
             let recipe = self.recipe(component);
-            if matches!(self.cache.load(recipe), ComponentState::Present { .. }) {
+            if matches!(self.cache.standing(recipe, false)?, Standing::Good(_)) {
                 continue;
             }
             let stage = progress.stage(&format!("{component}: fetching"), None, Unit::None);
-            let is_there = self.cache.pull(recipe)?.is_some();
-            if is_there {
+            let pulled = self.cache.pull(recipe, patience, takes)?;
+            is_complete &= pulled.is_some();
+            if let Some(manifest) = pulled {
                 stage.finish();
+                if manifest.is_outdated(SystemTime::now()) {
+                    tell_it_is_old(&manifest, None);
+                }
             }
-            is_complete &= is_there;
         }
         self.with_workshop(progress, |workshop| self.cache.obtain(&self.agent, workshop))?;
         Ok(is_complete)
-    }
-
-    fn obtain(&self, component: Component, workshop: &Workshop<'_>) -> Result<Manifest, BuildError> {
-        let result = self.cache.obtain(self.recipe(component), workshop);
-        if result.is_err() {
-            workshop.stop.store(true, Ordering::Relaxed);
-        }
-        result
     }
 
     fn with_workshop<T>(&self, progress: &dyn Progress, work: impl FnOnce(&Workshop<'_>) -> T) -> T {
@@ -195,24 +247,24 @@ fn all_or_failure<const N: usize>(results: [Result<Manifest, BuildError>; N]) ->
 }
 
 /// Work that goes on beside other work, or is done already.
-enum Work<'scope, T> {
+enum Beside<'scope, T> {
     Running(thread::ScopedJoinHandle<'scope, T>),
     Done(T),
 }
 
-impl<'scope, T: Send + 'scope> Work<'scope, T> {
+impl<'scope, T: Send + 'scope> Beside<'scope, T> {
     /// A host that allows no more threads has one thing done after the other.
     fn begin<'env>(
         scope: &'scope thread::Scope<'scope, 'env>,
         work: impl Fn() -> T + Copy + Send + 'scope,
-    ) -> Work<'scope, T> {
-        thread::Builder::new().spawn_scoped(scope, work).map_or_else(|_| Work::Done(work()), Work::Running)
+    ) -> Beside<'scope, T> {
+        thread::Builder::new().spawn_scoped(scope, work).map_or_else(|_| Beside::Done(work()), Beside::Running)
     }
 
     fn end(self) -> T {
         match self {
-            Work::Running(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            Work::Done(result) => result,
+            Beside::Running(thread) => thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Beside::Done(result) => result,
         }
     }
 }
@@ -270,7 +322,7 @@ mod tests {
     fn agent_is_there_whenever_it_is_asked_for() {
         let dir = tempfile::tempdir().unwrap();
         let store = ImageStore::new(CacheDir::new(dir.path().to_owned(), 0));
-        let manifest = store.with_workshop(&Silent, |workshop| store.obtain(Component::Agent, workshop)).unwrap();
+        let manifest = store.with_workshop(&Silent, |workshop| store.cache.obtain(&store.agent, workshop)).unwrap();
         let status = store.status().components.into_iter().find(|status| status.component == Component::Agent).unwrap();
         assert!(status.path.is_file());
         assert_eq!(status.state, ComponentState::Present { manifest });

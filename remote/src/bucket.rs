@@ -1,5 +1,7 @@
 //! The bucket, through Amazon's client: the few operations that are needed, and what their failures mean.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use aws_config::{BehaviorVersion, Region};
@@ -17,6 +19,7 @@ use aws_smithy_http_client::{Builder, Connector};
 use tokio::sync::OnceCell;
 
 use crate::config::S3Config;
+use crate::outgoing::{Outgoing, Slicing};
 
 /// Where the bucket is in a service that is not Amazon's and has no regions: anything will do.
 const ANY_REGION: &str = "us-east-1";
@@ -34,12 +37,52 @@ pub(crate) enum BucketError {
     /// There is no such object.
     #[error("there is no such object")]
     Missing,
-    /// There is one already.
+    /// What was to be so is not: there is one already, or it is another than it was.
     #[error("there is such an object already")]
-    Exists,
-    /// The service cannot be reached, is too slow, has failed, or refuses.
+    Changed,
+    /// It is longer than what is ours. Here is its tag.
+    #[error("it has more than {limit_bytes} bytes")]
+    TooLong {
+        /// What is ours.
+        limit_bytes: usize,
+        /// Tells it from what may be there later.
+        tag: Option<String>,
+    },
+    /// The service does not do such things, and has done nothing.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The service refuses, and has done nothing.
+    #[error("{0}")]
+    Refused(String),
+    /// The service cannot be reached, is too slow, or has failed.
     #[error("{0}")]
     Failed(String),
+}
+
+/// What has to be so for an object to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Condition {
+    /// Whatever there is.
+    None,
+    /// There is no such object.
+    Missing,
+    /// The one that is there has this tag.
+    Tag(String),
+}
+
+/// A small object.
+pub(crate) struct Object {
+    pub(crate) bytes: Vec<u8>,
+    /// Changes with its content. Every service that is known has one.
+    pub(crate) tag: Option<String>,
+}
+
+/// An object, or a range of it, that is coming.
+pub(crate) struct Coming {
+    /// How many bytes the service says there are.
+    pub(crate) length: u64,
+    pub(crate) tag: Option<String>,
+    pub(crate) body: ByteStream,
 }
 
 /// A bucket. Its client is made when it is first used: finding credentials can take time.
@@ -50,20 +93,23 @@ pub(crate) struct Bucket {
     endpoint_url: Option<String>,
     force_path_style: bool,
     connect: Duration,
-    attempt: Duration,
+    patience: Duration,
+    sent: Arc<AtomicU64>,
     client: OnceCell<Client>,
 }
 
 impl Bucket {
-    /// A bucket, one attempt at a request of which takes no longer than `attempt`. To be used in one runtime only.
-    pub(crate) fn new(config: &S3Config, attempt: Duration) -> Bucket {
+    /// A bucket of which every request is answered within `patience`, or from when the last of it has gone out. `sent` counts
+    /// what goes out. To be used in one runtime only.
+    pub(crate) fn new(config: &S3Config, patience: Duration, sent: Arc<AtomicU64>) -> Bucket {
         Bucket {
             name: config.bucket.clone(),
             region: config.region.clone(),
             endpoint_url: config.endpoint_url.clone(),
             force_path_style: config.force_path_style,
             connect: config.timing.connect,
-            attempt,
+            patience,
+            sent,
             client: OnceCell::new(),
         }
     }
@@ -75,8 +121,8 @@ impl Bucket {
     async fn connect(&self) -> Client {
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(self.connect)
-            .read_timeout(self.attempt)
-            .operation_attempt_timeout(self.attempt)
+            .read_timeout(self.patience)
+            .operation_attempt_timeout(self.patience)
             .build();
         let retries = RetryConfig::standard().with_max_attempts(ATTEMPTS).with_initial_backoff(BACKOFF);
         // By the host's own certificates, through the proxy that the usual variables name.
@@ -91,7 +137,7 @@ impl Bucket {
             .http_client(http)
             .timeout_config(timeouts)
             .retry_config(retries)
-            // It waits for 20 s; whoever fetches does not.
+            // It does not wait for an answer to what has gone out, and for 20 s where whoever fetches does not wait.
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             // We hash all there is; other services than Amazon's do not know its checksums.
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
@@ -116,52 +162,41 @@ impl Bucket {
     }
 
     /// Reads a small object. One that is longer than `limit_bytes` is none of ours.
-    pub(crate) async fn get(&self, key: &str, limit_bytes: usize) -> Result<Vec<u8>, BucketError> {
-        let (length, mut body) = self.open(key, None).await?;
-        let too_long = || BucketError::Failed(format!("{key} has more than {limit_bytes} bytes"));
+    pub(crate) async fn get(&self, key: &str, limit_bytes: usize) -> Result<Object, BucketError> {
+        let Coming { length, tag, mut body } = self.open(key, None).await?;
         if length > limit_bytes as u64 {
-            return Err(too_long());
+            return Err(BucketError::TooLong { limit_bytes, tag });
         }
         let mut bytes = Vec::new();
         while let Some(piece) = next(&mut body).await? {
             if bytes.len() + piece.len() > limit_bytes {
-                return Err(too_long());
+                return Err(BucketError::TooLong { limit_bytes, tag });
             }
             bytes.extend_from_slice(&piece);
         }
-        Ok(bytes)
+        Ok(Object { bytes, tag })
     }
 
-    /// An object's bytes from `first` to `last`, or all; and how many the service says there are.
-    pub(crate) async fn open(&self, key: &str, range: Option<(u64, u64)>) -> Result<(u64, ByteStream), BucketError> {
+    /// An object's bytes from `first` to `last`, or all.
+    pub(crate) async fn open(&self, key: &str, range: Option<(u64, u64)>) -> Result<Coming, BucketError> {
         let range = range.map(|(first, last)| format!("bytes={first}-{last}"));
         let request = self.client().await.get_object().bucket(&self.name).key(key).set_range(range);
         let object = request.send().await.map_err(|error| failure(&error))?;
         let length = object.content_length.and_then(|length| u64::try_from(length).ok()).unwrap_or(0);
-        Ok((length, object.body))
+        Ok(Coming { length, tag: object.e_tag, body: object.body })
     }
 
-    /// Whether there is such an object.
-    pub(crate) async fn has(&self, key: &str) -> Result<bool, BucketError> {
-        match self.client().await.head_object().bucket(&self.name).key(key).send().await {
-            Ok(_) => Ok(true),
-            Err(error) => match failure(&error) {
-                BucketError::Missing => Ok(false),
-                error => Err(error),
-            },
-        }
-    }
-
-    /// Writes an object.
-    pub(crate) async fn put(&self, key: &str, bytes: Vec<u8>) -> Result<(), BucketError> {
+    /// Writes an object. Not every service heeds the condition: some refuse it, some write whatever it says.
+    pub(crate) async fn put(&self, key: &str, bytes: Vec<u8>, condition: Condition) -> Result<(), BucketError> {
         let request = self.client().await.put_object().bucket(&self.name).key(key).body(bytes.into());
-        request.send().await.map(drop).map_err(|error| failure(&error))
-    }
-
-    /// Writes an object, unless there is one of its name.
-    pub(crate) async fn put_first(&self, key: &str, bytes: Vec<u8>) -> Result<(), BucketError> {
-        let request = self.client().await.put_object().bucket(&self.name).key(key).body(bytes.into());
-        request.if_none_match("*").send().await.map(drop).map_err(|error| failure(&error))
+        let request = match condition {
+            Condition::None => request,
+            Condition::Missing => request.if_none_match("*"),
+            Condition::Tag(tag) => request.if_match(tag),
+        };
+        let outgoing = Outgoing::new(self.sent.clone());
+        let request = request.customize().interceptor(Slicing(outgoing.clone())).config_override(untimed());
+        self.while_it_moves(&outgoing, request.send()).await.map(drop)
     }
 
     /// Begins an object that is sent in pieces.
@@ -180,7 +215,10 @@ impl Bucket {
         bytes: Vec<u8>,
     ) -> Result<CompletedPart, BucketError> {
         let request = self.client().await.upload_part().bucket(&self.name).key(key).upload_id(upload);
-        let sent = request.part_number(number).body(bytes.into()).send().await.map_err(|error| failure(&error))?;
+        let outgoing = Outgoing::new(self.sent.clone());
+        let request = request.part_number(number).body(bytes.into()).customize();
+        let request = request.interceptor(Slicing(outgoing.clone())).config_override(untimed());
+        let sent = self.while_it_moves(&outgoing, request.send()).await?;
         Ok(CompletedPart::builder().set_e_tag(sent.e_tag).part_number(number).build())
     }
 
@@ -203,8 +241,20 @@ impl Bucket {
         request.send().await.map(drop).map_err(|error| failure(&error))
     }
 
-    /// Removes objects.
+    /// Removes objects, one by one where the service cannot remove several at once.
     pub(crate) async fn remove(&self, keys: &[String]) -> Result<(), BucketError> {
+        match self.remove_at_once(keys).await {
+            Err(BucketError::Unsupported(_) | BucketError::Refused(_)) => {}
+            removed => return removed,
+        }
+        for key in keys {
+            let request = self.client().await.delete_object().bucket(&self.name).key(key);
+            request.send().await.map_err(|error| failure(&error))?;
+        }
+        Ok(())
+    }
+
+    async fn remove_at_once(&self, keys: &[String]) -> Result<(), BucketError> {
         let malformed = |error: aws_sdk_s3::error::BuildError| BucketError::Failed(error.to_string());
         let objects = keys.iter().map(|key| ObjectIdentifier::builder().key(key).build());
         let objects = objects.collect::<Result<Vec<_>, _>>().map_err(malformed)?;
@@ -228,6 +278,29 @@ impl Bucket {
         }
         Ok(folders)
     }
+
+    /// A request that takes as long as it takes, if anything of it moves.
+    async fn while_it_moves<T, E>(
+        &self,
+        outgoing: &Outgoing,
+        request: impl Future<Output = Result<T, SdkError<E>>>,
+    ) -> Result<T, BucketError>
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        tokio::select! {
+            done = request => done.map_err(|error| failure(&error)),
+            () = outgoing.stalled(self.patience) => {
+                Err(BucketError::Failed(format!("nothing more could be sent for {:?}", self.patience)))
+            }
+        }
+    }
+}
+
+/// For requests whose time depends on the line.
+fn untimed() -> aws_sdk_s3::config::Builder {
+    let timeouts = TimeoutConfig::builder().disable_read_timeout().disable_operation_attempt_timeout().build();
+    aws_sdk_s3::config::Builder::new().timeout_config(timeouts)
 }
 
 /// The next piece of a body.
@@ -246,11 +319,16 @@ where
     let (code, message) = (answer.err().code(), answer.err().message());
     match (status, code) {
         (404, code) if code != Some("NoSuchBucket") => BucketError::Missing,
-        (412, _) => BucketError::Exists,
+        (412, _) | (409, Some("ConditionalRequestConflict")) => BucketError::Changed,
         _ => {
             let words: Vec<_> = [code, message].into_iter().flatten().filter(|text| !text.is_empty()).collect();
             let words = if words.is_empty() { "no reason is given".into() } else { words.join(": ") };
-            BucketError::Failed(format!("it answered with HTTP status {status}: {words}"))
+            let told = format!("it answered with HTTP status {status}: {words}");
+            match (status, code) {
+                (501, _) | (_, Some("NotImplemented")) => BucketError::Unsupported(told),
+                (400..=499, _) => BucketError::Refused(told),
+                _ => BucketError::Failed(told),
+            }
         }
     }
 }

@@ -25,7 +25,8 @@ pub struct S3Config {
     pub timing: Timing,
 }
 
-/// How long is waited for what. A service that is slower than this is not worth waiting for: the entry is built instead.
+/// How long is waited for what. A service that is slower than this is not worth waiting for: the entry is built instead. What is sent
+/// has no time of its own: it takes what the line takes.
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {
     /// A connection; a region away takes 0.1-0.3 s.
@@ -36,8 +37,11 @@ pub struct Timing {
     pub stall: Duration,
     /// After so long, what is fetched is given up if it would take more than its user has patience for.
     pub estimate_after: Duration,
-    /// A request that sends a piece, some MiB long.
+    /// Between two pieces of what is being sent, and from the last to the answer. What the kernel has taken by then, at most 4 MiB,
+    /// goes out within it over 0.6 Mbit/s.
     pub send: Duration,
+    /// Until a manifest that was written is looked at again, where nothing but that tells whether another host has written it too.
+    pub settle: Duration,
     /// How long nothing is asked after a failure; doubled with each that follows.
     pub retry: Duration,
     /// The longest of these times.
@@ -54,6 +58,7 @@ impl Default for Timing {
             stall: Duration::from_secs(2),
             estimate_after: Duration::from_secs(1),
             send: Duration::from_secs(60),
+            settle: Duration::from_secs(2),
             retry: Duration::from_secs(5),
             retry_max: Duration::from_secs(300),
             rejected: Duration::from_secs(600),

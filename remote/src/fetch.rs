@@ -6,18 +6,18 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use sandbox_schemas::remote::{REMOTE_MANIFEST_MAX_BYTES, RemoteFrame, RemoteManifest};
 use sandbox_store::EntryId;
 
-use crate::bucket::{Bucket, BucketError, next};
+use crate::bucket::{Bucket, BucketError, Coming, next};
 use crate::config::Timing;
 use crate::frame::{UnpackError, unpack};
 use crate::manifest;
 use crate::secret::Secret;
-use crate::tier::Names;
+use crate::names::Names;
 
 /// Bytes that are asked for at once, unless a single frame is longer.
 const RANGE_BYTES: u64 = 8 * 1024 * 1024;
@@ -37,6 +37,9 @@ pub(crate) enum FetchError {
     /// There is none.
     #[error("there is none")]
     Missing,
+    /// It is older than what is asked for.
+    #[error("it is too old")]
+    TooOld,
     /// It is not to be used, now or later.
     #[error("{0}")]
     Wrong(String),
@@ -52,6 +55,7 @@ impl From<BucketError> for FetchError {
     fn from(error: BucketError) -> FetchError {
         match error {
             BucketError::Missing => FetchError::Missing,
+            BucketError::TooLong { .. } => FetchError::Wrong(error.to_string()),
             error => FetchError::Failed(error.to_string()),
         }
     }
@@ -84,10 +88,36 @@ impl Range {
 }
 
 impl Fetch<'_> {
-    /// Writes an entry's files into `folder`, and syncs them.
-    pub(crate) async fn fetch(&self, wanted: &EntryId, folder: &Path, patience: Duration) -> Result<(), FetchError> {
+    /// Writes an entry's files into `folder`, and syncs them; unless it was made before `since`.
+    pub(crate) async fn fetch(
+        &self,
+        wanted: &EntryId,
+        since: Option<SystemTime>,
+        folder: &Path,
+        patience: Duration,
+    ) -> Result<(), FetchError> {
         let manifest = self.manifest(wanted).await?;
-        let ranges = self.ranges(wanted, &manifest, folder)?;
+        if since.is_some_and(|since| manifest::was_made_before(&manifest, since)) {
+            return Err(FetchError::TooOld);
+        }
+        let Err(error) = self.transfer(wanted, &manifest, folder, patience).await else { return Ok(()) };
+        // Whoever has replaced it meanwhile has removed what it spoke of: that is no damage.
+        if let FetchError::Wrong(_) = error
+            && self.manifest(wanted).await.is_ok_and(|now| now.upload != manifest.upload)
+        {
+            return Err(FetchError::Missing);
+        }
+        Err(error)
+    }
+
+    async fn transfer(
+        &self,
+        wanted: &EntryId,
+        manifest: &RemoteManifest,
+        folder: &Path,
+        patience: Duration,
+    ) -> Result<(), FetchError> {
+        let ranges = self.ranges(wanted, manifest, folder)?;
         let total_bytes: u64 = ranges.iter().map(Range::length).sum();
         let files: Vec<_> = ranges.iter().map(|range| range.file.clone()).collect();
         let transfer = stream::iter(ranges.into_iter().map(|range| self.take(range)));
@@ -105,8 +135,8 @@ impl Fetch<'_> {
         let reading = self.bucket.get(&key, REMOTE_MANIFEST_MAX_BYTES);
         let answer = tokio::time::timeout(self.timing.answer, reading).await;
         let late = |_| FetchError::Failed(format!("it did not answer within {:?}", self.timing.answer));
-        let bytes = answer.map_err(late)??;
-        manifest::read(&bytes, wanted, self.secret).map_err(|reason| FetchError::Wrong(reason.to_string()))
+        let found = answer.map_err(late)??;
+        manifest::read(&found.bytes, wanted, self.secret).map_err(|reason| FetchError::Wrong(reason.to_string()))
     }
 
     /// Makes the files, all holes, and says what is to come into them.
@@ -173,14 +203,14 @@ impl Fetch<'_> {
     async fn receive(&self, range: &Range) -> Result<Vec<u8>, FetchError> {
         let wanted = range.length();
         let wrong = |what: String| FetchError::Wrong(format!("{}: {what}", range.part));
-        let (length, mut body) = match self.bucket.open(&range.key, Some((range.start, range.start + wanted - 1))).await
-        {
-            Err(BucketError::Missing) => return Err(wrong("its object is missing".into())),
-            Err(BucketError::Failed(reason)) if reason.contains("HTTP status 416") => {
-                return Err(wrong("its object is too short".into()));
-            }
-            opened => opened?,
-        };
+        let Coming { length, mut body, .. } =
+            match self.bucket.open(&range.key, Some((range.start, range.start + wanted - 1))).await {
+                Err(BucketError::Missing) => return Err(wrong("its object is missing".into())),
+                Err(BucketError::Refused(reason)) if reason.contains("HTTP status 416") => {
+                    return Err(wrong("its object is too short".into()));
+                }
+                opened => opened?,
+            };
         if length != wanted {
             return Err(wrong(format!("its object is too short: {length} bytes instead of {wanted}")));
         }

@@ -1,4 +1,4 @@
-//! Whether the bucket is worth asking. After a failure it is left alone for some time, so that no run waits for what will not
+//! Whether the bucket is worth asking, for what it has or to take something: each has its own. After a failure it is left alone for some time, so that no run waits for what will not
 //! answer; the first question after that is the next try.
 
 use std::sync::{Mutex, PoisonError};
@@ -21,7 +21,7 @@ struct State {
     /// Nothing is asked before.
     left_alone_until: Option<Instant>,
     was_asked: bool,
-    last_error: Option<String>,
+    last_error: Option<(Instant, String)>,
 }
 
 impl Health {
@@ -52,17 +52,24 @@ impl Health {
                 state.failures += 1;
             }
             state.was_asked = true;
-            state.last_error = Some(reason);
+            state.last_error = Some((now, reason));
         });
     }
 
     /// Something was wrong with what it gave us.
     pub(crate) fn note_error(&self, reason: String) {
-        self.with(|state| state.last_error = Some(reason));
+        self.with(|state| state.last_error = Some((Instant::now(), reason)));
     }
 
-    /// For people.
-    pub(crate) fn status(&self) -> (TierState, Option<String>) {
+    /// For people: whether it answers who asks for something, or else who brings something; and what went wrong last.
+    pub(crate) fn status_of(reading: &Health, writing: &Health) -> (TierState, Option<String>) {
+        let [(read, read_error), (write, write_error)] = [reading, writing].map(Health::status);
+        let state = if read == TierState::Unknown { write } else { read };
+        let last = read_error.into_iter().chain(write_error).max_by_key(|(when, _)| *when);
+        (state, last.map(|(_, reason)| reason))
+    }
+
+    fn status(&self) -> (TierState, Option<(Instant, String)>) {
         self.with(|state| {
             let word = match state.failures {
                 0 if state.was_asked => TierState::Ok,
@@ -93,21 +100,25 @@ mod tests {
         let second = Duration::from_secs(1);
         let health = Health::new(second, 10 * second);
         let mut now = Instant::now();
-        assert_eq!(health.status(), (TierState::Unknown, None));
+        let status = || {
+            let (state, last_error) = health.status();
+            (state, last_error.map(|(_, reason)| reason))
+        };
+        assert_eq!(status(), (TierState::Unknown, None));
         assert_eq!(health.left_alone_for(now), None);
         for expected in [1, 2, 4, 8, 10, 10] {
             health.note_failure("gone".into(), now, 0.5);
             assert_eq!(health.left_alone_for(now), Some(expected * second));
             health.note_failure("gone too".into(), now, 0.5);
             assert_eq!(health.left_alone_for(now), Some(expected * second), "two at once are one");
-            assert_eq!(health.status(), (TierState::Failing, Some("gone too".into())));
+            assert_eq!(status(), (TierState::Failing, Some("gone too".into())));
             now += expected * second;
             assert_eq!(health.left_alone_for(now), Some(Duration::ZERO));
             now += Duration::from_millis(1);
             assert_eq!(health.left_alone_for(now), None);
         }
         health.note_answer();
-        assert_eq!(health.status(), (TierState::Ok, Some("gone too".into())), "what was last wrong can still be read");
+        assert_eq!(status(), (TierState::Ok, Some("gone too".into())), "what was last wrong can still be read");
         health.note_failure("gone".into(), now, 0.0);
         assert_eq!(health.left_alone_for(now), Some(second.mul_f64(0.75)));
     }
@@ -117,7 +128,19 @@ mod tests {
         let health = Health::new(Duration::from_secs(1), Duration::from_secs(1));
         health.note_answer();
         health.note_error("damaged".into());
-        assert_eq!(health.status(), (TierState::Ok, Some("damaged".into())));
+        assert_eq!(health.status().0, TierState::Ok);
         assert!((0.0..=1.0).contains(&chance()));
+    }
+
+    #[test]
+    fn what_reads_is_told_before_what_writes_and_the_last_of_both_errors() {
+        let [reading, writing] = [(); 2].map(|()| Health::new(Duration::from_secs(1), Duration::from_secs(1)));
+        let now = Instant::now();
+        writing.note_failure("refused".into(), now, 0.5);
+        assert_eq!(Health::status_of(&reading, &writing), (TierState::Failing, Some("refused".into())));
+        reading.note_answer();
+        assert_eq!(Health::status_of(&reading, &writing), (TierState::Ok, Some("refused".into())));
+        reading.note_failure("gone".into(), now + Duration::from_secs(1), 0.5);
+        assert_eq!(Health::status_of(&reading, &writing), (TierState::Failing, Some("gone".into())));
     }
 }

@@ -1,9 +1,9 @@
 //! A tier of the cache in an S3 bucket: what one host has built, another fetches instead of building it.
 //!
 //! ```text
-//! <prefix><kind>/<name>-<key>/<upload>/<file>.zst      frames, each compressed on its own
-//! <prefix><kind>/<name>-<key>/manifest.json            written last, if there is none; never replaced
-//! <prefix><kind>/<name>-<key>/manifest-<key id>.json   the same, where hosts share a key
+//! <prefix><kind>/<name>-<key>/<upload>/<file>.zst                frames, each compressed on its own
+//! <prefix><kind>/<name>-<key>/manifest-v<format>.json            written last, if there is none that is sound and young enough
+//! <prefix><kind>/<name>-<key>/manifest-v<format>-<key id>.json   the same, where hosts share a key
 //! ```
 //!
 //! Whoever can write to the bucket can write anything into it: nothing of it is believed that was not looked at, and what
@@ -30,3 +30,5 @@ mod health;
 mod bucket;
 mod frame;
 mod manifest;
+mod names;
+mod outgoing;

@@ -1,5 +1,7 @@
 //! What is believed of a manifest, and what is authenticated.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::remote::{
     FRAME_PLAIN_MAX_BYTES, FRAME_STORED_MAX_BYTES, REMOTE_FORMAT, REMOTE_FRAMES_MAX, REMOTE_PART_MAX_BYTES,
@@ -57,6 +59,12 @@ pub(crate) fn read(bytes: &[u8], wanted: &EntryId, secret: Option<&Secret>) -> R
     check(&manifest).map_or(Ok(manifest), |what| Err(Unbelieved::Wrong(what)))
 }
 
+/// Whether what it speaks of is older than that. What does not say is as old as anything.
+pub(crate) fn was_made_before(manifest: &RemoteManifest, since: SystemTime) -> bool {
+    let made = |seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
+    manifest.made_unix_seconds.and_then(made).is_none_or(|made| made < since)
+}
+
 /// What is wrong with it, though somebody has vouched for it or need not.
 fn check(manifest: &RemoteManifest) -> Option<&'static str> {
     let RemoteManifest { parts, upload, .. } = manifest;
@@ -111,10 +119,11 @@ pub(crate) fn part_digest(part: &RemotePart) -> Digest {
 
 /// What a key vouches for: the entry's key and every part's hash, in which its frames' are.
 pub(crate) fn authenticated(manifest: &RemoteManifest) -> Vec<u8> {
-    let RemoteManifest { format, kind, name, key, upload, parts, hmac_sha256: _ } = manifest;
+    let RemoteManifest { format, kind, name, key, upload, made_unix_seconds, parts, hmac_sha256: _ } = manifest;
     let mut encoder = Encoder::new("sandbox-mcp entry");
     encoder.number((*format).into());
     encoder.bytes(kind.as_bytes()).bytes(name.as_bytes()).bytes(&key.0).bytes(upload.as_bytes());
+    encoder.number(made_unix_seconds.is_some().into()).number(made_unix_seconds.unwrap_or_default());
     for part in parts {
         encoder.bytes(part.name.as_bytes()).bytes(&part_digest(part).0);
     }
@@ -168,7 +177,17 @@ mod tests {
         let EntryId { kind, name, key } = wanted();
         let (kind, parts) = (kind.folder().into(), vec![part("manifest.json"), part("ram")]);
         let upload = "0123456789abcdef".into();
-        let manifest = RemoteManifest { format: REMOTE_FORMAT, kind, name, key, upload, parts, hmac_sha256: None };
+        let made_unix_seconds = Some(1_800_000_000);
+        let manifest = RemoteManifest {
+            format: REMOTE_FORMAT,
+            kind,
+            name,
+            key,
+            upload,
+            made_unix_seconds,
+            parts,
+            hmac_sha256: None,
+        };
         RemoteManifest { hmac_sha256: Some(secret().authenticate(&authenticated(&manifest))), ..manifest }
     }
 
@@ -179,11 +198,13 @@ mod tests {
     type Change = fn(&mut RemoteManifest);
 
     /// Whatever a manifest says, changed.
-    const CHANGES: [(&str, Change); 14] = [
+    const CHANGES: [(&str, Change); 16] = [
         ("kind", |m| m.kind = "images".into()),
         ("name", |m| m.name.push('x')),
         ("key", |m| m.key.0[31] ^= 1),
         ("upload", |m| m.upload.push('0')),
+        ("age", |m| m.made_unix_seconds = Some(0)),
+        ("no age", |m| m.made_unix_seconds = None),
         ("part's name", |m| m.parts[1].name = "ran".into()),
         ("part's size", |m| m.parts[0].size_bytes += 1),
         ("part's data", |m| m.parts[0].data_bytes -= 1),
@@ -218,7 +239,7 @@ mod tests {
 
     #[test]
     fn another_format_or_entry_is_none() {
-        assert_eq!(read_back(&RemoteManifest { format: 2, ..manifest() }, None), Err(Unbelieved::Format(2)));
+        assert_eq!(read_back(&RemoteManifest { format: 1, ..manifest() }, None), Err(Unbelieved::Format(1)));
         for change in [CHANGES[0].1, CHANGES[1].1, CHANGES[2].1] {
             let mut changed = manifest();
             change(&mut changed);

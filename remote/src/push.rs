@@ -1,26 +1,25 @@
 //! An entry, from its folder to the bucket: packed as it is sent, in memory a few pieces at a time. Its manifest comes last, so
-//! that nobody sees an entry that is not all there; what was not finished is removed.
+//! that nobody sees an entry that is not all there; what was not finished is removed, and so is what another host was faster with.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, UNIX_EPOCH};
 
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::remote::{REMOTE_FORMAT, REMOTE_MANIFEST_MAX_BYTES, REMOTE_PARTS_MAX, RemoteManifest, RemotePart};
-use sandbox_store::{EntryId, FileError, Lease, Untrusted, open_own, part_names};
+use sandbox_store::{Age, EntryId, FileError, Lease, Replaces, Untrusted, open_own, part_names};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::bucket::{Bucket, BucketError};
+use crate::bucket::{Bucket, BucketError, Condition};
 use crate::frame::{Packed, pack};
-use crate::manifest::{authenticated, part_digest, plain_mode};
+use crate::manifest::{self, authenticated, part_digest, plain_mode};
 use crate::secret::Secret;
-use crate::tier::{Names, UNVOUCHED};
+use crate::names::{Names, UNVOUCHED};
 
 /// An object that is longer is sent in pieces of this length and some more. S3 takes none below 5 MiB, and 10,000 of them.
 const PIECE_BYTES: usize = 8 * 1024 * 1024;
@@ -86,8 +85,21 @@ pub(crate) struct Push<'a> {
     pub(crate) names: &'a Names,
     pub(crate) secret: Option<&'a Secret>,
     pub(crate) cancel: &'a CancellationToken,
-    /// Counts what was sent.
-    pub(crate) sent: &'a AtomicU64,
+    pub(crate) age: Option<Age>,
+    /// What is in the bucket was found to be damaged, though its manifest is not.
+    pub(crate) is_damaged: bool,
+    pub(crate) settle: Duration,
+    /// Whether the bucket heeds conditions, once that is known.
+    pub(crate) heeds_conditions: &'a OnceLock<bool>,
+}
+
+/// What is in the place of a manifest.
+enum Found {
+    Nothing,
+    /// One that can be believed.
+    Sound(Box<RemoteManifest>, Option<String>),
+    /// Something else.
+    Damaged(Option<String>),
 }
 
 /// What is in the bucket and not yet spoken of by a manifest.
@@ -117,12 +129,12 @@ impl Push<'_> {
         if self.secret.is_some() && folder.join(UNVOUCHED).exists() {
             return Err(PushError::Unvouched);
         }
-        let manifest_key = self.names.manifest(entry);
-        if self.unless_cancelled(self.bucket.has(&manifest_key)).await?? {
+        let found = self.unless_cancelled(self.look(entry)).await??;
+        if self.condition(&found, self.is_damaged).is_none() {
             return Ok(Pushed::WasThere);
         }
         let unfinished = Unfinished::default();
-        let pushed = self.send(entry, folder, manifest_key, &unfinished).await;
+        let pushed = self.send(entry, folder, found, &unfinished).await;
         if !matches!(pushed, Ok(Pushed::Sent)) {
             let removing = self.remove(unfinished.with(std::mem::take));
             if tokio::time::timeout(REMOVAL, removing).await.is_err() {
@@ -132,11 +144,43 @@ impl Push<'_> {
         pushed
     }
 
+    async fn look(&self, entry: &EntryId) -> Result<Found, BucketError> {
+        match self.bucket.get(&self.names.manifest(entry), REMOTE_MANIFEST_MAX_BYTES).await {
+            Ok(object) => Ok(match manifest::read(&object.bytes, entry, self.secret) {
+                Ok(manifest) => Found::Sound(Box::new(manifest), object.tag),
+                Err(reason) => {
+                    tracing::debug!(%entry, %reason, "what is in the bucket is replaced");
+                    Found::Damaged(object.tag)
+                }
+            }),
+            Err(BucketError::Missing) => Ok(Found::Nothing),
+            Err(BucketError::TooLong { tag, .. }) => Ok(Found::Damaged(tag)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// On what condition a manifest is written where this was found; `None` when what is there is to stay.
+    fn condition(&self, found: &Found, is_damaged: bool) -> Option<Condition> {
+        let only = |tag: &Option<String>| tag.clone().map_or(Condition::None, Condition::Tag);
+        match found {
+            Found::Nothing => Some(Condition::Missing),
+            Found::Damaged(tag) => Some(only(tag)),
+            Found::Sound(manifest, tag) => (is_damaged || self.is_outdated(manifest)).then(|| only(tag)),
+        }
+    }
+
+    fn is_outdated(&self, manifest: &RemoteManifest) -> bool {
+        self.age.is_some_and(|age| match age.replaces {
+            Replaces::Any => true,
+            Replaces::MadeBefore(since) => age.made >= since && manifest::was_made_before(manifest, since),
+        })
+    }
+
     async fn send(
         &self,
         entry: &EntryId,
         folder: &Path,
-        manifest_key: String,
+        found: Found,
         unfinished: &Unfinished,
     ) -> Result<Pushed, PushError> {
         let names = part_names(folder)?;
@@ -165,25 +209,86 @@ impl Push<'_> {
             name: entry.name.clone(),
             key: entry.key,
             upload,
+            made_unix_seconds: self.age.map(|age| age.made.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()),
             parts,
             hmac_sha256: None,
         };
         manifest.hmac_sha256 = self.secret.map(|secret| secret.authenticate(&authenticated(&manifest)));
-        let bytes = serde_json::to_vec(&manifest).map_err(io::Error::from)?;
-        self.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        let Err(error) = self.bucket.put_first(&manifest_key, bytes).await else { return Ok(Pushed::Sent) };
-        // There is one, or no answer came. It may be ours all the same, sent by an attempt whose answer was lost: then what it
-        // speaks of must stay. Another's is as good.
-        match self.bucket.get(&manifest_key, REMOTE_MANIFEST_MAX_BYTES).await {
-            Ok(bytes) => match serde_json::from_slice(&bytes) {
-                Ok(RemoteManifest { upload, .. }) if upload == manifest.upload => Ok(Pushed::Sent),
-                _ => Ok(Pushed::WasThere),
-            },
-            Err(_) => {
-                unfinished.with(std::mem::take);
-                Err(error.into())
-            }
+        // Sending may have taken minutes, in which another host was faster: not every bucket would tell when the manifest is written.
+        let now = self.unless_cancelled(self.look(entry)).await??;
+        let is_another = match (&found, &now) {
+            (Found::Sound(one, _), Found::Sound(other, _)) => one.upload != other.upload,
+            _ => true,
+        };
+        let Some(condition) = self.condition(&now, self.is_damaged && !is_another) else { return Ok(Pushed::WasThere) };
+        let pushed = self.publish(entry, &manifest, &condition, unfinished).await?;
+        if let (Pushed::Sent, Found::Sound(replaced, _)) = (pushed, now) {
+            let name = |part: &RemotePart| self.names.part(entry, &replaced.upload, &part.name);
+            self.remove(Leavings { objects: replaced.parts.iter().map(name).collect(), uploads: Vec::new() }).await;
         }
+        Ok(pushed)
+    }
+
+    /// Writes the manifest, and makes sure whose is there then: all but one host must remove what they have sent, and that one must
+    /// not.
+    async fn publish(
+        &self,
+        entry: &EntryId,
+        manifest: &RemoteManifest,
+        condition: &Condition,
+        unfinished: &Unfinished,
+    ) -> Result<Pushed, PushError> {
+        let key = self.names.manifest(entry);
+        let bytes = serde_json::to_vec(manifest).map_err(io::Error::from)?;
+        let mut written = self.bucket.put(&key, bytes.clone(), condition.clone()).await;
+        if let (Err(BucketError::Unsupported(_)), true) = (&written, *condition != Condition::None) {
+            let _ = self.heeds_conditions.set(false);
+            written = self.bucket.put(&key, bytes.clone(), Condition::None).await;
+        }
+        if written.is_ok() {
+            if *condition == Condition::Missing && self.heeds_conditions(&key, bytes).await {
+                return Ok(Pushed::Sent);
+            }
+            // The last of those who have written at the same time is the one. Who ends meanwhile need not know.
+            let _ = self.unless_cancelled(tokio::time::sleep(self.settle)).await;
+        }
+        // It may be ours also where no answer came, sent by an attempt whose answer was lost: then what it speaks of must stay.
+        // Another's is as good.
+        let error = match (self.bucket.get(&key, REMOTE_MANIFEST_MAX_BYTES).await, written) {
+            (Ok(found), written) => match (serde_json::from_slice(&found.bytes), condition, written) {
+                (Ok(RemoteManifest { upload, .. }), _, _) if upload == manifest.upload => return Ok(Pushed::Sent),
+                // Still the one that was to be replaced.
+                (_, Condition::Tag(tag), Err(error)) if Some(tag) == found.tag.as_ref() => error,
+                _ => return Ok(Pushed::WasThere),
+            },
+            (Err(BucketError::Missing), Err(error)) => error,
+            (Err(BucketError::Missing), Ok(())) => {
+                return Err(PushError::Failed("its manifest has been removed".into()));
+            }
+            (Err(error), Ok(())) | (Err(_), Err(error)) => {
+                unfinished.with(std::mem::take);
+                return Err(error.into());
+            }
+        };
+        // What has failed may still be done, when nobody looks any more.
+        if let BucketError::Failed(_) = error {
+            unfinished.with(std::mem::take);
+        }
+        Err(error.into())
+    }
+
+    /// Whether a second manifest would not have been written in the place of the first. Found out once, by writing the same again.
+    async fn heeds_conditions(&self, key: &str, bytes: Vec<u8>) -> bool {
+        if let Some(heeds) = self.heeds_conditions.get() {
+            return *heeds;
+        }
+        let heeds = match self.bucket.put(key, bytes, Condition::Missing).await {
+            Err(BucketError::Changed) => true,
+            Ok(()) | Err(BucketError::Unsupported(_)) => false,
+            // Nothing is known: as if it did not.
+            Err(_) => return false,
+        };
+        *self.heeds_conditions.get_or_init(|| heeds)
     }
 
     /// Sends a file, and says what it consists of.
@@ -263,7 +368,6 @@ impl Object<'_> {
             self.collect().await?;
         }
         self.count += 1;
-        self.push.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         let (bucket, key, number) = (self.push.bucket.clone(), self.key.clone(), self.count);
         self.sending.spawn(async move { bucket.piece(&key, &upload, number, bytes).await });
         Ok(())
@@ -273,9 +377,8 @@ impl Object<'_> {
     async fn finish(mut self, bytes: Vec<u8>) -> Result<(), PushError> {
         let push = self.push;
         if self.upload.is_none() {
-            push.sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             self.unfinished.with(|leavings| leavings.objects.push(self.key.clone()));
-            push.unless_cancelled(push.bucket.put(&self.key, bytes)).await??;
+            push.unless_cancelled(push.bucket.put(&self.key, bytes, Condition::None)).await??;
             return Ok(());
         }
         if !bytes.is_empty() {

@@ -5,17 +5,18 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use sandbox_schemas::status::TierStatus;
-use sandbox_store::{EntryId, KeyHasher, Kind, Tier, create_anew};
+use sandbox_store::{Age, EntryId, KeyHasher, Kind, Tier, create_anew};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::bucket::Bucket;
 use crate::config::{S3Config, Timing};
 use crate::fetch::{Fetch, FetchError};
 use crate::health::{Health, chance};
+use crate::names::{Names, UNVOUCHED};
 use crate::push::{Push, PushError, Pushed};
 use crate::queue::{Pending, Queue};
 use crate::secret::Secret;
@@ -31,10 +32,6 @@ const REJECTED_MAX: usize = 1024;
 
 /// What an entry's folder is marked with when the bucket has it, with the digits of which bucket that is behind it.
 const MARK: &str = ".sent-";
-
-/// What an entry's folder is marked with that came from a bucket and that nobody has vouched for: nor does this host, should it
-/// be given a key.
-pub(crate) const UNVOUCHED: &str = ".from-a-bucket-without-a-key";
 
 /// How long a mark is believed: buckets have rules by which objects expire.
 const MARK_HOLDS: Duration = Duration::from_secs(24 * 3600);
@@ -52,15 +49,26 @@ struct Shared {
     secret: Option<Secret>,
     names: Names,
     mark: String,
-    health: Health,
+    /// Apart from one another: a host that may not write reads all the same, and one that cannot read still writes.
+    reading: Health,
+    writing: Health,
     queue: Arc<Queue>,
     from: Bucket,
     to: Arc<Bucket>,
     /// The same for who waits: a client's connections belong to the threads that use it.
     to_by_hand: Arc<Bucket>,
-    /// Until when they are not asked for.
-    rejected: Mutex<HashMap<EntryId, Instant>>,
+    heeds_conditions: OnceLock<bool>,
+    rejected: Mutex<HashMap<EntryId, Rejected>>,
     counts: Counts,
+}
+
+/// What is known of an entry that was not used.
+#[derive(Debug, Clone, Copy)]
+struct Rejected {
+    /// It is not asked for before.
+    until: Instant,
+    /// It is not what was sent. What is merely of no use to its user is left as it is: to others it may be.
+    is_damaged: bool,
 }
 
 #[derive(Debug, Default)]
@@ -69,7 +77,7 @@ struct Counts {
     misses: AtomicU64,
     rejected: AtomicU64,
     received_bytes: AtomicU64,
-    sent_bytes: AtomicU64,
+    sent_bytes: Arc<AtomicU64>,
     sent: AtomicU64,
     not_sent: AtomicU64,
 }
@@ -79,16 +87,20 @@ impl S3 {
     pub fn new(config: S3Config) -> std::io::Result<S3> {
         let names = Names { prefix: config.prefix.clone(), key_id: config.secret.as_ref().map(Secret::id) };
         let S3Config { timing, .. } = config;
+        let counts = Counts::default();
+        let new_bucket = |patience| Bucket::new(&config, patience, counts.sent_bytes.clone());
         let shared = Arc::new(Shared {
             mark: mark(&config, &names),
             names,
-            health: Health::new(timing.retry, timing.retry_max),
+            reading: Health::new(timing.retry, timing.retry_max),
+            writing: Health::new(timing.retry, timing.retry_max),
             queue: Queue::new(config.uploads),
-            from: Bucket::new(&config, timing.answer),
-            to: Arc::new(Bucket::new(&config, timing.send)),
-            to_by_hand: Arc::new(Bucket::new(&config, timing.send)),
+            from: new_bucket(timing.answer),
+            to: Arc::new(new_bucket(timing.send)),
+            to_by_hand: Arc::new(new_bucket(timing.send)),
+            heeds_conditions: OnceLock::new(),
             rejected: Mutex::default(),
-            counts: Counts::default(),
+            counts,
             secret: config.secret,
             timing,
         });
@@ -108,9 +120,9 @@ impl S3 {
     }
 
     /// Sends an entry now, and waits for it; not in the background, and so not at its priority.
-    pub fn push(&self, entry: &EntryId, folder: &Path) -> Result<Pushed, PushError> {
+    pub fn push(&self, entry: &EntryId, folder: &Path, age: Option<Age>) -> Result<Pushed, PushError> {
         let Some(runtime) = &self.receiving else { return Err(PushError::Cancelled) };
-        runtime.block_on(self.shared.push(&self.shared.to_by_hand, entry, folder))
+        runtime.block_on(self.shared.push(&self.shared.to_by_hand, entry, folder, age))
     }
 
     /// The entries whose key begins with these digits.
@@ -134,13 +146,13 @@ impl S3 {
 }
 
 impl Tier for S3 {
-    fn fetch(&self, wanted: &EntryId, folder: &Path, patience: Duration) -> bool {
-        let (Shared { timing, secret, names, health, from, counts, .. }, Some(runtime)) =
+    fn fetch(&self, wanted: &EntryId, since: Option<SystemTime>, folder: &Path, patience: Duration) -> bool {
+        let (Shared { timing, secret, names, reading, from, counts, .. }, Some(runtime)) =
             (&*self.shared, &self.receiving)
         else {
             return false;
         };
-        let is_asked = health.left_alone_for(Instant::now()).is_none() && !self.shared.is_rejected(wanted);
+        let is_asked = reading.left_alone_for(Instant::now()).is_none() && self.shared.rejected(wanted).is_none();
         // Whoever can write to the bucket could have made it.
         if !is_asked || (wanted.kind.is_trusted_by_host() && secret.is_none()) {
             counts.misses.fetch_add(1, Ordering::Relaxed);
@@ -150,11 +162,12 @@ impl Tier for S3 {
         let begun = Instant::now();
         let fetched = runtime.block_on(async {
             let late = || FetchError::Failed(format!("it was not there within {patience:?}"));
-            tokio::time::timeout(patience, fetch.fetch(wanted, folder, patience)).await.unwrap_or_else(|_| Err(late()))
+            let fetching = fetch.fetch(wanted, since, folder, patience);
+            tokio::time::timeout(patience, fetching).await.unwrap_or_else(|_| Err(late()))
         });
         match fetched {
             Ok(()) => {
-                health.note_answer();
+                reading.note_answer();
                 counts.hits.fetch_add(1, Ordering::Relaxed);
                 tracing::info!(%wanted, took_ms = begun.elapsed().as_millis() as u64, "fetched from S3");
                 self.shared.set_mark(folder, &self.shared.mark);
@@ -163,18 +176,22 @@ impl Tier for S3 {
                 }
                 return true;
             }
-            Err(FetchError::Missing) => health.note_answer(),
+            Err(FetchError::Missing) => reading.note_answer(),
+            Err(FetchError::TooOld) => {
+                reading.note_answer();
+                tracing::info!(%wanted, "what S3 has is too old");
+            }
             Err(FetchError::Wrong(reason)) => {
-                health.note_answer();
-                self.reject(wanted, &reason);
+                reading.note_answer();
+                self.shared.reject(wanted, &reason, true);
             }
             Err(FetchError::Failed(reason)) => {
                 tracing::warn!(%wanted, reason, "S3 does not serve; what it may have is built here");
-                health.note_failure(reason, Instant::now(), chance());
+                reading.note_failure(reason, Instant::now(), chance());
             }
             Err(FetchError::Here(error)) => {
                 tracing::warn!(%wanted, %error, "what S3 has cannot be written here");
-                health.note_error(error.to_string());
+                reading.note_error(error.to_string());
             }
         }
         counts.misses.fetch_add(1, Ordering::Relaxed);
@@ -182,26 +199,23 @@ impl Tier for S3 {
     }
 
     fn reject(&self, fetched: &EntryId, reason: &str) {
-        tracing::warn!(entry = %fetched, reason, "what S3 has is not used");
-        self.shared.counts.rejected.fetch_add(1, Ordering::Relaxed);
-        self.shared.health.note_error(format!("{fetched}: {reason}"));
-        self.shared.reject(fetched);
+        self.shared.reject(fetched, reason, false);
     }
 
-    fn offer(&self, entry: &EntryId, folder: &Path) {
+    fn offer(&self, entry: &EntryId, folder: &Path, age: Option<Age>) {
         let (shared, Some(runtime)) = (&self.shared, &self.sending) else { return };
         if (entry.kind.is_trusted_by_host() && shared.secret.is_none()) || shared.is_marked(folder) {
             return;
         }
         if let Some(pending) = shared.queue.enter(entry, folder) {
-            runtime.spawn(shared.clone().send(entry.clone(), folder.to_owned(), pending));
+            runtime.spawn(shared.clone().send(entry.clone(), folder.to_owned(), age, pending));
         }
     }
 
     fn status(&self) -> TierStatus {
-        let Shared { health, queue, counts, names, .. } = &*self.shared;
+        let Shared { reading, writing, queue, counts, names, .. } = &*self.shared;
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let (state, last_error) = health.status();
+        let (state, last_error) = Health::status_of(reading, writing);
         TierStatus {
             state,
             last_error,
@@ -232,12 +246,12 @@ impl Tier for S3 {
 
 impl Shared {
     /// Sends an entry in its turn, and again some time later if that fails.
-    async fn send(self: Arc<Shared>, entry: EntryId, folder: PathBuf, pending: Pending) {
+    async fn send(self: Arc<Shared>, entry: EntryId, folder: PathBuf, age: Option<Age>, pending: Pending) {
         let sending = async {
             let Ok(_turn) = self.queue.turns.acquire().await else { return };
             for attempt in 1..=ATTEMPTS {
                 self.queue.closing.run_until_cancelled(self.wait_until_it_may_answer()).await;
-                match self.push(&self.to, &entry, &folder).await {
+                match self.push(&self.to, &entry, &folder, age).await {
                     Err(PushError::Failed(reason)) if attempt < ATTEMPTS => {
                         tracing::debug!(%entry, reason, attempt, "it was not sent to S3, and is sent again");
                     }
@@ -256,19 +270,34 @@ impl Shared {
     }
 
     async fn wait_until_it_may_answer(&self) {
-        while let Some(left) = self.health.left_alone_for(Instant::now()) {
+        while let Some(left) = self.writing.left_alone_for(Instant::now()) {
             tokio::time::sleep(left + Duration::from_millis(1)).await;
         }
     }
 
-    async fn push(&self, to: &Arc<Bucket>, entry: &EntryId, folder: &Path) -> Result<Pushed, PushError> {
-        let Shared { names, secret, queue, counts, .. } = self;
-        let push =
-            Push { bucket: to, names, secret: secret.as_ref(), cancel: &queue.closing, sent: &counts.sent_bytes };
+    async fn push(
+        &self,
+        to: &Arc<Bucket>,
+        entry: &EntryId,
+        folder: &Path,
+        age: Option<Age>,
+    ) -> Result<Pushed, PushError> {
+        let push = Push {
+            bucket: to,
+            names: &self.names,
+            secret: self.secret.as_ref(),
+            cancel: &self.queue.closing,
+            age,
+            is_damaged: self.rejected(entry).is_some_and(|rejected| rejected.is_damaged),
+            settle: self.timing.settle,
+            heeds_conditions: &self.heeds_conditions,
+        };
         let pushed = push.push(entry, folder).await;
         match &pushed {
             Ok(pushed) => {
-                self.health.note_answer();
+                self.writing.note_answer();
+                // What was wrong with it is in the past.
+                self.lock_rejected().remove(entry);
                 if *pushed == Pushed::Sent {
                     self.counts.sent.fetch_add(1, Ordering::Relaxed);
                     tracing::info!(%entry, "sent to S3");
@@ -276,26 +305,32 @@ impl Shared {
                 self.set_mark(folder, &self.mark);
             }
             Err(PushError::Failed(reason)) => {
-                self.health.note_failure(reason.clone(), Instant::now(), chance());
+                self.writing.note_failure(reason.clone(), Instant::now(), chance());
             }
             Err(_) => {}
         }
         pushed
     }
 
-    fn is_rejected(&self, entry: &EntryId) -> bool {
-        let rejected = self.rejected.lock().unwrap_or_else(PoisonError::into_inner);
-        rejected.get(entry).is_some_and(|until| *until > Instant::now())
+    fn rejected(&self, entry: &EntryId) -> Option<Rejected> {
+        self.lock_rejected().get(entry).copied().filter(|rejected| rejected.until > Instant::now())
     }
 
-    fn reject(&self, entry: &EntryId) {
-        let mut rejected = self.rejected.lock().unwrap_or_else(PoisonError::into_inner);
+    fn lock_rejected(&self) -> MutexGuard<'_, HashMap<EntryId, Rejected>> {
+        self.rejected.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reject(&self, entry: &EntryId, reason: &str, is_damaged: bool) {
+        tracing::warn!(%entry, reason, "what S3 has is not used");
+        self.counts.rejected.fetch_add(1, Ordering::Relaxed);
+        self.reading.note_error(format!("{entry}: {reason}"));
+        let mut rejected = self.lock_rejected();
         let now = Instant::now();
         if rejected.len() >= REJECTED_MAX {
-            rejected.retain(|_, until| *until > now);
+            rejected.retain(|_, rejected| rejected.until > now);
         }
         if rejected.len() < REJECTED_MAX {
-            rejected.insert(entry.clone(), now + self.timing.rejected);
+            rejected.insert(entry.clone(), Rejected { until: now + self.timing.rejected, is_damaged });
         }
     }
 
@@ -337,35 +372,4 @@ fn mark(config: &S3Config, names: &Names) -> String {
     }
     let hasher = hasher.field("key", names.key_id.as_deref().unwrap_or_default().as_bytes());
     format!("{MARK}{}", hasher.finish().short())
-}
-
-/// What objects are called.
-#[derive(Debug)]
-pub(crate) struct Names {
-    prefix: String,
-    key_id: Option<String>,
-}
-
-impl Names {
-    /// Where entries of a kind are, with a slash at its end.
-    fn kind(&self, kind: Kind) -> String {
-        format!("{}{}/", self.prefix, kind.folder())
-    }
-
-    fn entry(&self, entry: &EntryId) -> String {
-        format!("{}{}-{}", self.kind(entry.kind), entry.name, entry.key)
-    }
-
-    /// An entry's manifest. Hosts that share another key, or none, have another one, and do not stand in each other's way.
-    pub(crate) fn manifest(&self, entry: &EntryId) -> String {
-        match &self.key_id {
-            Some(id) => format!("{}/manifest-{id}.json", self.entry(entry)),
-            None => format!("{}/manifest.json", self.entry(entry)),
-        }
-    }
-
-    /// The object of one of its files.
-    pub(crate) fn part(&self, entry: &EntryId, upload: &str, name: &str) -> String {
-        format!("{}/{upload}/{name}.zst", self.entry(entry))
-    }
 }

@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
+
+use crate::limits::IMAGE_MAX_AGE_DAYS;
 
 /// Everything a cold boot needs: three files and what they hash to. The digests belong into a template's key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +53,11 @@ impl Component {
     /// Whether the host executes it.
     pub const fn is_program(self) -> bool {
         matches!(self, Component::Qemu)
+    }
+
+    /// Whether Debian's packages are in it, whose newer versions it has only when it is built anew.
+    pub const fn becomes_outdated(self) -> bool {
+        !matches!(self, Component::Agent)
     }
 
     /// The name that stands in manifests, in directory names and in messages.
@@ -101,6 +109,31 @@ pub struct Manifest {
     pub packages: BTreeMap<String, String>,
     /// What it was built with, name to the version that the program printed.
     pub tools: BTreeMap<String, String>,
+}
+
+/// Seconds of a day.
+const DAY: u64 = 24 * 3600;
+
+impl Manifest {
+    /// When it was built. A time that no clock can have is as long ago as can be.
+    pub fn made(&self) -> SystemTime {
+        UNIX_EPOCH.checked_add(Duration::from_secs(self.created_unix_seconds)).unwrap_or(UNIX_EPOCH)
+    }
+
+    /// How old it is, in whole days; none if the clock was set back since.
+    pub fn age_days(&self, now: SystemTime) -> u64 {
+        now.duration_since(self.made()).map_or(0, |age| age.as_secs() / DAY)
+    }
+
+    /// Whether it is to be built anew for the updates that Debian has had since.
+    pub fn is_outdated(&self, now: SystemTime) -> bool {
+        self.component.becomes_outdated() && self.made() < oldest_made(now)
+    }
+}
+
+/// What was made before is outdated.
+pub fn oldest_made(now: SystemTime) -> SystemTime {
+    now.checked_sub(Duration::from_secs(IMAGE_MAX_AGE_DAYS * DAY)).unwrap_or(UNIX_EPOCH)
 }
 
 /// `verified.json` of a cache entry: the identity that the file had when it was last hashed. As long as it still has
@@ -237,7 +270,37 @@ pub struct InvalidDigest;
 
 #[cfg(test)]
 mod tests {
-    use super::Digest;
+    use super::*;
+
+    #[test]
+    fn what_has_debians_packages_is_outdated_after_a_month() {
+        let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let manifest = |component, days: u64| Manifest {
+            format: MANIFEST_FORMAT,
+            component,
+            key: Digest([7; 32]),
+            sha256: Digest([7; 32]),
+            size_bytes: 1,
+            created_unix_seconds: 1_800_000_000 - days * DAY,
+            packages: BTreeMap::new(),
+            tools: BTreeMap::new(),
+        };
+        for (component, days, expected) in [
+            (Component::Root, 0, false),
+            (Component::Root, 30, false),
+            (Component::Root, 31, true),
+            (Component::Kernel, 31, true),
+            (Component::Qemu, 31, true),
+            (Component::Agent, 3000, false),
+        ] {
+            let manifest = manifest(component, days);
+            assert_eq!((manifest.is_outdated(now), manifest.age_days(now)), (expected, days), "{component}");
+        }
+        let of_tomorrow = Manifest { created_unix_seconds: 1_800_000_000 + DAY, ..manifest(Component::Root, 0) };
+        assert_eq!((of_tomorrow.is_outdated(now), of_tomorrow.age_days(now)), (false, 0));
+        let of_no_clock = Manifest { created_unix_seconds: u64::MAX, ..of_tomorrow };
+        assert!(of_no_clock.is_outdated(now));
+    }
 
     #[test]
     fn digest_reads_what_it_writes_and_nothing_else() {

@@ -140,6 +140,11 @@ pub const TUNNEL_SPLIT_BYTES: usize = 32 * 1024;
 /// Most bytes that say where a stream of the tunnel leads: a DNS name has at most 253, and there is some room.
 pub const TARGET_MAX_BYTES: usize = 512;
 
+/// How old a part of the image may be that Debian's packages are in, in days. Its key names the packages and not their versions, so only
+/// its age tells that there are newer ones. Debian publishes security updates every few days and a point release every two months; a
+/// month is what a build of some minutes, and new templates after it, can be asked for.
+pub const IMAGE_MAX_AGE_DAYS: u64 = 30;
+
 /// Largest writable space that a VM may be given in place of [`WORKSPACE_MAX_MB`], in MiB: more than any VM has memory for.
 pub const WRITABLE_MAX_MB: u64 = 64 * 1024;
 

@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::image::Digest;
 
-/// Version of [`RemoteManifest`]'s layout, of the frames it speaks of, and of what is authenticated. Another one is no entry.
-pub const REMOTE_FORMAT: u32 = 1;
+/// Version of [`RemoteManifest`]'s layout, of the frames it speaks of, and of what is authenticated. Another one is no entry. It is in
+/// the manifest's name, so that programs of different versions do not take what the other has written for damage.
+pub const REMOTE_FORMAT: u32 = 2;
 
 /// Bytes of a file that a frame holds at most: small enough that several are in memory at once, large enough that as many
 /// requests as a disk or a network needs do not count, and that compression finds what there is to find.
@@ -32,7 +33,7 @@ pub const REMOTE_PART_MAX_BYTES: u64 = 1 << 40;
 /// Length of a manifest: as many parts and frames as there may be, each in its hundred or so bytes of JSON.
 pub const REMOTE_MANIFEST_MAX_BYTES: usize = 2 * 1024 * 1024;
 
-/// An entry in a tier. Written when all that it speaks of is there, and never replaced.
+/// An entry in a tier. Written when all that it speaks of is there; replaced when it is damaged, or has become too old.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RemoteManifest {
@@ -46,6 +47,9 @@ pub struct RemoteManifest {
     pub key: Digest,
     /// Folder of this upload's files, so that no two uploads write to the same object.
     pub upload: String,
+    /// When the entry was made, in seconds since 1970, if it is of a kind that becomes too old.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_unix_seconds: Option<u64>,
     /// The files.
     pub parts: Vec<RemotePart>,
     /// HMAC-SHA-256 over all of the above, in the encoding of `sandbox-remote`, by the key that the hosts share.

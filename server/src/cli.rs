@@ -37,14 +37,19 @@ pub(crate) enum Command {
 
 #[derive(Debug, Clone, Copy, Subcommand)]
 pub(crate) enum ImageAction {
-    /// Build what is missing or damaged, and the template that VMs are restored from
+    /// Build what is missing, damaged or older than 30 days, and the template that VMs are restored from
     Build {
         #[command(flatten)]
         qemu: OwnQemu,
+
+        /// Build anew whatever has Debian's packages in it, though it is here or in the S3 bucket: kernel, root, and QEMU if one was
+        /// built. The bucket gets what is new. Not while a server runs
+        #[arg(long)]
+        fresh: bool,
     },
-    /// Fetch what is missing or damaged from the S3 bucket; exits with 1 when it does not have all
+    /// Fetch what is missing, damaged or older than 30 days from the S3 bucket; exits with 1 when it does not have all
     Pull,
-    /// Show what is there; exits with 1 when something is missing
+    /// Show what is there and how old it is; exits with 1 when something is missing
     Status,
     /// Remove a part, unless a process uses it: it is built again from what Debian has by then, or not used any more
     Remove {
@@ -118,13 +123,14 @@ mod tests {
             _ => None,
         };
         let qemu = |arguments: &[&str]| match action(&[&["build"], arguments].concat()) {
-            Some(ImageAction::Build { qemu }) => (qemu.with_qemu, qemu.without_qemu),
+            Some(ImageAction::Build { qemu, fresh: false }) => (qemu.with_qemu, qemu.without_qemu),
             _ => panic!("{arguments:?}"),
         };
         assert_eq!(qemu(&[]), (false, false));
         assert_eq!(qemu(&["--with-qemu"]), (true, false));
         assert_eq!(qemu(&["--with-qemu", "--without-qemu"]), (false, true));
         assert_eq!(qemu(&["--without-qemu", "--with-qemu"]), (true, false));
+        assert!(matches!(action(&["build", "--fresh"]), Some(ImageAction::Build { fresh: true, .. })));
         assert!(matches!(action(&["remove", "qemu"]), Some(ImageAction::Remove { part: Part::Qemu })));
         assert!(action(&["remove"]).is_none() && action(&["remove", "agent"]).is_none());
     }

@@ -28,7 +28,7 @@ mod tiers;
 pub use tiers::Fetched;
 
 mod tier;
-pub use tier::Tier;
+pub use tier::{Age, Replaces, Tier};
 
 mod entry_id;
 pub use entry_id::{EntryId, Kind};

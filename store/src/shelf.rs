@@ -83,6 +83,11 @@ impl Shelf {
     /// A place to build an entry in. What killed builders have left is removed first: whoever has the lock is the only one who
     /// builds under its label.
     pub fn begin(&self, lock: Lock, key: Digest) -> Result<Workplace, FileError> {
+        self.begin_beside(lock, key)?.clear()
+    }
+
+    /// The same beside an entry that can be used, and stays until [`Workplace::publish_anew`] puts another one into its place.
+    pub fn begin_beside(&self, lock: Lock, key: Digest) -> Result<Workplace, FileError> {
         self.sweep(&format!("{BUILDING}{}-", lock.label()))?;
         for generation in (0..GENERATIONS_MAX).filter(|generation| *generation != lock.generation()) {
             let path = self.lock_path(lock.name(), generation);
@@ -93,6 +98,11 @@ impl Shelf {
             }
         }
         Workplace::new(&self.folder, self.entry(lock.name(), key), lock)
+    }
+
+    /// Whether a process uses an entry, this one included.
+    pub fn is_in_use(&self, name: &str, key: Digest) -> bool {
+        Entry::look(self.entry(name, key)).is_some_and(|entry| entry.is_in_use)
     }
 
     /// What is there, in no order. Nothing when there is no shelf.
@@ -221,6 +231,35 @@ mod tests {
         assert!(!shelf.entry("thing", KEY).exists());
         drop(workplace);
         assert_eq!(names(folder.path()), ["thing.lock"]);
+    }
+
+    #[test]
+    fn what_is_made_anew_leaves_the_old_until_it_is_there_and_as_long_as_it_is_used() {
+        let folder = tempfile::tempdir().unwrap();
+        let shelf = Shelf::new(folder.path().to_owned());
+        drop(build(&shelf, KEY, "one"));
+        let anew = |text: &str| {
+            let place = shelf.begin_beside(shelf.lock("thing", nobody_waits).unwrap(), KEY).unwrap();
+            fs::write(place.made().join("file"), text).unwrap();
+            place
+        };
+        let content = || fs::read_to_string(shelf.entry("thing", KEY).join("file")).unwrap();
+        drop(anew("failed"));
+        assert_eq!(content(), "one");
+        let user = Lease::take(&shelf.entry("thing", KEY)).unwrap();
+        assert!(shelf.is_in_use("thing", KEY));
+        let error = anew("two").publish_anew().unwrap_err().to_string();
+        assert!(error.starts_with("cannot replace ") && error.ends_with("/thing-0707070707070707: a process uses it"));
+        assert_eq!(content(), "one");
+        drop(user);
+        assert!(!shelf.is_in_use("thing", KEY));
+        let lease = anew("two").publish_anew().unwrap();
+        assert_eq!((content().as_str(), shelf.is_in_use("thing", KEY)), ("two", true));
+        drop(lease);
+        fs::remove_dir_all(shelf.entry("thing", KEY)).unwrap();
+        drop(anew("three").publish_anew().unwrap());
+        assert_eq!(content(), "three");
+        assert_eq!(names(folder.path()), ["thing-0707070707070707", "thing.lock"]);
     }
 
     #[test]

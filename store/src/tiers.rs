@@ -2,7 +2,7 @@
 //! what was built.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use sandbox_schemas::status::TierStatus;
 
@@ -12,6 +12,7 @@ use crate::error::FileError;
 use crate::file::remove_content;
 use crate::lease::Lease;
 use crate::lock::Lock;
+use crate::tier::Age;
 
 /// What came of asking the tiers.
 #[derive(Debug)]
@@ -31,15 +32,30 @@ impl CacheDir {
         wanted: &EntryId,
         lock: Lock,
         patience: Duration,
+        check: impl FnMut(&Path) -> Result<T, String>,
+    ) -> Result<Fetched<T>, FileError> {
+        self.fetch_made_since(wanted, None, lock, patience, check)
+    }
+
+    /// The same for an entry that is of no use if it was made before `since`. What this disk has stays until another one is there.
+    pub fn fetch_made_since<T>(
+        &self,
+        wanted: &EntryId,
+        since: Option<SystemTime>,
+        lock: Lock,
+        patience: Duration,
         mut check: impl FnMut(&Path) -> Result<T, String>,
     ) -> Result<Fetched<T>, FileError> {
         if self.tiers.is_empty() {
             return Ok(Fetched::Nothing(lock));
         }
-        let place = self.shelf(wanted.kind).begin(lock, wanted.key)?;
+        let shelf = self.shelf(wanted.kind);
+        let place =
+            if since.is_some() { shelf.begin_beside(lock, wanted.key)? } else { shelf.begin(lock, wanted.key)? };
         for tier in self.tiers.iter() {
-            if tier.fetch(wanted, place.made(), patience) {
+            if tier.fetch(wanted, since, place.made(), patience) {
                 match check(place.made()) {
+                    Ok(checked) if since.is_some() => return Ok(Fetched::Entry(checked, place.publish_anew()?)),
                     Ok(checked) => return Ok(Fetched::Entry(checked, place.publish()?)),
                     Err(reason) => tier.reject(wanted, &reason),
                 }
@@ -51,8 +67,13 @@ impl CacheDir {
 
     /// Tells the tiers of an entry that is on this disk and sound, so that other hosts can have it.
     pub fn offer(&self, entry: &EntryId) {
+        self.offer_of_age(entry, None);
+    }
+
+    /// The same for an entry that may take the place of another.
+    pub fn offer_of_age(&self, entry: &EntryId, age: Option<Age>) {
         for tier in self.tiers.iter() {
-            tier.offer(entry, &self.shelf(entry.kind).entry(&entry.name, entry.key));
+            tier.offer(entry, &self.shelf(entry.kind).entry(&entry.name, entry.key), age);
         }
     }
 
@@ -95,7 +116,7 @@ mod tests {
     }
 
     impl Tier for Fake {
-        fn fetch(&self, _: &EntryId, folder: &Path, _: Duration) -> bool {
+        fn fetch(&self, _: &EntryId, _: Option<SystemTime>, folder: &Path, _: Duration) -> bool {
             assert_eq!(fs::read_dir(folder).unwrap().count(), 0);
             fs::write(folder.join("file"), self.content.unwrap_or("rubbish")).unwrap();
             self.content.is_some()
@@ -103,7 +124,8 @@ mod tests {
         fn reject(&self, _: &EntryId, reason: &str) {
             self.rejected.lock().unwrap().push(reason.into());
         }
-        fn offer(&self, entry: &EntryId, folder: &Path) {
+        fn offer(&self, entry: &EntryId, folder: &Path, age: Option<Age>) {
+            assert_eq!(age, None);
             assert!(folder.ends_with("images/root-0707070707070707"));
             self.offered.lock().unwrap().push(entry.clone());
         }

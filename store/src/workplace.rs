@@ -1,15 +1,16 @@
 //! Where an entry is built: beside the others, so that one rename puts it into its place.
 
-use std::fs;
-use std::io::ErrorKind;
+use std::fs::{self, TryLockError};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
 use crate::error::{At, FileError};
 use crate::file::{create_private_directory, sync_directory};
-use crate::lease::Lease;
+use crate::lease::{Lease, is_same};
 use crate::lock::Lock;
+use crate::open::open_directory;
 
 /// What the directories of builders are called.
 pub(crate) const BUILDING: &str = ".building-";
@@ -20,6 +21,7 @@ pub struct Workplace {
     entry: PathBuf,
     made: PathBuf,
     scratch: PathBuf,
+    replaced: PathBuf,
     // In this order: as long as something is here, nobody else may sweep it away.
     directory: TempDir,
     lock: Lock,
@@ -33,12 +35,15 @@ impl Workplace {
         let [made, scratch, replaced] = ["made", "scratch", "replaced"].map(|name| directory.path().join(name));
         create_private_directory(&made)?;
         create_private_directory(&scratch)?;
-        // What is there cannot be used. That it cannot be moved away either is to be known before minutes of building.
-        match fs::rename(&entry, &replaced) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).at("replace", &entry),
-            _ => {}
+        Ok(Workplace { entry, made, scratch, replaced, directory, lock })
+    }
+
+    /// Moves away what cannot be used. That this fails is to be known before minutes of building.
+    pub(crate) fn clear(self) -> Result<Workplace, FileError> {
+        match fs::rename(&self.entry, &self.replaced) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error).at("replace", &self.entry),
+            _ => Ok(self),
         }
-        Ok(Workplace { entry, made, scratch, directory, lock })
     }
 
     /// An empty directory that becomes the entry.
@@ -52,7 +57,7 @@ impl Workplace {
     }
 
     /// Nothing was made: what is here goes, and the right to build stays.
-    pub(crate) fn give_up(self) -> Lock {
+    pub fn give_up(self) -> Lock {
         self.lock
     }
 
@@ -72,5 +77,26 @@ impl Workplace {
             sync_directory(folder)?;
         }
         Ok(lease.moved_to(self.entry))
+    }
+
+    /// The same, in the place of what is there and could be used until now. Fails if a process uses it: the files that it opens by
+    /// their paths must not become others.
+    pub fn publish_anew(self) -> Result<Lease, FileError> {
+        let old = match open_directory(&self.entry) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return self.publish(),
+            old => old.at("open", &self.entry)?,
+        };
+        // Held until the other one is there: whoever wants to use it meanwhile waits for that.
+        let locked = match old.try_lock() {
+            Err(TryLockError::WouldBlock) => Err(io::Error::new(ErrorKind::ResourceBusy, "a process uses it")),
+            Err(TryLockError::Error(error)) => Err(error),
+            Ok(()) => Ok(()),
+        };
+        locked.at("replace", &self.entry)?;
+        let found = old.metadata().and_then(|old| Ok(is_same(&old, &fs::metadata(&self.entry)?)));
+        if found.at("look at", &self.entry)? {
+            fs::rename(&self.entry, &self.replaced).at("replace", &self.entry)?;
+        }
+        self.publish()
     }
 }

@@ -43,18 +43,23 @@ pub fn bucket_name() -> String {
     format!("test-{}", COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
+/// Those that the servers of these tests know.
+pub fn set_credentials() {
+    // SAFETY: Rust's own accesses to the environment are locked against each other, and nothing of C in these tests
+    // reads it: names are resolved of loopback addresses only.
+    #[allow(unsafe_code, reason = "the product finds its credentials where Amazon's tools have them")]
+    unsafe {
+        std::env::set_var("AWS_ACCESS_KEY_ID", ACCESS_KEY);
+        std::env::set_var("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
+        std::env::set_var("AWS_EC2_METADATA_DISABLED", "true");
+    }
+}
+
 impl Weed {
     /// A server of the test's own, for what the others must not feel.
     pub fn start() -> Option<Weed> {
         let program = program()?;
-        // SAFETY: Rust's own accesses to the environment are locked against each other, and nothing of C in these tests
-        // reads it: names are resolved of loopback addresses only.
-        #[allow(unsafe_code, reason = "the product finds its credentials where Amazon's tools have them")]
-        unsafe {
-            std::env::set_var("AWS_ACCESS_KEY_ID", ACCESS_KEY);
-            std::env::set_var("AWS_SECRET_ACCESS_KEY", SECRET_KEY);
-            std::env::set_var("AWS_EC2_METADATA_DISABLED", "true");
-        }
+        set_credentials();
         let folder = tempfile::tempdir().unwrap();
         let credentials = serde_json::json!({"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY});
         let identity = serde_json::json!({"name": "test", "credentials": [credentials], "actions": ["Admin"]});

@@ -410,3 +410,52 @@ fn request_key(language: Language, requirements: &[Requirement]) -> Digest {
     let each = requirements.iter();
     each.fold(hasher, |hasher, requirement| hasher.field("requirement", requirement.text().as_bytes())).finish()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sandbox_schemas::status::TierStatus;
+    use sandbox_store::{Age, Tier};
+    use std::time::SystemTime;
+
+    /// Must not be asked.
+    #[derive(Debug)]
+    struct Unasked;
+
+    impl Tier for Unasked {
+        fn fetch(&self, _: &EntryId, _: Option<SystemTime>, _: &Path, _: Duration) -> bool {
+            panic!("what is here by now is fetched")
+        }
+        fn reject(&self, _: &EntryId, _: &str) {}
+        fn offer(&self, _: &EntryId, _: &Path, _: Option<Age>) {}
+        fn status(&self) -> TierStatus {
+            TierStatus::new("unasked")
+        }
+        fn flush(&self, _: Duration) -> bool {
+            true
+        }
+        fn close(&self, _: Duration) {}
+    }
+
+    #[tokio::test]
+    async fn a_layer_that_was_installed_while_it_was_waited_for_is_not_fetched() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = CacheDir::new(folder.path().join("cache"), u64::MAX).with_tiers(vec![Arc::new(Unasked)]);
+        let environments = Arc::new(Environments::new(Digest([1; 32]), GatewayConfig::new(cache.clone())));
+        let lock = Lock::new(Language::Python, Vec::new());
+        let (key, shelf) = (environments.layer_key(&lock), cache.shelf(Kind::Layer));
+        let right = shelf.try_lock(Language::Python.name()).unwrap().unwrap();
+        let waiting = {
+            let (environments, lock) = (environments.clone(), lock.clone());
+            tokio::spawn(async move { environments.load_or_fetch(&lock).await })
+        };
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(!waiting.is_finished());
+        let place = shelf.begin(right, key).unwrap();
+        let image = layer::blank(folder.path(), None).unwrap();
+        let installed = Installed { image, lock, parts: 1, added_to: None, skipped: Vec::new() };
+        layer::write(place.made(), key, Vec::new(), installed).unwrap();
+        drop(place.publish().unwrap());
+        assert_eq!(waiting.await.unwrap().unwrap().unwrap().key, key);
+    }
+}

@@ -1,6 +1,6 @@
 //! Objects that are not what they were.
 
-use sandbox_remote::S3Config;
+use sandbox_remote::{Pushed, S3Config};
 use sandbox_store::{Kind, Tier};
 
 use crate::hosts::{Content, Host, Owner, config, entry, secret};
@@ -55,7 +55,7 @@ fn whatever_is_damaged_is_a_miss_and_not_asked_for_again() {
         let content = Content::template(20, 5);
         let builder = Host::new(shares(secret.clone()));
         drop(builder.build(&entry, &content));
-        builder.s3.push(&entry, &builder.path(&entry)).unwrap();
+        builder.s3.push(&entry, &builder.path(&entry), None).unwrap();
         let keys: Vec<_> = owner.keys().into_iter().filter(|key| key.contains(entry.kind.folder())).collect();
         assert_eq!(keys.len(), 5);
         for key in keys {
@@ -88,6 +88,53 @@ fn whatever_is_damaged_is_a_miss_and_not_asked_for_again() {
 }
 
 #[test]
+fn a_damaged_manifest_is_replaced_by_whoever_has_the_entry() {
+    let Some(weed) = weed::shared() else { return };
+    let owner = Owner::of_new_bucket(weed);
+    let template = entry(Kind::Template);
+    let new_host = || Host::new(config(&owner.bucket, &weed.url(), secret(1)));
+    let sender = new_host();
+    drop(sender.build(&template, &Content::small("text")));
+    sender.s3.push(&template, &sender.path(&template), None).unwrap();
+    let place = owner.keys().into_iter().find(|key| key.contains("/manifest-v")).unwrap();
+    let sound = owner.read(&place);
+    let forged = String::from_utf8(sound.clone()).unwrap().replace("\"file\"", "\"life\"").into_bytes();
+    for damaged in [vec![], b"{".to_vec(), sound[..sound.len() / 2].to_vec(), forged, vec![b' '; 3 << 20]] {
+        owner.write(&place, damaged);
+        assert!(!new_host().fetch(&template));
+        let pushed = sender.s3.push(&template, &sender.path(&template), None).unwrap();
+        assert_eq!(pushed, Pushed::Sent);
+        assert!(new_host().fetch(&template));
+        assert_eq!(sender.s3.push(&template, &sender.path(&template), None).unwrap(), Pushed::WasThere);
+    }
+}
+
+#[test]
+fn an_entry_that_is_found_damaged_is_replaced_by_who_has_built_it_instead() {
+    let Some(weed) = weed::shared() else { return };
+    let owner = Owner::of_new_bucket(weed);
+    let template = entry(Kind::Template);
+    let new_host = || Host::new(config(&owner.bucket, &weed.url(), secret(1)));
+    let sender = new_host();
+    drop(sender.build(&template, &Content::small("text")));
+    sender.s3.push(&template, &sender.path(&template), None).unwrap();
+    for how in [Damage::MiddleByte, Damage::HalfGone, Damage::Missing] {
+        let part = owner.key_of("/file.zst");
+        damage(&owner, &part, &owner.read(&part), how);
+        let finder = new_host();
+        assert!(!finder.fetch(&template));
+        drop(finder.build(&template, &Content::small("built instead")));
+        finder.cache.offer(&template);
+        assert!(finder.cache.flush_tiers(crate::hosts::PATIENCE));
+        assert_eq!(finder.s3.status().uploads_done, 1, "{how:?}: {:?}", finder.s3.status());
+        assert_eq!(owner.keys().len(), 2, "{how:?}: {:?}", owner.keys());
+        let third = new_host();
+        assert!(third.fetch(&template), "{how:?}");
+        Content::small("built instead").check(&third.path(&template));
+    }
+}
+
+#[test]
 fn what_its_user_finds_wrong_is_not_fetched_again() {
     let Some(weed) = weed::shared() else { return };
     let owner = Owner::of_new_bucket(weed);
@@ -95,7 +142,7 @@ fn what_its_user_finds_wrong_is_not_fetched_again() {
     let host = Host::new(config(&owner.bucket, &proxy.url(), None));
     let image = entry(Kind::Image);
     drop(host.build(&image, &Content::small("built from something else")));
-    host.s3.push(&image, &host.path(&image)).unwrap();
+    host.s3.push(&image, &host.path(&image), None).unwrap();
     host.forget();
     let shelf = host.cache.shelf(Kind::Image);
     let mut checks = 0;

@@ -40,6 +40,7 @@ pub fn config(bucket: &str, url: &str, secret: Option<Secret>) -> S3Config {
         // As in the product, but what a busy machine may need, and what a test would wait for.
         timing: Timing {
             answer: Duration::from_secs(10),
+            settle: Duration::from_millis(1500),
             retry: Duration::from_millis(300),
             retry_max: Duration::from_millis(600),
             ..Timing::default()

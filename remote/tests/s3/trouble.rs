@@ -30,7 +30,7 @@ fn wherever_an_upload_breaks_off_nobody_sees_half_an_entry() {
         let sender = Host::new(config(&owner.bucket, &proxy.url(), secret(1)));
         drop(sender.build(&template, &content));
         proxy.set(Manner::DieAfterRequests(requests));
-        let pushed = sender.s3.push(&template, &sender.path(&template));
+        let pushed = sender.s3.push(&template, &sender.path(&template), None);
         let is_cut_off = proxy.manner() == Manner::Dead;
         proxy.set(Manner::Pass);
         assert_eq!(pushed.is_err(), is_cut_off, "after {requests} requests: {pushed:?}");
@@ -60,7 +60,7 @@ fn wherever_a_fetch_breaks_off_there_is_nothing_and_soon() {
     let content = Content::template(24, 9);
     let sender = Host::new(config(&owner.bucket, &weed.url(), secret(1)));
     drop(sender.build(&template, &content));
-    sender.s3.push(&template, &sender.path(&template)).unwrap();
+    sender.s3.push(&template, &sender.path(&template), None).unwrap();
     let kib = 1024;
     let bytes = [0, 100, kib, 100 * kib, 1024 * kib, 8 * 1024 * kib, 12 * 1024 * kib];
     let dies = bytes.map(Manner::DieAfterBytes).into_iter();
@@ -118,7 +118,7 @@ fn a_server_that_is_killed_and_comes_back_loses_nothing() {
     assert!(!receiver.fetch_within(&template, BUILD));
 
     weed.restart();
-    assert_eq!(sender.s3.push(&template, &sender.path(&template)).unwrap(), Pushed::Sent);
+    assert_eq!(sender.s3.push(&template, &sender.path(&template), None).unwrap(), Pushed::Sent);
     std::thread::sleep(Duration::from_millis(800));
     // In the middle of being fetched.
     proxy.set(Manner::SlowDown(10 << 20));
@@ -166,4 +166,46 @@ fn what_cannot_be_sent_is_given_up_after_some_attempts() {
         assert!(status.last_error.unwrap().contains(&answer[..3]));
     }
     assert!(owner.keys().is_empty());
+}
+
+#[test]
+fn a_slow_line_is_given_the_time_that_it_takes_and_one_that_stands_still_is_not() {
+    let Some(weed) = weed::shared() else { return };
+    let owner = Owner::of_new_bucket(weed);
+    let proxy = Proxy::narrow_to(weed.address());
+    let mut impatient = config(&owner.bucket, &proxy.url(), secret(1));
+    // What the kernel has taken, up to 4 MiB, is gone within this; a piece of 10 MiB is not.
+    impatient.timing.send = Duration::from_secs(9);
+    let sender = Host::new(impatient);
+    let template = entry(Kind::Template);
+    let content = Content::template(24, 7);
+    drop(sender.build(&template, &content));
+    proxy.set(Manner::SlowUp(700 << 10));
+    let begun = Instant::now();
+    assert_eq!(sender.s3.push(&template, &sender.path(&template), None).unwrap(), Pushed::Sent);
+    let took = begun.elapsed();
+    assert!(took > Duration::from_secs(12), "the line was not slow: {took:?}");
+    proxy.set(Manner::Pass);
+    let receiver = Host::new(config(&owner.bucket, &weed.url(), secret(1)));
+    assert!(receiver.fetch(&template), "{:?}", receiver.s3.status());
+    content.check(&receiver.path(&template));
+
+    let other = sandbox_store::EntryId { name: "other".into(), ..template };
+    drop(sender.build(&other, &content));
+    let before_mb = sender.s3.status().uploaded_mb;
+    proxy.set(Manner::SlowUp(700 << 10));
+    std::thread::scope(|scope| {
+        let pushing = scope.spawn(|| sender.s3.push(&other, &sender.path(&other), None));
+        while sender.s3.status().uploaded_mb < before_mb + 4.0 {
+            assert!(!pushing.is_finished());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // In the middle of a piece.
+        proxy.set(Manner::SlowUp(1));
+        let begun = Instant::now();
+        let error = pushing.join().unwrap().unwrap_err().to_string();
+        assert_eq!(error, "nothing more could be sent for 9s");
+        assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
+    });
+    proxy.set(Manner::Pass);
 }

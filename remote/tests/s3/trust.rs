@@ -19,7 +19,7 @@ fn a_template_is_shared_by_those_who_have_the_key_and_an_image_by_all_who_have_t
     open.cache.offer(&template);
     open.cache.offer(&image);
     assert!(open.cache.flush_tiers(PATIENCE));
-    assert!(matches!(open.s3.push(&template, &open.path(&template)), Err(PushError::NoKey)));
+    assert!(matches!(open.s3.push(&template, &open.path(&template), None), Err(PushError::NoKey)));
     assert_eq!(owner.keys().len(), 2, "an image without a key, and no template");
     assert!(host(None).fetch(&image));
     assert!(!host(secret(1)).fetch(&image), "who has a key believes nothing without it");
@@ -53,12 +53,12 @@ fn what_was_not_written_by_a_host_with_the_key_is_not_used() {
     drop(theirs.build(&template, &Content::small("evil")));
     drop(ours.build(&other, &Content::small("another of ours")));
     for (host, entry) in [(&ours, &template), (&theirs, &template), (&ours, &other)] {
-        host.s3.push(entry, &host.path(entry)).unwrap();
+        host.s3.push(entry, &host.path(entry), None).unwrap();
     }
     let [our_id, their_id] = [&ours, &theirs].map(|host| host.s3.status().hmac_key_id.unwrap());
     let manifest_of = |name: &str, id: &str| {
         let keys = owner.keys().into_iter().filter(|key| key.contains(&format!("/{name}-")));
-        let found: Vec<_> = keys.filter(|key| key.ends_with(&format!("manifest-{id}.json"))).collect();
+        let found: Vec<_> = keys.filter(|key| key.ends_with(&format!("manifest-v2-{id}.json"))).collect();
         assert_eq!(found.len(), 1);
         found[0].clone()
     };
@@ -74,7 +74,7 @@ fn what_was_not_written_by_a_host_with_the_key_is_not_used() {
         ("theirs without any", RemoteManifest { hmac_sha256: None, ..evil.clone() }),
         ("their parts in ours", RemoteManifest { parts: evil.parts, upload: evil.upload, ..ours_now.clone() }),
         ("another entry of ours", elsewhere),
-        ("another format", RemoteManifest { format: 2, ..ours_now }),
+        ("another format", RemoteManifest { format: 1, ..ours_now }),
     ];
     for (what, forgery) in forgeries {
         owner.write(&place, serde_json::to_vec(&forgery).unwrap());
@@ -97,13 +97,13 @@ fn what_came_without_a_key_is_not_vouched_for_later() {
     let image = entry(Kind::Image);
     let builder = Host::new(config(&owner.bucket, &weed.url(), None));
     drop(builder.build(&image, &Content::small("from who knows whom")));
-    builder.s3.push(&image, &builder.path(&image)).unwrap();
+    builder.s3.push(&image, &builder.path(&image), None).unwrap();
     let host = Host::new(config(&owner.bucket, &weed.url(), None));
     assert!(host.fetch(&image));
     // The same host, which was given a key since.
     let keyed = S3::new(config(&owner.bucket, &weed.url(), secret(1))).unwrap();
-    assert!(matches!(keyed.push(&image, &host.path(&image)), Err(PushError::Unvouched)));
-    assert_eq!(keyed.push(&image, &builder.path(&image)).unwrap(), Pushed::Sent, "what was built is vouched for");
+    assert!(matches!(keyed.push(&image, &host.path(&image), None), Err(PushError::Unvouched)));
+    assert_eq!(keyed.push(&image, &builder.path(&image), None).unwrap(), Pushed::Sent, "what was built is vouched for");
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn a_file_that_others_could_have_changed_is_not_sent() {
     drop(host.build(&image, &Content::small("text")));
     let file = host.path(&image).join("file");
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666)).unwrap();
-    let error = host.s3.push(&image, &host.path(&image)).unwrap_err().to_string();
+    let error = host.s3.push(&image, &host.path(&image), None).unwrap_err().to_string();
     assert_eq!(error, "file can be written by others than its owner (mode 666)");
     assert!(owner.keys().is_empty());
 }

@@ -2,13 +2,13 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use sandbox_engine::{Engine, EngineConfig, StartError};
-use sandbox_images::{ImageStore, Progress, TerminalProgress, Unit};
+use sandbox_images::{BuildOptions, ImageStore, Progress, TerminalProgress, Unit};
 use sandbox_schemas::accelerator::Accelerator;
-use sandbox_schemas::image::{Component, ComponentState, ComponentStatus};
+use sandbox_schemas::image::{Component, ComponentState, ComponentStatus, Manifest};
 use sandbox_store::CacheDir;
 
 use crate::cli::{ImageAction, OwnQemu, Part};
@@ -18,18 +18,19 @@ use crate::ulimits;
 /// A template that is there is ready by then, usually; one that is not takes seconds.
 const LOADED_WITHIN: Duration = Duration::from_millis(500);
 
-/// After so many days it is worth looking whether Debian has a newer one.
-const OLD_QEMU_DAYS: u64 = 30;
+/// How long is waited for what is being sent while nothing of it moves: longer than a request that is stuck, and than the bucket is
+/// left alone after a failure.
+const SENDING_STALLS: Duration = Duration::from_secs(120);
 
-/// A whole image over a slow line takes minutes.
-const SENT_WITHIN: Duration = Duration::from_secs(1800);
+/// How often it is looked whether anything moves.
+const SENDING_POLL: Duration = Duration::from_secs(1);
 
 pub(crate) fn run(action: ImageAction, settings: &Settings) -> anyhow::Result<()> {
     let cache = settings.cache()?;
     let store = ImageStore::new(cache.clone());
     match action {
-        ImageAction::Build { qemu } => {
-            build(&store, qemu, settings)?;
+        ImageAction::Build { qemu, fresh } => {
+            build(&store, qemu, fresh, settings)?;
             send(&cache)
         }
         ImageAction::Pull => pull(&store, settings),
@@ -38,17 +39,16 @@ pub(crate) fn run(action: ImageAction, settings: &Settings) -> anyhow::Result<()
     }
 }
 
-fn build(store: &ImageStore, wanted: OwnQemu, settings: &Settings) -> anyhow::Result<()> {
+fn build(store: &ImageStore, wanted: OwnQemu, fresh: bool, settings: &Settings) -> anyhow::Result<()> {
     let progress = TerminalProgress::new();
-    let image = store.build(wanted.with_qemu, &progress).context("building the image")?;
+    let options = BuildOptions { with_qemu: wanted.with_qemu, fresh };
+    let image = store.build(options, &progress).context("building the image")?;
     let mut qemu = store.qemu().context("building the image")?;
     let runtime = ulimits::runtime()?;
     if qemu.is_none() && !wanted.without_qemu && settings.qemu.value.is_none() {
         qemu = build_qemu_without_kvm(store, &runtime, settings.engine_config(image.clone(), None)?, &progress);
     }
-    if settings.qemu.value.is_none() {
-        warn_of_an_old_qemu(store);
-    }
+    tell_ages(store, settings.qemu.value.is_none())?;
     for path in [&image.kernel, &image.root, &image.initrd].into_iter().chain(&qemu) {
         writeln!(std::io::stdout(), "{}", path.display())?;
     }
@@ -62,25 +62,32 @@ fn build(store: &ImageStore, wanted: OwnQemu, settings: &Settings) -> anyhow::Re
     Ok(())
 }
 
-/// It gets no updates with the system's.
-fn warn_of_an_old_qemu(store: &ImageStore) {
+/// Says how old each part is that Debian's packages are in, wherever it came from: none gets updates with the system's. A QEMU is
+/// built anew only when that is asked for, so whoever uses ours is told when it is time.
+fn tell_ages(store: &ImageStore, uses_qemu: bool) -> anyhow::Result<()> {
+    let now = SystemTime::now();
     for status in store.status().components {
-        if let (Component::Qemu, ComponentState::Present { manifest }) = (status.component, status.state) {
-            let days = days_since(manifest.created_unix_seconds);
-            if days >= OLD_QEMU_DAYS {
-                tracing::warn!(
-                    days,
-                    "the VMs' QEMU has no security fixes since it was built: `sandbox-mcp image remove qemu`, while no \
-                     server runs, and `sandbox-mcp image build --with-qemu` build it anew"
-                );
-            }
+        let ComponentState::Present { manifest } = status.state else { continue };
+        if status.component.becomes_outdated() {
+            writeln!(std::io::stderr(), "{}: built {}", status.component, age(&manifest, now))?;
+        }
+        if status.component == Component::Qemu && uses_qemu && manifest.is_outdated(now) {
+            tracing::warn!(
+                days = manifest.age_days(now),
+                "the VMs' QEMU has no security fixes since it was built: `sandbox-mcp image build --fresh`, while no server runs, \
+                 builds it anew"
+            );
         }
     }
+    Ok(())
 }
 
-fn days_since(unix_seconds: u64) -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    now.saturating_sub(unix_seconds) / 86_400
+fn age(manifest: &Manifest, now: SystemTime) -> String {
+    match manifest.age_days(now) {
+        0 => "today".into(),
+        1 => "1 day ago".into(),
+        days => format!("{days} days ago"),
+    }
 }
 
 /// Without KVM, VMs are several times as quick in a QEMU of our own, and without any other they need it. Where it cannot be built
@@ -103,9 +110,8 @@ fn build_qemu_without_kvm(
         // Whoever needs what has failed says so.
         Ok(Accelerator::Kvm) | Err(_) => return None,
     }
-    let built = store.build(true, progress).map_err(anyhow::Error::from).and_then(|_| Ok(store.qemu()?));
-    built.unwrap_or_else(|error| {
-        let reason = format!("{error:#}");
+    store.build_qemu(progress).map(Some).unwrap_or_else(|error| {
+        let reason = error.to_string();
         tracing::warn!(
             reason,
             "no QEMU was built for the VMs, which are slower in the host's own; `image build --without-qemu` does not try"
@@ -119,7 +125,7 @@ fn send(cache: &CacheDir) -> anyhow::Result<()> {
     if cache.tier_status().iter().any(|tier| tier.uploads_pending > 0) {
         let progress = TerminalProgress::new();
         let stage = progress.stage("sending what was built to the bucket", None, Unit::None);
-        let is_sent = cache.flush_tiers(SENT_WITHIN);
+        let is_sent = flush_while_it_moves(cache);
         let failed = cache.tier_status().into_iter().filter(|tier| !is_sent || tier.uploads_failed > 0);
         if let Some(reason) = failed.filter_map(|tier| tier.last_error).next() {
             tracing::warn!(reason, "not all that was built could be sent to the bucket");
@@ -128,6 +134,23 @@ fn send(cache: &CacheDir) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A line takes the time that it takes.
+fn flush_while_it_moves(cache: &CacheDir) -> bool {
+    let now = || -> Vec<_> {
+        cache.tier_status().iter().map(|tier| (tier.uploaded_mb, tier.uploads_done, tier.uploads_pending)).collect()
+    };
+    let (mut last, mut last_change) = (now(), Instant::now());
+    while !cache.flush_tiers(SENDING_POLL) {
+        let now = now();
+        if now != last {
+            (last, last_change) = (now, Instant::now());
+        } else if last_change.elapsed() > SENDING_STALLS {
+            return false;
+        }
+    }
+    true
 }
 
 fn pull(store: &ImageStore, settings: &Settings) -> anyhow::Result<()> {
@@ -180,11 +203,17 @@ fn remove(store: &ImageStore, part: Part) -> anyhow::Result<()> {
 fn line(status: &ComponentStatus) -> String {
     let state = match &status.state {
         ComponentState::Present { manifest } => {
-            // The one part whose updates are the user's to ask for: its version and age tell whether it is time.
-            let age = days_since(manifest.created_unix_seconds);
-            let version = manifest.packages.get("qemu");
-            let version = version.map_or_else(String::new, |version| format!("  {version}, {age} days old"));
-            format!("present  {:>6.1} MB{version}", manifest.size_bytes as f64 / 1e6)
+            // What has Debian's packages in it has the updates of the day on which it was built.
+            let now = SystemTime::now();
+            let package =
+                manifest.packages.iter().find(|(name, _)| *name == "qemu" || name.starts_with("linux-source"));
+            let version = package.map_or_else(String::new, |(_, version)| format!("{version}, "));
+            let told = match manifest.is_outdated(now) {
+                _ if !status.component.becomes_outdated() => String::new(),
+                false => format!("  {version}built {}", age(manifest, now)),
+                true => format!("  {version}built {}: too old", age(manifest, now)),
+            };
+            format!("present  {:>6.1} MB{told}", manifest.size_bytes as f64 / 1e6)
         }
         ComponentState::Missing if !status.component.is_required() => "not built (image build --with-qemu)".into(),
         ComponentState::Missing => "missing".into(),
@@ -192,4 +221,35 @@ fn line(status: &ComponentStatus) -> String {
         ComponentState::Unreadable { reason } => format!("unreadable  {reason}"),
     };
     format!("{:<7} {state}  {}", status.component, status.path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sandbox_schemas::image::{Digest, MANIFEST_FORMAT};
+    use std::time::UNIX_EPOCH;
+
+    #[test]
+    fn a_part_says_its_age_and_whether_it_is_too_old() {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let line = |component, days: u64, package: &str| {
+            let manifest = Manifest {
+                format: MANIFEST_FORMAT,
+                component,
+                key: Digest([7; 32]),
+                sha256: Digest([7; 32]),
+                size_bytes: 12_300_000,
+                created_unix_seconds: now - days * 86_400,
+                packages: [(package.to_owned(), "1:2-3".to_owned())].into(),
+                tools: [].into(),
+            };
+            line(&ComponentStatus { component, path: "/f".into(), state: ComponentState::Present { manifest } })
+        };
+        assert_eq!(line(Component::Root, 0, "bash"), "root    present    12.3 MB  built today  /f");
+        assert_eq!(line(Component::Root, 1, "bash"), "root    present    12.3 MB  built 1 day ago  /f");
+        let kernel = "kernel  present    12.3 MB  1:2-3, built 40 days ago: too old  /f";
+        assert_eq!(line(Component::Kernel, 40, "linux-source-6.12"), kernel);
+        assert_eq!(line(Component::Qemu, 29, "qemu"), "qemu    present    12.3 MB  1:2-3, built 29 days ago  /f");
+        assert_eq!(line(Component::Agent, 400, "agent"), "agent   present    12.3 MB  /f");
+    }
 }
