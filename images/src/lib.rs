@@ -3,7 +3,7 @@
 
 // In the order in which to read them: what callers see, the recipes, then what all of them are built with.
 mod store;
-pub use store::{BuildOptions, ImageStore};
+pub use store::ImageStore;
 
 mod progress;
 pub use progress::{Progress, Stage, TerminalProgress, Unit};
@@ -19,6 +19,7 @@ mod root;
 mod cache;
 mod entry;
 mod plan;
+pub use plan::BuildOptions;
 mod recipe;
 mod shared;
 

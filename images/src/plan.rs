@@ -9,8 +9,16 @@ use crate::cache::{Cache, Standing};
 use crate::error::BuildError;
 use crate::recipe::{Recipe, Workshop};
 use crate::shared::{TIER_PATIENCE, Takes};
-use crate::store::BuildOptions;
 use crate::tool;
+
+/// What is to be built beside what is missing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct BuildOptions {
+    /// A QEMU too.
+    pub with_qemu: bool,
+    /// All that has Debian's packages in it, though it is there or other hosts have it; a QEMU only where there is one.
+    pub fresh: bool,
+}
 
 /// What is to be done for a component.
 #[derive(Debug, PartialEq, Eq)]

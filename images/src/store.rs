@@ -12,7 +12,7 @@ use crate::agent::Agent;
 use crate::cache::{Cache, Standing};
 use crate::error::{BuildError, LoadError};
 use crate::kernel::Kernel;
-use crate::plan::{Making, Work, tell_it_is_old};
+use crate::plan::{BuildOptions, Making, Work, tell_it_is_old};
 use crate::progress::{Progress, Silent, Unit};
 use crate::qemu::Qemu;
 use crate::recipe::{Recipe, Workshop};
@@ -25,15 +25,6 @@ const BY_HAND_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// How long a server that has an image waits for a younger one: runs wait for it meanwhile.
 const RENEWAL_PATIENCE: Duration = Duration::from_secs(10);
-
-/// What is to be built beside what is missing.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct BuildOptions {
-    /// A QEMU too.
-    pub with_qemu: bool,
-    /// All that has Debian's packages in it, though it is there or other hosts have it; a QEMU only where there is one.
-    pub fresh: bool,
-}
 
 /// The images of one cache directory.
 pub struct ImageStore {

@@ -16,8 +16,8 @@ use crate::bucket::{Bucket, BucketError, Coming, next};
 use crate::config::Timing;
 use crate::frame::{UnpackError, unpack};
 use crate::manifest;
-use crate::secret::Secret;
 use crate::names::Names;
+use crate::secret::Secret;
 
 /// Bytes that are asked for at once, unless a single frame is longer.
 const RANGE_BYTES: u64 = 8 * 1024 * 1024;

@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 use crate::bucket::{Bucket, BucketError, Condition};
 use crate::frame::{Packed, pack};
 use crate::manifest::{self, authenticated, part_digest, plain_mode};
-use crate::secret::Secret;
 use crate::names::{Names, UNVOUCHED};
+use crate::secret::Secret;
 
 /// An object that is longer is sent in pieces of this length and some more. S3 takes none below 5 MiB, and 10,000 of them.
 const PIECE_BYTES: usize = 8 * 1024 * 1024;
