@@ -1,52 +1,50 @@
 //! Fetches pinned files. What is kept under a hash is hashed again on each use, so the cache need not be trusted.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use sandbox_download::{FetchError, HttpClient, Patience, TlsError};
 use sandbox_store::open_regular;
-use ureq::Agent;
-use ureq::http::StatusCode;
-use ureq::tls::{RootCerts, TlsConfig};
+use tokio::runtime::{Builder, Runtime};
 
 use crate::error::BuildError;
-use crate::lock::{Download, Hasher};
+use crate::lock::Download;
 use crate::progress::{Stage, Unit};
 use crate::recipe::Workshop;
 
-/// How often a file is asked for before the build gives up. Each attempt goes on where the last one broke off.
-const ATTEMPTS: u32 = 5;
+/// Whoever waits for a build waits longer than a program does: a registry that is slow today is better than none.
+const PATIENCE: Patience = Patience {
+    connect: Duration::from_secs(20),
+    stall: Duration::from_secs(60),
+    page: Duration::from_secs(60),
+    attempts: 5,
+};
+
+/// How often it is looked whether the file is still wanted. Shorter than any pause between attempts.
+const STOP_POLL: Duration = Duration::from_millis(100);
+
+/// No download takes longer.
+const FOR_GOOD: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// The path of `download` in the cache, to which it is fetched unless it is there. What has arrived is kept in `work`
 /// meanwhile, which is swept when this process is killed.
 pub(crate) fn fetch(download: &Download, work: &Path, workshop: &Workshop<'_>) -> Result<PathBuf, BuildError> {
-    let path = workshop.downloads.join(&download.hash.hex);
-    if hash_of(&path, download).is_ok_and(|hex| hex == download.hash.hex) {
+    let name = download.hash.hex();
+    let path = workshop.downloads.join(&name);
+    if is_kept(&path, download).unwrap_or(false) {
         return Ok(path);
     }
-    let name = format!("{} {}: fetching", download.name, download.version);
-    let mut stage = workshop.progress.stage(&name, Some(download.size_bytes), Unit::Bytes);
-    let agent = agent();
-    let mut partial = Partial::create(work, download)?;
-    let mut attempt = 1;
-    loop {
-        workshop.check()?;
-        match partial.receive(&agent, download, stage.as_mut(), workshop) {
-            Ok(()) => break,
-            Err(Interrupted::Here(error)) => return Err(error),
-            Err(Interrupted::There(reason)) if attempt == ATTEMPTS => {
-                return Err(DownloadError::Fetch { url: download.url.clone(), attempts: ATTEMPTS, reason }.into());
-            }
-            Err(Interrupted::There(reason)) => {
-                stage.message(&format!("trying again: {reason}"));
-                thread::sleep(Duration::from_millis(250 << attempt));
-                attempt += 1;
-            }
-        }
-    }
-    partial.keep(&path, download)?;
+    workshop.check()?;
+    let title = format!("{} {}: fetching", download.name, download.version);
+    let mut stage = workshop.progress.stage(&title, Some(download.size_bytes), Unit::Bytes);
+    let partial = work.join(&name);
+    let file = File::create(&partial).map_err(|source| DownloadError::Write { path: partial.clone(), source })?;
+    receive(download, &file, &partial, stage.as_mut(), workshop)?;
+    file.sync_all().map_err(|source| DownloadError::Write { path: partial.clone(), source })?;
+    fs::rename(&partial, &path).map_err(|source| DownloadError::Write { path: path.clone(), source })?;
     stage.finish();
     Ok(path)
 }
@@ -54,22 +52,29 @@ pub(crate) fn fetch(download: &Download, work: &Path, workshop: &Workshop<'_>) -
 /// Why a file could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum DownloadError {
+    /// There is no way to any server.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// This host allows no thread to fetch it with.
+    #[error("cannot begin to fetch: {source}{}", sandbox_store::limit_behind(source))]
+    Thread {
+        /// What the system said.
+        source: io::Error,
+    },
     /// The server could not be reached or did not send it.
-    #[error("cannot fetch {url} ({attempts} attempts): {reason}")]
+    #[error("cannot fetch what images.lock pins (attempt {attempt} of {}): {reason}", PATIENCE.attempts)]
     Fetch {
-        /// Its URL.
-        url: String,
-        /// How often it was tried.
-        attempts: u32,
-        /// What went wrong the last time.
-        reason: String,
+        /// Which attempt was the last.
+        attempt: u32,
+        /// What went wrong then.
+        reason: FetchError,
     },
     /// What came is not what was pinned.
     #[error("{url} is not what images.lock pins: its hash is {actual}, not {expected}")]
     Hash {
         /// Its URL.
         url: String,
-        /// The pinned hash in hexadecimal digits.
+        /// The pinned hash.
         expected: String,
         /// The hash of what came.
         actual: String,
@@ -80,115 +85,94 @@ pub enum DownloadError {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
-/// Why an attempt ended early.
-enum Interrupted {
-    /// The server or the network failed, and may not the next time.
-    There(String),
-    /// This host failed, or the build was given up. Nobody knows how much of a failed write is in the file, so there
-    /// is nothing to go on with.
-    Here(BuildError),
+/// Has `download` sent into `file`, as long as the build goes on.
+fn receive(
+    download: &Download,
+    file: &File,
+    path: &Path,
+    stage: &mut dyn Stage,
+    workshop: &Workshop<'_>,
+) -> Result<(), BuildError> {
+    let write_error = |source| DownloadError::Write { path: path.to_owned(), source };
+    let runtime = runtime().map_err(|source| DownloadError::Thread { source })?;
+    let client = HttpClient::new(PATIENCE).map_err(DownloadError::from)?;
+    let wanted = download.wanted();
+    let nothing = (download.hash.hasher(), 0);
+    let asked =
+        sandbox_download::Download { client: &client, wanted: &wanted, authorization: None, max_bytes: u64::MAX };
+    let mut told = Told { stage, workshop, received_bytes: 0, attempt: 1 };
+    let writer = file.try_clone().map_err(write_error)?;
+    let received = runtime.block_on(async {
+        tokio::select! {
+            biased;
+            error = stopped(workshop) => Err(error),
+            received = asked.receive(writer, nothing, &mut told) => Ok(received),
+        }
+    })?;
+    Ok(received.map_err(|error| match error {
+        sandbox_download::DownloadError::Write(source) => write_error(source),
+        sandbox_download::DownloadError::Fetch(FetchError::Hash { url, expected, actual }) => {
+            DownloadError::Hash { url: url.to_string(), expected, actual }
+        }
+        sandbox_download::DownloadError::Fetch(reason) => DownloadError::Fetch { attempt: told.attempt, reason },
+    })?)
 }
 
-/// What has arrived so far.
-struct Partial {
-    file: File,
-    path: PathBuf,
-    hasher: Hasher,
-    length: u64,
+/// One that works on this thread. What it needs another one for (a name's addresses, writing) has that from the start: tokio
+/// panics where it cannot have it later.
+fn runtime() -> io::Result<Runtime> {
+    // That it can be had is tried before.
+    let _ = thread::Builder::new().spawn(|| ())?.join();
+    let runtime =
+        Builder::new_current_thread().enable_all().max_blocking_threads(1).thread_keep_alive(FOR_GOOD).build()?;
+    drop(runtime.spawn_blocking(|| ()));
+    Ok(runtime)
 }
 
-impl Partial {
-    fn create(work: &Path, download: &Download) -> Result<Partial, DownloadError> {
-        let path = work.join(&download.hash.hex);
-        let file = File::create(&path).map_err(|source| DownloadError::Write { path: path.clone(), source })?;
-        Ok(Partial { file, path, hasher: Hasher::new(download.hash.algorithm), length: 0 })
-    }
-
-    /// Asks for the rest and takes what comes.
-    fn receive(
-        &mut self,
-        agent: &Agent,
-        download: &Download,
-        stage: &mut dyn Stage,
-        workshop: &Workshop<'_>,
-    ) -> Result<(), Interrupted> {
-        let mut request = agent.get(&download.url);
-        if self.length > 0 {
-            request = request.header("range", format!("bytes={}-", self.length));
+/// Ends when the build has been given up.
+async fn stopped(workshop: &Workshop<'_>) -> BuildError {
+    loop {
+        if let Err(error) = workshop.check() {
+            return error;
         }
-        let response = request.call().map_err(|error| Interrupted::There(error.to_string()))?;
-        // A server that knows no ranges sends the whole file again: what is there already is passed over.
-        let mut skip = if response.status() == StatusCode::PARTIAL_CONTENT { 0 } else { self.length };
-        let mut body = response.into_body().into_reader();
-        let mut buffer = vec![0; 1 << 16];
-        loop {
-            let count = body.read(&mut buffer).map_err(|error| Interrupted::There(error.to_string()))?;
-            if count == 0 {
-                break;
-            }
-            let passed = skip.min(count as u64) as usize;
-            skip -= passed as u64;
-            let bytes = &buffer[passed..count];
-            if self.length + bytes.len() as u64 > download.size_bytes {
-                return Err(Interrupted::There(format!("it is longer than {} bytes", download.size_bytes)));
-            }
-            self.file.write_all(bytes).map_err(|source| Interrupted::Here(self.write_error(source).into()))?;
-            self.hasher.update(bytes);
-            self.length += bytes.len() as u64;
-            stage.advance(bytes.len() as u64);
-            workshop.check().map_err(Interrupted::Here)?;
-        }
-        if self.length < download.size_bytes {
-            let reason = format!("it ended after {} of {} bytes", self.length, download.size_bytes);
-            return Err(Interrupted::There(reason));
-        }
-        Ok(())
-    }
-
-    /// Moves it to `path`, if it is what was pinned.
-    fn keep(self, path: &Path, download: &Download) -> Result<(), DownloadError> {
-        self.file.sync_all().map_err(|source| self.write_error(source))?;
-        let actual = self.hasher.hex();
-        if actual != download.hash.hex {
-            return Err(DownloadError::Hash { url: download.url.clone(), expected: download.hash.hex.clone(), actual });
-        }
-        fs::rename(&self.path, path).map_err(|source| DownloadError::Write { path: path.to_owned(), source })
-    }
-
-    fn write_error(&self, source: std::io::Error) -> DownloadError {
-        DownloadError::Write { path: self.path.clone(), source }
+        tokio::time::sleep(STOP_POLL).await;
     }
 }
 
-fn hash_of(path: &Path, download: &Download) -> std::io::Result<String> {
+/// Tells whoever watches the build.
+struct Told<'a> {
+    stage: &'a mut dyn Stage,
+    workshop: &'a Workshop<'a>,
+    received_bytes: u64,
+    attempt: u32,
+}
+
+impl sandbox_download::Progress for Told<'_> {
+    fn received(&mut self, received_bytes: u64) {
+        self.stage.advance(received_bytes - self.received_bytes);
+        self.received_bytes = received_bytes;
+    }
+
+    fn retrying(&mut self, reason: &FetchError) {
+        self.attempt += 1;
+        if self.workshop.check().is_ok() {
+            self.stage.message(&format!("trying again: {reason}"));
+        }
+    }
+}
+
+/// Whether a file is the one that is pinned.
+fn is_kept(path: &Path, download: &Download) -> io::Result<bool> {
     let (mut file, metadata) = open_regular(path)?;
     if metadata.len() != download.size_bytes {
-        return Ok(String::new());
+        return Ok(false);
     }
-    let mut hasher = Hasher::new(download.hash.algorithm);
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hasher.hex()),
-            count => hasher.update(&buffer[..count]),
-        }
-    }
-}
-
-/// An HTTP client that trusts whom the host trusts (`SSL_CERT_FILE` included) and goes through the host's proxy.
-fn agent() -> Agent {
-    let tls = TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build();
-    let config = Agent::config_builder()
-        .tls_config(tls)
-        .user_agent(concat!("sandbox-mcp/", env!("CARGO_PKG_VERSION")))
-        .timeout_connect(Some(Duration::from_secs(20)))
-        .timeout_recv_response(Some(Duration::from_secs(60)))
-        .timeout_recv_body(Some(Duration::from_secs(600)));
-    config.build().into()
+    let (hasher, _) = download.hash.hasher().read_all(&mut file)?;
+    Ok(download.hash.compare(hasher).is_ok())
 }
 
 #[cfg(test)]
@@ -199,9 +183,11 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
 
+    use sandbox_download::Checksum;
+
     use super::{DownloadError, fetch};
     use crate::error::BuildError;
-    use crate::lock::{Algorithm, Download, Hash, Hasher};
+    use crate::lock::Download;
     use crate::progress::{Progress, Silent, Stage, Unit};
     use crate::recipe::Workshop;
 
@@ -231,10 +217,12 @@ mod tests {
     }
 
     fn pinned(url: String, content: &[u8]) -> Download {
-        let mut hasher = Hasher::new(Algorithm::Sha256);
+        let zero = Checksum::from_hex("sha256", &"0".repeat(64)).unwrap();
+        let mut hasher = zero.hasher();
         hasher.update(content);
-        let hash = Hash { algorithm: Algorithm::Sha256, hex: hasher.hex() };
+        let hash = zero.compare(hasher).unwrap_err();
         let (name, version, file) = ("a file".to_owned(), "1".to_owned(), "file".to_owned());
+        let url = url.parse().unwrap();
         Download { name, version, file, url, size_bytes: content.len() as u64, hash }
     }
 
@@ -301,7 +289,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (url, server) = serve(&[("200 OK", 0, 36)]);
         let download = pinned(url, CONTENT);
-        std::fs::write(dir.path().join(&download.hash.hex), [b'x'; 36]).unwrap();
+        std::fs::write(dir.path().join(download.hash.hex()), [b'x'; 36]).unwrap();
         let path = fetch_to(dir.path(), &download).unwrap();
         assert_eq!(std::fs::read(path).unwrap(), CONTENT);
         server.join().unwrap();
@@ -328,7 +316,7 @@ mod tests {
         for directory in [&work, &downloads] {
             std::fs::create_dir(directory).unwrap();
         }
-        std::os::unix::fs::symlink("/dev/full", work.join(&download.hash.hex)).unwrap();
+        std::os::unix::fs::symlink("/dev/full", work.join(download.hash.hex())).unwrap();
         let progress = GivesUp(Arc::default());
         let stop = AtomicBool::new(false);
         let workshop = Workshop { progress: &progress, downloads: &downloads, logs: dir.path(), stop: &stop };

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use hyper::header::HeaderValue;
 use netrc::Netrc;
 use percent_encoding::percent_decode_str;
-use reqwest::header::HeaderValue;
 use url::Url;
 
 /// Where credentials are looked for beside a registry's URL, which has precedence.

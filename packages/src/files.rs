@@ -13,12 +13,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
-use sandbox_store::{FileError, check_owner, create_private_directory, open_own};
+use sandbox_download::{Checksum, FetchError, Wanted};
+use sandbox_store::{check_owner, create_private_directory, open_own};
 
-use crate::checksum::Checksum;
 use crate::part::{PART, Part};
-use crate::transfer::{Transfer, Wanted};
-use crate::upstream::{FetchError, Upstream};
+use crate::transfer::Transfer;
+use crate::upstream::Upstream;
 
 /// For so long an unfinished file waits for somebody who wants the rest.
 const PART_KEPT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -189,12 +189,6 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
 
 pub(crate) fn unusable(error: &dyn std::error::Error) -> FetchError {
     FetchError::Cache { reason: error.to_string() }
-}
-
-impl From<FileError> for FetchError {
-    fn from(error: FileError) -> FetchError {
-        unusable(&error)
-    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use moka::future::Cache;
+use sandbox_download::{Checksum, FetchError, Patience, ShownUrl, TlsError, Wanted};
 use sandbox_schemas::environment::Lock;
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::language::Language;
@@ -13,16 +14,14 @@ use sandbox_store::{CacheDir, GIGABYTE, KeyHasher};
 use url::Url;
 
 use crate::allowlist::Allowlist;
-use crate::checksum::Checksum;
 use crate::credentials::CredentialFiles;
-use crate::files::{Files, Found, blocking};
+use crate::files::{Files, Found, blocking, unusable};
 use crate::npm::{self, Packument};
 use crate::pypi::{self, PythonTarget, Wheel};
 use crate::requirement::Requirement;
 use crate::resolution::Resolutions;
 use crate::source::{Pattern, Source, SourceError, base_url};
-use crate::transfer::Wanted;
-use crate::upstream::{FetchError, Patience, ShownUrl, TlsError, Upstream};
+use crate::upstream::Upstream;
 
 /// How long a page of an index is good for. Within an install each is asked for once or twice; what is published meanwhile can
 /// wait.
@@ -179,7 +178,7 @@ impl Gateway {
             python: config.python,
             upstream: Arc::new(Upstream::new(config.patience, credentials)?),
             files: Arc::new(Files::open(folder.join("files"), config.downloads_max_bytes)?),
-            resolutions: Resolutions::open(folder.join("resolutions")).map_err(FetchError::from)?,
+            resolutions: Resolutions::open(folder.join("resolutions")).map_err(|error| unusable(&error))?,
             projects: Cache::builder()
                 .time_to_live(PAGES_KEPT)
                 .max_capacity(PAGES_MAX_BYTES)

@@ -5,6 +5,8 @@
 //! specifiers -> requirements -> allowlist -> gateway <-> installer
 //! ```
 
+pub use sandbox_download::{FetchError, Patience, ShownUrl, TlsError, without_credentials};
+
 // In the order in which to read them: what is asked for, who serves it, where that comes from, and what remains of it.
 mod requirement;
 pub use requirement::{Quoted, Requirement, RequirementError, Specifier, parse};
@@ -53,15 +55,12 @@ pub use pypi::PythonTarget;
 mod npm;
 
 mod upstream;
-pub use upstream::{FetchError, Patience, ShownUrl, TlsError, without_credentials};
 
 mod files;
 
 mod transfer;
 
 mod part;
-
-mod checksum;
 
 mod resolution;
 

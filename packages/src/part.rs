@@ -7,9 +7,8 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use sandbox_download::{Checksum, Hasher};
 use sandbox_store::open_growing;
-
-use crate::checksum::{Checksum, Hasher};
 
 /// What such files' names begin with.
 pub(crate) const PART: &str = ".part-";

@@ -14,14 +14,13 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use sandbox_download::{FetchError, Wanted};
 use sandbox_schemas::language::Language;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::pypi::{Form, dependencies, render, without};
 use crate::route::Route;
 use crate::session::{Need, Session};
-use crate::transfer::Wanted;
-use crate::upstream::FetchError;
 
 /// What a package that is not allowed is answered with. To 403 and 404 uv looks for another version that does without it and
 /// installs that, silently; on 451 it stops, and so does npm.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use sandbox_download::FetchError;
 use sandbox_schemas::language::Language;
 
 use crate::allowlist::Refused;
@@ -12,7 +13,6 @@ use crate::gpu;
 use crate::pypi::Page;
 use crate::requirement::Requirement;
 use crate::unavailable::{Unavailable, UnavailableReason, unusable};
-use crate::upstream::FetchError;
 
 /// Most requests of one install. The largest trees of npm have some thousand packages, with two requests each. It also bounds
 /// what is recorded.

@@ -1,11 +1,11 @@
 //! Where a package comes from: the registry of its language, or one that has names of its own. Those come from there and from
 //! nowhere else, so that nobody can publish a package of the same name elsewhere and be preferred.
 
+use sandbox_download::without_credentials;
 use sandbox_schemas::language::Language;
 use url::Url;
 
 use crate::name::{InvalidName, normalise};
-use crate::upstream::without_credentials;
 
 /// Which names: one, all that begin alike, or a scope of npm.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,34 +6,18 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use backon::BackoffBuilder;
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
-use reqwest::StatusCode;
-use tokio::io::AsyncWriteExt;
+use sandbox_download::{DownloadError, FetchError, Progress as _, Wanted};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use url::Url;
 
-use crate::checksum::{Checksum, Hasher};
 use crate::files::{Files, Found, blocking, unusable};
 use crate::part::Part;
-use crate::upstream::{FetchError, Upstream, broken};
-
-/// Largest file, in bytes: more than any wheel that can be installed into a VM.
-const FILE_MAX_BYTES: u64 = 1024 * 1024 * 1024;
+use crate::upstream::Upstream;
 
 /// What is read from the disk at once.
 const CHUNK_BYTES: usize = 128 * 1024;
-
-/// What is asked for.
-#[derive(Debug, Clone)]
-pub(crate) struct Wanted {
-    pub(crate) url: Url,
-    pub(crate) checksum: Checksum,
-    /// As the index says it. What is longer is not it.
-    pub(crate) size_bytes: Option<u64>,
-}
 
 /// A file on its way. Ends when nobody waits for it any more.
 #[derive(Debug)]
@@ -105,69 +89,28 @@ async fn receive(
     })
     .await?;
     let (hasher, received_bytes) = hashed.map_err(|error| unusable(&error))?;
-    sender.send_modify(|progress| progress.received_bytes = received_bytes);
-    let mut receiver = Receiver {
-        hasher,
-        writer: tokio::fs::File::from_std(writer),
-        received_bytes,
-        limit_bytes: wanted.size_bytes.unwrap_or(FILE_MAX_BYTES).min(FILE_MAX_BYTES),
-        sender,
-    };
-    let mut pauses = upstream.pauses().build();
-    // All of it may have come before, but for its verification.
-    while wanted.checksum.compare(receiver.hasher.clone()).is_err() {
-        match receiver.attempt(upstream, &wanted.url).await {
-            Ok(()) => break,
-            // It is no beginning of that file.
-            Err(error @ (FetchError::TooLarge { .. } | FetchError::Status { status: 416, .. })) => {
+    let mut known = Known(sender);
+    known.received(received_bytes);
+    match upstream.file(&wanted).receive(writer, (hasher, received_bytes), &mut known).await {
+        Ok(()) => {}
+        Err(DownloadError::Write(error)) => return Err(unusable(&error)),
+        Err(DownloadError::Fetch(error)) => {
+            if error.is_of_content() {
                 part.discard();
-                return Err(error);
             }
-            Err(error) => match pauses.next().filter(|_| Upstream::is_worth_another(&error)) {
-                Some(pause) => tokio::time::sleep(pause).await,
-                None => return Err(error),
-            },
+            return Err(error);
         }
-    }
-    let Receiver { hasher, .. } = receiver;
-    if let Err(actual) = wanted.checksum.compare(hasher) {
-        part.discard();
-        return Err(FetchError::hash(&wanted.url, &wanted.checksum, &actual));
     }
     let files = files.clone();
     blocking(move || files.publish(part, &wanted.checksum)).await?
 }
 
-/// What has arrived so far. A new attempt goes on where the last one broke off.
-struct Receiver<'s> {
-    hasher: Hasher,
-    writer: tokio::fs::File,
-    received_bytes: u64,
-    limit_bytes: u64,
-    sender: &'s watch::Sender<Progress>,
-}
+/// Lets those who read the file know how far it is.
+struct Known<'s>(&'s watch::Sender<Progress>);
 
-impl Receiver<'_> {
-    async fn attempt(&mut self, upstream: &Upstream, url: &Url) -> Result<(), FetchError> {
-        let mut response = upstream.file(url, self.received_bytes).await?;
-        // A server that begins at the beginning sends what we have once more. If it is not the same, the hash will tell.
-        let mut known_bytes = if response.status() == StatusCode::PARTIAL_CONTENT { 0 } else { self.received_bytes };
-        while let Some(mut chunk) = response.chunk().await.map_err(|error| broken(url, &error))? {
-            let skipped = known_bytes.min(chunk.len() as u64);
-            known_bytes -= skipped;
-            let chunk = chunk.split_off(skipped as usize);
-            if self.received_bytes + chunk.len() as u64 > self.limit_bytes {
-                return Err(FetchError::TooLarge { url: url.into(), limit_bytes: self.limit_bytes });
-            }
-            self.hasher.update(&chunk);
-            self.writer.write_all(&chunk).await.map_err(|error| unusable(&error))?;
-            // Readers read the file, not what is on its way there.
-            self.writer.flush().await.map_err(|error| unusable(&error))?;
-            self.received_bytes += chunk.len() as u64;
-            let received_bytes = self.received_bytes;
-            self.sender.send_modify(|progress| progress.received_bytes = received_bytes);
-        }
-        Ok(())
+impl sandbox_download::Progress for Known<'_> {
+    fn received(&mut self, received_bytes: u64) {
+        self.0.send_modify(|progress| progress.received_bytes = received_bytes);
     }
 }
 

@@ -6,8 +6,8 @@ use std::path::Path;
 use crate::uses::paths;
 
 /// All crates but this one.
-pub(crate) const CRATES: [&str; 8] =
-    ["schemas", "store", "remote", "packages", "engine", "guest-agent", "images", "server"];
+pub(crate) const CRATES: [&str; 9] =
+    ["schemas", "store", "download", "remote", "packages", "engine", "guest-agent", "images", "server"];
 
 /// One file.
 pub(crate) struct SourceFile {

@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 
 use nodejs_semver::Version;
+use sandbox_download::{Checksum, FetchError};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use url::Url;
 
-use crate::checksum::Checksum;
-use crate::upstream::{FetchError, RawPage, resolve};
+use crate::upstream::{RawPage, resolve};
 
 /// What the registry is asked for.
 pub(crate) const ACCEPT: &str = "application/vnd.npm.install-v1+json; q=1.0, application/json; q=0.8";

@@ -2,9 +2,9 @@
 
 use html5gum::{Token, Tokenizer};
 use percent_encoding::percent_decode_str;
+use sandbox_download::Checksum;
 use url::Url;
 
-use crate::checksum::Checksum;
 use crate::pypi::listed::{Listed, Metadata};
 use crate::upstream::resolve;
 

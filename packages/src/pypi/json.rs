@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use sandbox_download::Checksum;
 use serde::Deserialize;
 use url::Url;
 
-use crate::checksum::Checksum;
 use crate::pypi::listed::{Listed, Metadata};
 use crate::upstream::resolve;
 

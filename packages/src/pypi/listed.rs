@@ -1,8 +1,7 @@
 //! What an index says of a file, in whatever form.
 
+use sandbox_download::Checksum;
 use url::Url;
-
-use crate::checksum::Checksum;
 
 /// A file as an index lists it.
 pub(crate) struct Listed {

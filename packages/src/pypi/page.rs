@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use sandbox_download::{Checksum, FetchError};
 use url::Url;
 
-use crate::checksum::Checksum;
 use crate::pypi::listed::{Listed, Metadata};
 use crate::pypi::wheel::{Kind, PythonTarget, classify};
 use crate::pypi::{html, json};
-use crate::upstream::{FetchError, RawPage};
+use crate::upstream::RawPage;
 
 /// What the simple API is asked for: JSON (PEP 691) where there is any, HTML (PEP 503) else.
 pub(crate) const ACCEPT: &str =

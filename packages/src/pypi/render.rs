@@ -118,8 +118,8 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checksum::Checksum;
     use crate::pypi::{Metadata, html as html_page, json as json_page};
+    use sandbox_download::Checksum;
     use std::collections::BTreeMap;
 
     #[test]

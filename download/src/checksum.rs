@@ -1,4 +1,4 @@
-//! What a file must hash to, as an index says it. A host that sends files is trusted for nothing else.
+//! What a file must hash to, as an index or a lock says it. A host that sends files is trusted for nothing else.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -10,11 +10,14 @@ use sha2::{Digest as _, Sha256, Sha384, Sha512};
 
 /// How a file is hashed. The later, the stronger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Algorithm {
+pub enum Algorithm {
     /// What npm had before its `integrity`. Weak, and all there is for packages of that time.
     Sha1,
+    /// PyPI's.
     Sha256,
+    /// Little used.
     Sha384,
+    /// npm's.
     Sha512,
 }
 
@@ -27,14 +30,14 @@ const ALGORITHMS: [(Algorithm, &str, usize); 4] = [
 
 /// An expected hash. It is written as the name of a file in the cache.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct Checksum {
+pub struct Checksum {
     algorithm: Algorithm,
     bytes: Box<[u8]>,
 }
 
 impl Checksum {
     /// From the name of an algorithm and hexadecimal digits, as in PyPI's index.
-    pub(crate) fn from_hex(algorithm: &str, digits: &str) -> Option<Checksum> {
+    pub fn from_hex(algorithm: &str, digits: &str) -> Option<Checksum> {
         let bytes = digits.as_bytes().chunks(2).map(|pair| {
             let is_hex = pair.len() == 2 && pair.iter().all(u8::is_ascii_hexdigit);
             is_hex.then(|| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).flatten()
@@ -43,7 +46,7 @@ impl Checksum {
     }
 
     /// The strongest of npm's `integrity`: algorithms with base64, separated by spaces, each perhaps with options after `?`.
-    pub(crate) fn from_integrity(text: &str) -> Option<Checksum> {
+    pub fn from_integrity(text: &str) -> Option<Checksum> {
         let read = |one: &str| {
             let (algorithm, rest) = one.split_once('-')?;
             let encoded = rest.split('?').next()?;
@@ -57,36 +60,43 @@ impl Checksum {
         (bytes.len() == length).then_some(Checksum { algorithm, bytes })
     }
 
-    pub(crate) fn algorithm_name(&self) -> &'static str {
+    /// How it was hashed.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// The algorithm, as indexes name it.
+    pub fn algorithm_name(&self) -> &'static str {
         ALGORITHMS.into_iter().find(|(algorithm, ..)| *algorithm == self.algorithm).map_or("", |(_, name, _)| name)
     }
 
-    pub(crate) fn hex(&self) -> String {
+    /// In hexadecimal digits, lower case.
+    pub fn hex(&self) -> String {
         self.bytes.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// As npm writes it.
-    pub(crate) fn integrity(&self) -> String {
+    pub fn integrity(&self) -> String {
         format!("{}-{}", self.algorithm_name(), STANDARD.encode(&self.bytes))
     }
 
     /// Something that hashes as this was hashed.
-    pub(crate) fn hasher(&self) -> Hasher {
-        match self.algorithm {
-            Algorithm::Sha1 => Hasher::Sha1(Sha1::new()),
-            Algorithm::Sha256 => Hasher::Sha256(Sha256::new()),
-            Algorithm::Sha384 => Hasher::Sha384(Sha384::new()),
-            Algorithm::Sha512 => Hasher::Sha512(Sha512::new()),
-        }
+    pub fn hasher(&self) -> Hasher {
+        Hasher(match self.algorithm {
+            Algorithm::Sha1 => Function::Sha1(Sha1::new()),
+            Algorithm::Sha256 => Function::Sha256(Sha256::new()),
+            Algorithm::Sha384 => Function::Sha384(Sha384::new()),
+            Algorithm::Sha512 => Function::Sha512(Sha512::new()),
+        })
     }
 
     /// Whether `hasher` has come to this. The other checksum, if not.
-    pub(crate) fn compare(&self, hasher: Hasher) -> Result<(), Checksum> {
-        let bytes: Box<[u8]> = match hasher {
-            Hasher::Sha1(hasher) => hasher.finalize().as_slice().into(),
-            Hasher::Sha256(hasher) => hasher.finalize().as_slice().into(),
-            Hasher::Sha384(hasher) => hasher.finalize().as_slice().into(),
-            Hasher::Sha512(hasher) => hasher.finalize().as_slice().into(),
+    pub fn compare(&self, hasher: Hasher) -> Result<(), Checksum> {
+        let bytes: Box<[u8]> = match hasher.0 {
+            Function::Sha1(hasher) => hasher.finalize().as_slice().into(),
+            Function::Sha256(hasher) => hasher.finalize().as_slice().into(),
+            Function::Sha384(hasher) => hasher.finalize().as_slice().into(),
+            Function::Sha512(hasher) => hasher.finalize().as_slice().into(),
         };
         if bytes == self.bytes { Ok(()) } else { Err(Checksum { algorithm: self.algorithm, bytes }) }
     }
@@ -100,7 +110,10 @@ impl fmt::Display for Checksum {
 
 /// A hash that is being computed.
 #[derive(Debug, Clone)]
-pub(crate) enum Hasher {
+pub struct Hasher(Function);
+
+#[derive(Debug, Clone)]
+enum Function {
     Sha1(Sha1),
     Sha256(Sha256),
     Sha384(Sha384),
@@ -108,17 +121,18 @@ pub(crate) enum Hasher {
 }
 
 impl Hasher {
-    pub(crate) fn update(&mut self, bytes: &[u8]) {
-        match self {
-            Hasher::Sha1(hasher) => hasher.update(bytes),
-            Hasher::Sha256(hasher) => hasher.update(bytes),
-            Hasher::Sha384(hasher) => hasher.update(bytes),
-            Hasher::Sha512(hasher) => hasher.update(bytes),
+    /// Adds bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match &mut self.0 {
+            Function::Sha1(hasher) => hasher.update(bytes),
+            Function::Sha256(hasher) => hasher.update(bytes),
+            Function::Sha384(hasher) => hasher.update(bytes),
+            Function::Sha512(hasher) => hasher.update(bytes),
         }
     }
 
     /// All that can be read, and how much that is in bytes.
-    pub(crate) fn read_all(mut self, reader: &mut impl Read) -> io::Result<(Hasher, u64)> {
+    pub fn read_all(mut self, reader: &mut impl Read) -> io::Result<(Hasher, u64)> {
         let (mut buffer, mut length) = (vec![0; 256 * 1024], 0);
         loop {
             match reader.read(&mut buffer)? {
