@@ -49,6 +49,11 @@ impl Cache {
         self.directory.has_tiers()
     }
 
+    /// Where all of it is.
+    pub(crate) fn root(&self) -> &Path {
+        self.directory.root()
+    }
+
     /// Where downloads are kept.
     pub(crate) fn downloads(&self) -> PathBuf {
         self.directory.downloads()

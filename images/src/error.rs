@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use sandbox_schemas::image::Component;
 use sandbox_store::{FileError, ShelfError, Untrusted};
 
+pub use crate::debian::Forbidden;
 pub use crate::download::DownloadError;
 pub use crate::lock::LockError;
+pub use crate::room::{Full, NoRoom};
 pub use crate::tool::{MissingTools, ToolError};
 
 /// Why there is no image to boot.
@@ -49,6 +51,12 @@ pub enum BuildError {
     /// The host lacks tools.
     #[error(transparent)]
     MissingTools(#[from] MissingTools),
+    /// The host forbids what Debian's packages are installed with.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
+    /// The host has too little room.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// A tool failed.
     #[error(transparent)]
     Tool(#[from] ToolError),

@@ -9,11 +9,13 @@ use sandbox_store::{CacheDir, NotRemoved};
 
 use crate::agent::Agent;
 use crate::cache::Cache;
+use crate::debian::{Mode, place_of_trees};
 use crate::error::{BuildError, LoadError};
 use crate::kernel::Kernel;
 use crate::progress::{Progress, Silent, Unit};
 use crate::qemu::Qemu;
 use crate::recipe::{Recipe, Workshop};
+use crate::room::{self, Place};
 use crate::root::Root;
 use crate::tool;
 
@@ -80,7 +82,7 @@ impl ImageStore {
             ComponentState::Unreadable { .. } => true,
         };
         let absent: Vec<_> = Component::ALL.into_iter().filter(is_to_build).collect();
-        tool::require(absent.iter().flat_map(|component| self.recipe(*component).tools()))?;
+        self.require(&absent)?;
         self.with_workshop(progress, |workshop| {
             // The kernel keeps all processors busy, the root the network and the disk; QEMU does both, in this order.
             let (kernel, root, qemu, agent) = thread::scope(|scope| {
@@ -102,6 +104,20 @@ impl ImageStore {
             }
             Ok(self.boot_image(kernel.sha256, root.sha256, agent.sha256))
         })
+    }
+
+    /// Checks what can be known before, so that a build does not fail after minutes.
+    fn require(&self, absent: &[Component]) -> Result<(), BuildError> {
+        let recipes = || absent.iter().map(|component| self.recipe(*component));
+        tool::require(recipes().flat_map(Recipe::tools))?;
+        let rooms = || recipes().map(Recipe::room);
+        let tree_bytes = rooms().map(|room| room.tree_bytes).sum();
+        if tree_bytes > 0 {
+            Mode::find()?;
+        }
+        let cache = self.cache.root();
+        let cache_bytes = rooms().map(|room| room.cache_bytes).sum();
+        Ok(room::require([(place_of_trees(cache), tree_bytes), (Place::cache(cache), cache_bytes)])?)
     }
 
     /// Removes a component, so that it is built again of what Debian has by then, or not used any more. Answers whether it
