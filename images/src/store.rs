@@ -248,7 +248,7 @@ mod tests {
         let store = ImageStore::new(CacheDir::new(dir.path().join("cache"), 0));
         let error = store.load().unwrap_err();
         assert!(matches!(error, LoadError::Missing { component: Component::Kernel }));
-        let expected = format!("no VM image: run `{} image build`", std::env::current_exe().unwrap().display());
+        let expected = format!("no VM image: run `{} image build`", crate::error::program());
         assert_eq!(error.to_string(), expected);
         assert!(!store.status().is_complete());
         assert!(!dir.path().join("cache").exists(), "looking creates nothing");

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use sandbox_engine::{Engine, EngineConfig, StartError};
-use sandbox_images::{ImageStore, Progress, TerminalProgress, Unit};
+use sandbox_images::{ImageStore, Progress, TerminalProgress, Unit, program};
 use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::image::{Component, ComponentState, ComponentStatus};
 use sandbox_store::CacheDir;
@@ -68,10 +68,11 @@ fn warn_of_an_old_qemu(store: &ImageStore) {
         if let (Component::Qemu, ComponentState::Present { manifest }) = (status.component, status.state) {
             let days = days_since(manifest.created_unix_seconds);
             if days >= OLD_QEMU_DAYS {
+                let program = program();
                 tracing::warn!(
                     days,
-                    "the VMs' QEMU has no security fixes since it was built: `sandbox-mcp image remove qemu`, while no \
-                     server runs, and `sandbox-mcp image build --with-qemu` build it anew"
+                    "the VMs' QEMU has no security fixes since it was built: `{program} image remove qemu`, while no \
+                     server runs, and `{program} image build --with-qemu` build it anew"
                 );
             }
         }
@@ -108,7 +109,8 @@ fn build_qemu_without_kvm(
         let reason = format!("{error:#}");
         tracing::warn!(
             reason,
-            "no QEMU was built for the VMs, which are slower in the host's own; `image build --without-qemu` does not try"
+            "no QEMU was built for the VMs, which are slower in the host's own; `{} image build --without-qemu` does not try",
+            program()
         );
         None
     })
@@ -133,7 +135,7 @@ fn send(cache: &CacheDir) -> anyhow::Result<()> {
 fn pull(store: &ImageStore, settings: &Settings) -> anyhow::Result<()> {
     anyhow::ensure!(settings.s3_bucket.value.is_some(), "no bucket is set: name one with --s3-bucket");
     let is_complete = store.pull(&TerminalProgress::new()).context("fetching the image")?;
-    anyhow::ensure!(is_complete, "the bucket does not have all of this image: `sandbox-mcp image build` builds it");
+    anyhow::ensure!(is_complete, "the bucket does not have all of this image: `{} image build` builds it", program());
     status(store)
 }
 
@@ -162,7 +164,7 @@ fn status(store: &ImageStore) -> anyhow::Result<()> {
     for component in &status.components {
         writeln!(std::io::stdout(), "{}", line(component))?;
     }
-    anyhow::ensure!(status.is_complete(), "the image is not complete: run `{} image build`", sandbox_images::program());
+    anyhow::ensure!(status.is_complete(), "the image is not complete: run `{} image build`", program());
     Ok(())
 }
 
@@ -186,7 +188,9 @@ fn line(status: &ComponentStatus) -> String {
             let version = version.map_or_else(String::new, |version| format!("  {version}, {age} days old"));
             format!("present  {:>6.1} MB{version}", manifest.size_bytes as f64 / 1e6)
         }
-        ComponentState::Missing if !status.component.is_required() => "not built (image build --with-qemu)".into(),
+        ComponentState::Missing if !status.component.is_required() => {
+            format!("not built (`{} image build --with-qemu`)", program())
+        }
         ComponentState::Missing => "missing".into(),
         ComponentState::Corrupt { reason } => format!("corrupt  {reason}"),
         ComponentState::Unreadable { reason } => format!("unreadable  {reason}"),
