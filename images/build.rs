@@ -8,6 +8,9 @@ use std::process::{Command, ExitCode};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
+const NO_LIBC: &str = "The agent is a static program, which needs a static C library (libc.a): libc6-dev has it on Debian, \
+                       glibc-static on Fedora, glibc-devel-static on openSUSE.\n";
+
 /// What the outer cargo says about the outer build. The agent is built for another target with other flags, and is not
 /// to be wrapped by clippy.
 const FOREIGN: [&str; 10] = [
@@ -52,7 +55,11 @@ fn build() -> Result<(), String> {
     }
     let output = cargo.output().map_err(|error| format!("cannot run cargo: {error}"))?;
     if !output.status.success() {
-        return Err(format!("cargo failed ({})\n{}", output.status, String::from_utf8_lossy(&output.stderr)));
+        let said = String::from_utf8_lossy(&output.stderr);
+        // As linkers say that there is no libc.a, where a program with libraries would be linked.
+        let needs_libc = ["cannot find -lc", "unable to find library -lc"].iter().any(|words| said.contains(words));
+        let hint = if needs_libc { NO_LIBC } else { "" };
+        return Err(format!("cargo failed ({})\n{said}{hint}", output.status));
     }
     let name = "sandbox-guest-agent";
     let built = target_dir.join(TARGET).join("guest").join(name);

@@ -7,7 +7,7 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use sandbox_schemas::image::{Component, ComponentState, MANIFEST_FORMAT, Manifest};
@@ -53,6 +53,11 @@ impl Cache {
     /// Whether anything can be fetched that other hosts have built.
     pub(crate) fn has_tiers(&self) -> bool {
         self.directory.has_tiers()
+    }
+
+    /// Where all of it is.
+    pub(crate) fn root(&self) -> &Path {
+        self.directory.root()
     }
 
     /// Where downloads are kept.

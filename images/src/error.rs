@@ -1,12 +1,14 @@
 //! What can go wrong, for whoever asked for an image.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use sandbox_schemas::image::Component;
 use sandbox_store::{FileError, ShelfError, Untrusted};
 
+pub use crate::debian::Forbidden;
 pub use crate::download::DownloadError;
 pub use crate::lock::LockError;
+pub use crate::room::{Full, NoRoom};
 pub use crate::tool::{MissingTools, ToolError};
 
 /// Why there is no image to boot.
@@ -49,6 +51,12 @@ pub enum BuildError {
     /// The host lacks tools.
     #[error(transparent)]
     MissingTools(#[from] MissingTools),
+    /// The host forbids what Debian's packages are installed with.
+    #[error(transparent)]
+    Forbidden(#[from] Forbidden),
+    /// The host has too little room.
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     /// A tool failed.
     #[error(transparent)]
     Tool(#[from] ToolError),
@@ -99,10 +107,16 @@ pub enum BuildError {
     Stopped,
 }
 
-/// What a user has to run: this program, wherever it is. Clients start servers from places that are in no PATH.
+/// What a user has to run: this program, wherever it is, as a shell takes it. Clients start servers from places that are in no
+/// PATH.
 pub fn program() -> String {
     let path = std::env::current_exe().ok().filter(|path| path.is_file());
-    path.map_or_else(|| "sandbox-mcp".into(), |path| path.display().to_string())
+    path.map_or_else(|| "sandbox-mcp".into(), |path| for_shell(&path))
+}
+
+fn for_shell(path: &Path) -> String {
+    let path = path.to_string_lossy();
+    shlex::try_quote(&path).map_or_else(|_| path.to_string(), Into::into)
 }
 
 impl From<ShelfError> for BuildError {
@@ -110,6 +124,21 @@ impl From<ShelfError> for BuildError {
         match error {
             ShelfError::File(error) => BuildError::File(error),
             ShelfError::Untrusted { path, reason } => BuildError::Untrusted { path, reason },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_to_be_run_can_be_pasted_into_a_shell() {
+        for (path, shown) in [
+            ("/opt/sandbox-mcp/bin/sandbox-mcp", "/opt/sandbox-mcp/bin/sandbox-mcp"),
+            ("/home/me/My Tools/sandbox-mcp", "'/home/me/My Tools/sandbox-mcp'"),
+        ] {
+            assert_eq!(for_shell(Path::new(path)), shown);
         }
     }
 }

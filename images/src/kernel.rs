@@ -11,6 +11,7 @@ use crate::debian::{KEYRING, MMDEBSTRAP, SUITE, mmdebstrap};
 use crate::error::BuildError;
 use crate::progress::Unit;
 use crate::recipe::{Ingredients, Recipe, Workshop};
+use crate::room::Room;
 use crate::tool::{self, HostTool, Tool};
 
 /// Changes when the code below does something else with the same inputs.
@@ -66,6 +67,10 @@ impl Recipe for Kernel {
 
     fn tools(&self) -> &'static [HostTool] {
         TOOLS
+    }
+
+    fn room(&self) -> Room {
+        Room { tree_bytes: 520_000_000, cache_bytes: 2_100_000_000 }
     }
 
     fn make(&self, work: &Path, artefact: &Path, workshop: &Workshop<'_>) -> Result<Ingredients, BuildError> {

@@ -9,7 +9,9 @@ mod progress;
 pub use progress::{Progress, Stage, TerminalProgress, Unit};
 
 mod error;
-pub use error::{BuildError, DownloadError, LoadError, LockError, MissingTools, ToolError, program};
+pub use error::{
+    BuildError, DownloadError, Forbidden, Full, LoadError, LockError, MissingTools, NoRoom, ToolError, program,
+};
 
 mod agent;
 mod kernel;
@@ -26,6 +28,7 @@ mod shared;
 mod debian;
 mod download;
 mod lock;
+mod room;
 mod tool;
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::debian::{KEYRING, MMDEBSTRAP, SUITE, mmdebstrap_tool, package_names, 
 use crate::error::BuildError;
 use crate::progress::Unit;
 use crate::recipe::{Ingredients, Recipe, Workshop};
+use crate::room::Room;
 use crate::tool::{self, HostTool, Tool};
 
 /// Changes when the code below does something else with the same inputs.
@@ -49,6 +50,10 @@ impl Recipe for Qemu {
         TOOLS
     }
 
+    fn room(&self) -> Room {
+        Room { tree_bytes: 1_400_000_000, cache_bytes: 30_000_000 }
+    }
+
     fn make(&self, work: &Path, artefact: &Path, workshop: &Workshop<'_>) -> Result<Ingredients, BuildError> {
         let log = workshop.logs.join("qemu.log");
         create_anew(&log).at("write", &log)?;
@@ -61,7 +66,7 @@ impl Recipe for Qemu {
             Some(workshop.progress.stage("qemu: installing what it is compiled with", None, Unit::None));
         let mut compiling = None;
         let mut done = 0;
-        let tool = with_options(mmdebstrap_tool(work), &self.key());
+        let tool = with_options(mmdebstrap_tool(work)?, &self.key());
         tool.args([SUITE, "-"]).run(&log, workshop, |line| {
             if step(line) == Some(COMPILING) {
                 if let Some(stage) = installing.take() {

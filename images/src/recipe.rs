@@ -8,6 +8,7 @@ use sandbox_schemas::image::{Component, Digest};
 
 use crate::error::BuildError;
 use crate::progress::Progress;
+use crate::room::Room;
 use crate::tool::HostTool;
 
 /// How a component is built.
@@ -18,6 +19,10 @@ pub(crate) trait Recipe: Sync {
     fn key(&self) -> Digest;
     /// What the host must have.
     fn tools(&self) -> &'static [HostTool];
+    /// What building it takes for a while.
+    fn room(&self) -> Room {
+        Room::default()
+    }
     /// Writes the component's file to `artefact`. `work` is an empty directory that is removed afterwards.
     fn make(&self, work: &Path, artefact: &Path, workshop: &Workshop<'_>) -> Result<Ingredients, BuildError>;
 }

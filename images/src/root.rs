@@ -13,6 +13,7 @@ use crate::error::BuildError;
 use crate::lock;
 use crate::progress::Unit;
 use crate::recipe::{Ingredients, Recipe, Workshop};
+use crate::room::Room;
 use crate::tool::{self, HostTool, Tool};
 
 /// Changes when the code below does something else with the same inputs.
@@ -64,6 +65,10 @@ impl Recipe for Root {
 
     fn tools(&self) -> &'static [HostTool] {
         TOOLS
+    }
+
+    fn room(&self) -> Room {
+        Room { tree_bytes: 1_000_000_000, cache_bytes: 450_000_000 }
     }
 
     fn make(&self, work: &Path, artefact: &Path, workshop: &Workshop<'_>) -> Result<Ingredients, BuildError> {

@@ -10,12 +10,14 @@ use sandbox_store::{CacheDir, NotRemoved};
 
 use crate::agent::Agent;
 use crate::cache::{Cache, Standing};
+use crate::debian::{Mode, place_of_trees};
 use crate::error::{BuildError, LoadError};
 use crate::kernel::Kernel;
 use crate::plan::{BuildOptions, Making, Work, tell_it_is_old};
 use crate::progress::{Progress, Silent, Unit};
 use crate::qemu::Qemu;
 use crate::recipe::{Recipe, Workshop};
+use crate::room::{self, Place};
 use crate::root::Root;
 use crate::shared::{TIER_PATIENCE, Takes};
 use crate::tool;
@@ -92,13 +94,13 @@ impl ImageStore {
             self.pull_if(Takes::Young, TIER_PATIENCE, progress)?;
         }
         let mut works = self.works(options)?;
-        if let (Err(missing), true) = (self.require_tools(&works), may_pull) {
+        if let (Err(missing), true) = (self.require_for(&works), may_pull) {
             // Who cannot build takes what is old.
             tracing::warn!(reason = %missing, "what other hosts have built is used, however old it is");
             self.pull_if(Takes::Any, TIER_PATIENCE, progress)?;
             works = self.works(options)?;
         }
-        self.require_tools(&works)?;
+        self.require_for(&works)?;
         let [kernel, agent, root, qemu] = &works;
         self.with_workshop(progress, |workshop| {
             let making = Making { cache: &self.cache, options, may_pull, workshop };
@@ -128,7 +130,7 @@ impl ImageStore {
     /// The QEMU for the VMs, which is built if there is none.
     pub fn build_qemu(&self, progress: &dyn Progress) -> Result<PathBuf, BuildError> {
         if self.cache.standing(&self.qemu, false)? == Standing::Missing {
-            tool::require(self.qemu.tools().iter())?;
+            self.require(&[Component::Qemu])?;
         }
         self.with_workshop(progress, |workshop| self.cache.obtain(&self.qemu, workshop))?;
         Ok(self.cache.artefact(&self.qemu))
@@ -143,9 +145,23 @@ impl ImageStore {
     }
 
     /// That the host has what the building of what is not there takes.
-    fn require_tools(&self, works: &[Work; 4]) -> Result<(), BuildError> {
+    fn require_for(&self, works: &[Work; 4]) -> Result<(), BuildError> {
         let to_build = Component::ALL.into_iter().zip(works).filter(|(_, work)| **work == Work::Build);
-        Ok(tool::require(to_build.flat_map(|(component, _)| self.recipe(component).tools()))?)
+        self.require(&to_build.map(|(component, _)| component).collect::<Vec<_>>())
+    }
+
+    /// Checks what can be known before, so that a build does not fail after minutes.
+    fn require(&self, absent: &[Component]) -> Result<(), BuildError> {
+        let recipes = || absent.iter().map(|component| self.recipe(*component));
+        tool::require(recipes().flat_map(Recipe::tools))?;
+        let rooms = || recipes().map(Recipe::room);
+        let tree_bytes = rooms().map(|room| room.tree_bytes).sum();
+        if tree_bytes > 0 {
+            Mode::find()?;
+        }
+        let cache = self.cache.root();
+        let cache_bytes = rooms().map(|room| room.cache_bytes).sum();
+        Ok(room::require([(place_of_trees(cache), tree_bytes), (Place::cache(cache), cache_bytes)])?)
     }
 
     /// Removes a component, so that it is built again of what Debian has by then, or not used any more. Answers whether it
@@ -275,7 +291,7 @@ mod tests {
         let store = ImageStore::new(CacheDir::new(dir.path().join("cache"), 0));
         let error = store.load().unwrap_err();
         assert!(matches!(error, LoadError::Missing { component: Component::Kernel }));
-        let expected = format!("no VM image: run `{} image build`", std::env::current_exe().unwrap().display());
+        let expected = format!("no VM image: run `{} image build`", crate::error::program());
         assert_eq!(error.to_string(), expected);
         assert!(!store.status().is_complete());
         assert!(!dir.path().join("cache").exists(), "looking creates nothing");

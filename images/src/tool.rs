@@ -15,16 +15,15 @@ use nix::unistd::{self, Pid};
 
 use crate::error::BuildError;
 use crate::recipe::Workshop;
+use crate::room::{self, Full, Place, Places};
 
 /// How many lines of a failed tool's output stand in the error.
 const TAIL_LINES: usize = 20;
 
-/// What tools see of this program's environment beside `PATH`: where temporary files go, and how the network is reached
-/// (by apt). All else could change what is built without changing its key: KCFLAGS, LLVM, MAKEFLAGS, TAR_OPTIONS,
+/// What tools see of this program's environment beside `PATH`: how the network is reached (by apt). All else could change what is built without changing its key: KCFLAGS, LLVM, MAKEFLAGS, TAR_OPTIONS,
 /// XZ_OPT, NODE_OPTIONS, SOURCE_DATE_EPOCH, and what other tools and versions will think of.
-const PASSED_ON: [&str; 10] = [
+const PASSED_ON: [&str; 9] = [
     "HOME",
-    "TMPDIR",
     "http_proxy",
     "https_proxy",
     "no_proxy",
@@ -82,14 +81,24 @@ fn command(name: &str) -> Command {
 pub(crate) struct Tool {
     name: &'static str,
     command: Command,
+    /// Where it works.
+    directory: PathBuf,
+    /// Where it keeps what it needs for a while.
+    temporary: Place,
 }
 
 impl Tool {
-    /// A program of the host, found in `PATH`, working in `directory`.
+    /// A program of the host, found in `PATH`, working in `directory`, temporary files included: `/tmp` may be small.
     pub(crate) fn new(name: &'static str, directory: &Path) -> Tool {
         let mut command = command(name);
         command.current_dir(directory);
-        Tool { name, command }
+        Tool { name, command, directory: directory.to_owned(), temporary: Place::cache(directory) }
+    }
+
+    /// Has it keep temporary files elsewhere.
+    pub(crate) fn temporary(mut self, place: Place) -> Tool {
+        self.temporary = place;
+        self
     }
 
     /// Adds an argument.
@@ -123,7 +132,7 @@ impl Tool {
         let log_error = |source| ToolError::Log { name, path: log.to_owned(), source };
         let mut log_file = File::options().append(true).create(true).open(log).map_err(log_error)?;
         let (output, input) = std::io::pipe().map_err(start)?;
-        self.command.stdout(input.try_clone().map_err(start)?).stderr(input);
+        self.command.stdout(input.try_clone().map_err(start)?).stderr(input).env("TMPDIR", self.temporary.path());
         die_with_this_thread(&mut self.command);
         let mut child = self.command.spawn().map_err(start)?;
         let pid = Pid::from_raw(child.id().cast_signed());
@@ -135,6 +144,7 @@ impl Tool {
         let mut line = Vec::new();
         // A tool that is given up is listened to until it has ended, since its directory is removed next.
         let mut given_up = None;
+        let mut is_full = false;
         loop {
             line.clear();
             if output.read_until(b'\n', &mut line).map_err(start)? == 0 {
@@ -144,6 +154,7 @@ impl Tool {
             let text = String::from_utf8_lossy(&line);
             let text = text.trim_end();
             on_line(text);
+            is_full |= room::is_full(text);
             if tail.len() == TAIL_LINES {
                 tail.pop_front();
             }
@@ -163,8 +174,21 @@ impl Tool {
         if status.success() {
             return Ok(());
         }
+        if is_full {
+            let places = Places::new(vec![Place::cache(&self.directory), self.temporary]);
+            return Err(ToolError::Full(Full { name, places, log: log.to_owned() }).into());
+        }
         Err(ToolError::Failed { name, status, tail: Vec::from(tail).join("\n"), log: log.to_owned() }.into())
     }
+}
+
+/// Whether a program of the host can do what it is asked for; what it says, if not.
+pub(crate) fn attempt(name: &str, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<(), String> {
+    let mut command = command(name);
+    die_with_this_thread(&mut command);
+    let output = command.args(args).output().map_err(|error| error.to_string())?;
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if output.status.success() { Ok(()) } else { Err(said) }
 }
 
 /// The first line that a program prints about its version; empty when it prints none.
@@ -224,6 +248,9 @@ pub enum ToolError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// It failed for want of room.
+    #[error(transparent)]
+    Full(#[from] Full),
     /// It failed.
     #[error("{name} failed ({status}); all of its output is in {log}, the last lines are:\n{tail}")]
     Failed {
@@ -246,6 +273,7 @@ mod tests {
     use crate::error::BuildError;
     use crate::progress::Silent;
     use crate::recipe::Workshop;
+    use crate::room::Place;
 
     #[test]
     fn missing_tools_are_all_named_with_their_packages() {
@@ -283,6 +311,26 @@ mod tests {
     }
 
     #[test]
+    fn tool_that_finds_no_space_says_where_and_what_moves_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let workshop =
+            Workshop { progress: &Silent, downloads: dir.path(), logs: dir.path(), stop: &AtomicBool::new(false) };
+        let script = "test -w \"$TMPDIR\" || exit; echo 'write error: No space left on device'; seq 100; exit 2";
+        let fails = |tool: Tool| {
+            tool.args(["-c", script]).run(&dir.path().join("log"), &workshop, |_| ()).unwrap_err().to_string()
+        };
+        let work = dir.path().display();
+        let error = fails(Tool::new("sh", dir.path()));
+        let expected = format!("sh found no space left in {work}: make room there, or name another folder with ");
+        assert!(error.starts_with(&format!("{expected}--cache-dir; ")), "{error}");
+        let error = fails(Tool::new("sh", dir.path()).temporary(Place::temporary("/tmp".into())));
+        assert!(
+            error.contains(&format!(" in {work} and /tmp: ")) && error.contains("--cache-dir and TMPDIR;"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn running_tool_is_ended_when_another_component_has_failed() {
         let dir = tempfile::tempdir().unwrap();
         let stop = AtomicBool::new(false);
@@ -314,7 +362,7 @@ mod tests {
         let env = Tool::new("env", dir.path()).env("GIVEN", "value");
         env.run(&dir.path().join("log"), &workshop, |line| seen.push(line.to_owned())).unwrap();
         assert!(seen.contains(&"LC_ALL=C".to_owned()) && seen.contains(&"GIVEN=value".to_owned()), "{seen:?}");
-        let allowed = |name| PASSED_ON.contains(&name) || ["PATH", "LC_ALL", "GIVEN"].contains(&name);
+        let allowed = |name| PASSED_ON.contains(&name) || ["PATH", "LC_ALL", "TMPDIR", "GIVEN"].contains(&name);
         for line in seen.iter().filter_map(|line| line.split_once('=')) {
             assert!(allowed(line.0), "{line:?}");
         }

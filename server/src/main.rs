@@ -112,6 +112,9 @@ fn start_logging(settings: &Settings, log: &Log) {
         .with_filter(settings.log.value.to_filter());
     tracing_subscriber::registry().with(stderr).with(log.clone().with_filter(Tellable)).init();
     for name in &settings.unknown_variables {
-        tracing::warn!("{name} is set, but there is no such setting: `sandbox-mcp settings` shows all");
+        tracing::warn!(
+            "{name} is set, but there is no such setting: `{} settings` shows all",
+            sandbox_images::program()
+        );
     }
 }

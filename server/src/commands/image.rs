@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use sandbox_engine::{Engine, EngineConfig, StartError};
-use sandbox_images::{BuildOptions, ImageStore, Progress, TerminalProgress, Unit};
+use sandbox_images::{BuildOptions, ImageStore, Progress, TerminalProgress, Unit, program};
 use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::image::{Component, ComponentState, ComponentStatus, Manifest};
 use sandbox_store::CacheDir;
@@ -72,9 +72,10 @@ fn tell_ages(store: &ImageStore, uses_qemu: bool) -> anyhow::Result<()> {
             writeln!(std::io::stderr(), "{}: built {}", status.component, age(&manifest, now))?;
         }
         if status.component == Component::Qemu && uses_qemu && manifest.is_outdated(now) {
+            let program = program();
             tracing::warn!(
                 days = manifest.age_days(now),
-                "the VMs' QEMU has no security fixes since it was built: `sandbox-mcp image build --fresh`, while no server runs, \
+                "the VMs' QEMU has no security fixes since it was built: `{program} image build --fresh`, while no server runs, \
                  builds it anew"
             );
         }
@@ -114,7 +115,8 @@ fn build_qemu_without_kvm(
         let reason = error.to_string();
         tracing::warn!(
             reason,
-            "no QEMU was built for the VMs, which are slower in the host's own; `image build --without-qemu` does not try"
+            "no QEMU was built for the VMs, which are slower in the host's own; `{} image build --without-qemu` does not try",
+            program()
         );
         None
     })
@@ -156,7 +158,7 @@ fn flush_while_it_moves(cache: &CacheDir) -> bool {
 fn pull(store: &ImageStore, settings: &Settings) -> anyhow::Result<()> {
     anyhow::ensure!(settings.s3_bucket.value.is_some(), "no bucket is set: name one with --s3-bucket");
     let is_complete = store.pull(&TerminalProgress::new()).context("fetching the image")?;
-    anyhow::ensure!(is_complete, "the bucket does not have all of this image: `sandbox-mcp image build` builds it");
+    anyhow::ensure!(is_complete, "the bucket does not have all of this image: `{} image build` builds it", program());
     status(store)
 }
 
@@ -185,7 +187,7 @@ fn status(store: &ImageStore) -> anyhow::Result<()> {
     for component in &status.components {
         writeln!(std::io::stdout(), "{}", line(component))?;
     }
-    anyhow::ensure!(status.is_complete(), "the image is not complete: run `{} image build`", sandbox_images::program());
+    anyhow::ensure!(status.is_complete(), "the image is not complete: run `{} image build`", program());
     Ok(())
 }
 
@@ -215,7 +217,9 @@ fn line(status: &ComponentStatus) -> String {
             };
             format!("present  {:>6.1} MB{told}", manifest.size_bytes as f64 / 1e6)
         }
-        ComponentState::Missing if !status.component.is_required() => "not built (image build --with-qemu)".into(),
+        ComponentState::Missing if !status.component.is_required() => {
+            format!("not built (`{} image build --with-qemu`)", program())
+        }
         ComponentState::Missing => "missing".into(),
         ComponentState::Corrupt { reason } => format!("corrupt  {reason}"),
         ComponentState::Unreadable { reason } => format!("unreadable  {reason}"),

@@ -54,7 +54,11 @@ pub(crate) fn push(settings: &Settings, digits: &str) -> anyhow::Result<()> {
             }
         }
     }
-    ensure!(!found.is_empty(), "no entry here has a key that begins with {digits}: see `sandbox-mcp cache status`");
+    ensure!(
+        !found.is_empty(),
+        "no entry here has a key that begins with {digits}: see `{} cache status`",
+        sandbox_images::program()
+    );
     let ids: Vec<_> = found.iter().map(|(id, ..)| id.clone()).collect();
     only(&ids)?;
     for (id, path, age) in found {
