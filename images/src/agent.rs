@@ -10,8 +10,8 @@ use sandbox_schemas::image::{Component, Digest};
 use sandbox_store::{At, KeyHasher};
 
 use crate::error::BuildError;
+use crate::host_tool::HostTool;
 use crate::recipe::{Ingredients, Recipe, Workshop};
-use crate::tool::HostTool;
 
 /// Changes when the code below does something else with the same inputs.
 const RECIPE_VERSION: &[u8] = b"1";

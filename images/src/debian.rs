@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{AccessFlags, access, geteuid};
 
 use crate::error::BuildError;
+use crate::host_tool::HostTool;
 use crate::progress::Stage;
 use crate::recipe::Workshop;
 use crate::room::Place;
-use crate::tool::{self, HostTool, Tool};
+use crate::tool::{self, Tool};
 
 /// Debian's release. The guest's Python is the one of this release, and its kernel is made of this release's source.
 pub(crate) const SUITE: &str = "trixie";

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use sandbox_download::{FetchError, HttpClient, Patience, TlsError};
+use sandbox_download::{FetchError, HttpClient, Patience};
 use sandbox_store::open_regular;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::error::BuildError;
+use crate::failure::DownloadError;
 use crate::lock::Download;
 use crate::progress::{Stage, Unit};
 use crate::recipe::Workshop;
@@ -49,46 +50,6 @@ pub(crate) fn fetch(download: &Download, work: &Path, workshop: &Workshop<'_>) -
     Ok(path)
 }
 
-/// Why a file could not be had.
-#[derive(Debug, thiserror::Error)]
-pub enum DownloadError {
-    /// There is no way to any server.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// This host allows no thread to fetch it with.
-    #[error("cannot begin to fetch: {source}{}", sandbox_store::limit_behind(source))]
-    Thread {
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The server could not be reached or did not send it.
-    #[error("cannot fetch what images.lock pins (attempt {attempt} of {}): {reason}", PATIENCE.attempts)]
-    Fetch {
-        /// Which attempt was the last.
-        attempt: u32,
-        /// What went wrong then.
-        reason: FetchError,
-    },
-    /// What came is not what was pinned.
-    #[error("{url} is not what images.lock pins: its hash is {actual}, not {expected}")]
-    Hash {
-        /// Its URL.
-        url: String,
-        /// The pinned hash.
-        expected: String,
-        /// The hash of what came.
-        actual: String,
-    },
-    /// It could not be written.
-    #[error("cannot write {path}: {source}{}", sandbox_store::limit_behind(source))]
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-}
-
 /// Has `download` sent into `file`, as long as the build goes on.
 fn receive(
     download: &Download,
@@ -118,7 +79,9 @@ fn receive(
         sandbox_download::DownloadError::Fetch(FetchError::Hash { url, expected, actual }) => {
             DownloadError::Hash { url: url.to_string(), expected, actual }
         }
-        sandbox_download::DownloadError::Fetch(reason) => DownloadError::Fetch { attempt: told.attempt, reason },
+        sandbox_download::DownloadError::Fetch(reason) => {
+            DownloadError::Fetch { attempt: told.attempt, attempts: PATIENCE.attempts, reason }
+        }
     })?)
 }
 

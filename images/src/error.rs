@@ -6,10 +6,10 @@ use sandbox_schemas::image::Component;
 use sandbox_store::{FileError, ShelfError, Untrusted};
 
 pub use crate::debian::Forbidden;
-pub use crate::download::DownloadError;
+pub use crate::failure::{DownloadError, ToolError};
+pub use crate::host_tool::MissingTools;
 pub use crate::lock::LockError;
 pub use crate::room::{Full, NoRoom};
-pub use crate::tool::{MissingTools, ToolError};
 
 /// Why there is no image to boot.
 #[derive(Debug, thiserror::Error)]

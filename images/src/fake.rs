@@ -15,9 +15,9 @@ use sandbox_store::{Age, CacheDir, EntryId, ShelfError, Tier, write_json};
 use crate::cache::Cache;
 use crate::entry::{self, MANIFEST};
 use crate::error::BuildError;
+use crate::host_tool::HostTool;
 use crate::progress::Silent;
 use crate::recipe::{Ingredients, Recipe, Workshop};
-use crate::tool::HostTool;
 
 const CONTENT: &str = "the kernel";
 

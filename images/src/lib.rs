@@ -31,5 +31,8 @@ mod lock;
 mod room;
 mod tool;
 
+mod failure;
+mod host_tool;
+
 #[cfg(test)]
 mod fake;

@@ -7,9 +7,9 @@ use sandbox_schemas::image::{Component, Manifest};
 
 use crate::cache::{Cache, Standing};
 use crate::error::BuildError;
+use crate::host_tool;
 use crate::recipe::{Recipe, Workshop};
 use crate::shared::{TIER_PATIENCE, Takes};
-use crate::tool;
 
 /// What is to be built beside what is missing.
 #[derive(Debug, Clone, Copy, Default)]
@@ -46,7 +46,7 @@ impl Work {
         let in_the_way = if cache.is_in_use(recipe) {
             Some(BuildError::InUse { component })
         } else {
-            tool::require(recipe.tools().iter()).err().map(BuildError::from)
+            host_tool::require(recipe.tools().iter()).err().map(BuildError::from)
         };
         match in_the_way {
             // Minutes of compiling that nobody has asked for; who runs it is told that it is old.
@@ -131,8 +131,8 @@ mod tests {
 
     use super::*;
     use crate::fake::{Elsewhere, Fake, cache_behind, cache_in};
+    use crate::host_tool::HostTool;
     use crate::progress::Silent;
-    use crate::tool::HostTool;
 
     const NO_SUCH_TOOL: &[HostTool] = &[HostTool { name: "no-such-tool", package: "none" }];
     const PLAIN: BuildOptions = BuildOptions { with_qemu: false, fresh: false };

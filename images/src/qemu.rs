@@ -10,10 +10,11 @@ use sandbox_store::{At, KeyHasher, create_anew};
 
 use crate::debian::{KEYRING, MMDEBSTRAP, SUITE, mmdebstrap_tool, package_names, step};
 use crate::error::BuildError;
+use crate::host_tool::HostTool;
 use crate::progress::Unit;
 use crate::recipe::{Ingredients, Recipe, Workshop};
 use crate::room::Room;
-use crate::tool::{self, HostTool, Tool};
+use crate::tool::{self, Tool};
 
 /// Changes when the code below does something else with the same inputs.
 const RECIPE_VERSION: &[u8] = b"1";

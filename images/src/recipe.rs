@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use sandbox_schemas::image::{Component, Digest};
 
 use crate::error::BuildError;
+use crate::host_tool::HostTool;
 use crate::progress::Progress;
 use crate::room::Room;
-use crate::tool::HostTool;
 
 /// How a component is built.
 pub(crate) trait Recipe: Sync {

@@ -12,6 +12,7 @@ use crate::agent::Agent;
 use crate::cache::{Cache, Standing};
 use crate::debian::{Mode, place_of_trees};
 use crate::error::{BuildError, LoadError};
+use crate::host_tool;
 use crate::kernel::Kernel;
 use crate::plan::{BuildOptions, Making, Work, tell_it_is_old};
 use crate::progress::{Progress, Silent, Unit};
@@ -20,7 +21,6 @@ use crate::recipe::{Recipe, Workshop};
 use crate::room::{self, Place};
 use crate::root::Root;
 use crate::shared::{TIER_PATIENCE, Takes};
-use crate::tool;
 
 /// Who fetches by hand can also end that: a whole image over a slow line takes long.
 const BY_HAND_PATIENCE: Duration = Duration::from_secs(3600);
@@ -153,7 +153,7 @@ impl ImageStore {
     /// Checks what can be known before, so that a build does not fail after minutes.
     fn require(&self, absent: &[Component]) -> Result<(), BuildError> {
         let recipes = || absent.iter().map(|component| self.recipe(*component));
-        tool::require(recipes().flat_map(Recipe::tools))?;
+        host_tool::require(recipes().flat_map(Recipe::tools))?;
         let rooms = || recipes().map(Recipe::room);
         let tree_bytes = rooms().map(|room| room.tree_bytes).sum();
         if tree_bytes > 0 {

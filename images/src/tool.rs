@@ -1,19 +1,21 @@
-//! The host's build tools: whether they are there, and running them. The only place that starts processes.
+//! Running the host's build tools. The only place that starts processes.
 
 use std::collections::VecDeque;
 use std::env;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 
 use nix::sys::prctl;
 use nix::sys::signal::{self, Signal};
 use nix::unistd::{self, Pid};
 
 use crate::error::BuildError;
+use crate::failure::ToolError;
+use crate::host_tool::search_path;
 use crate::recipe::Workshop;
 use crate::room::{self, Full, Place, Places};
 
@@ -33,40 +35,6 @@ const PASSED_ON: [&str; 9] = [
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
 ];
-
-/// Something that a recipe needs on the host.
-#[derive(Debug)]
-pub(crate) struct HostTool {
-    /// A program that is looked for in `PATH`, or the absolute path of a file.
-    pub(crate) name: &'static str,
-    /// Debian's package that has it.
-    pub(crate) package: &'static str,
-}
-
-/// Checks that the host has `tools`, so that a build does not fail after minutes.
-pub(crate) fn require(tools: impl Iterator<Item = &'static HostTool>) -> Result<(), MissingTools> {
-    let path = search_path();
-    let mut missing = MissingTools { names: Vec::new(), packages: Vec::new() };
-    for tool in tools {
-        // An absolute name replaces the directory that it is joined to.
-        let found = env::split_paths(&path).any(|directory| directory.join(tool.name).is_file());
-        if !found && !missing.names.contains(&tool.name) {
-            missing.names.push(tool.name);
-            missing.packages.push(tool.package);
-        }
-    }
-    missing.packages.sort_unstable();
-    missing.packages.dedup();
-    if missing.names.is_empty() { Ok(()) } else { Err(missing) }
-}
-
-/// Where tools are looked for: some are the administrator's, whose directory is not in every user's `PATH`.
-fn search_path() -> OsString {
-    let path = env::var_os("PATH").filter(|path| !path.is_empty());
-    let mut path = path.unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
-    path.push(":/usr/sbin");
-    path
-}
 
 /// A program of the host that decides nothing by the environment, the input or the language of who builds.
 #[allow(clippy::disallowed_methods, reason = "the build tools are started here and nowhere else")]
@@ -213,81 +181,15 @@ fn die_with_this_thread(command: &mut Command) {
     }
 }
 
-/// What the host lacks.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "building a VM image needs {}, which this host does not have.\n\
-     Run `make setup` in the project's directory, or: apt-get install --no-install-recommends {}",
-    .names.join(", "), .packages.join(" ")
-)]
-pub struct MissingTools {
-    /// Programs and files.
-    names: Vec<&'static str>,
-    /// Debian's packages that have them.
-    packages: Vec<&'static str>,
-}
-
-/// Why a tool did not do its work.
-#[derive(Debug, thiserror::Error)]
-pub enum ToolError {
-    /// It could not be started or waited for.
-    #[error("cannot run {name}: {source}")]
-    Start {
-        /// The program.
-        name: &'static str,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// Its output could not be kept.
-    #[error("cannot write the output of {name} to {path}: {source}")]
-    Log {
-        /// The program.
-        name: &'static str,
-        /// The log.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// It failed for want of room.
-    #[error(transparent)]
-    Full(#[from] Full),
-    /// It failed.
-    #[error("{name} failed ({status}); all of its output is in {log}, the last lines are:\n{tail}")]
-    Failed {
-        /// The program.
-        name: &'static str,
-        /// How it ended.
-        status: ExitStatus,
-        /// The last lines of its output.
-        tail: String,
-        /// Where all of it is.
-        log: PathBuf,
-    },
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::AtomicBool;
 
-    use super::{HostTool, PASSED_ON, Tool, ToolError, require};
-    use crate::error::BuildError;
+    use super::{PASSED_ON, Tool};
+    use crate::error::{BuildError, ToolError};
     use crate::progress::Silent;
     use crate::recipe::Workshop;
     use crate::room::Place;
-
-    #[test]
-    fn missing_tools_are_all_named_with_their_packages() {
-        static TOOLS: [HostTool; 4] = [
-            HostTool { name: "sh", package: "dash" },
-            HostTool { name: "no-such-tool", package: "b" },
-            HostTool { name: "/no/such/header.h", package: "a" },
-            HostTool { name: "nor-this", package: "b" },
-        ];
-        let message = require(TOOLS.iter()).unwrap_err().to_string();
-        assert!(message.contains("needs no-such-tool, /no/such/header.h, nor-this, which"), "{message}");
-        assert!(message.ends_with("recommends a b"), "{message}");
-        assert!(require(TOOLS[..1].iter()).is_ok());
-    }
 
     #[test]
     fn failure_shows_the_last_lines_and_names_the_log() {

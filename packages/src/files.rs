@@ -16,6 +16,8 @@ use std::time::{Duration, SystemTime};
 use sandbox_download::{Checksum, FetchError, Wanted};
 use sandbox_store::{check_owner, create_private_directory, open_own};
 
+use crate::blocking::{blocking, unusable};
+use crate::found::Found;
 use crate::part::{PART, Part};
 use crate::transfer::Transfer;
 use crate::upstream::Upstream;
@@ -38,15 +40,6 @@ pub(crate) struct Files {
 
 /// What is coming, as long as anybody waits for it.
 type Running = HashMap<Checksum, Weak<Transfer>>;
-
-/// A file that is there or coming.
-#[derive(Debug, Clone)]
-pub(crate) enum Found {
-    /// It was in the cache.
-    Cached { file: Arc<File>, size_bytes: u64 },
-    /// It comes from its registry.
-    Coming(Arc<Transfer>),
-}
 
 impl Files {
     /// The cache in `folder`, which is made.
@@ -77,7 +70,9 @@ impl Files {
         all.retain(|_, transfer| transfer.strong_count() > 0);
         let part = Part::open(&self.folder, &wanted.checksum).map_err(|error| unusable(&error))?;
         let checksum = wanted.checksum.clone();
-        let transfer = Transfer::start(upstream.clone(), self.clone(), wanted, part)?;
+        let files = self.clone();
+        let publish = move |part, checksum: &Checksum| files.publish(part, checksum);
+        let transfer = Transfer::start(upstream.clone(), wanted, part, publish)?;
         all.insert(checksum, Arc::downgrade(&transfer));
         Ok(Found::Coming(transfer))
     }
@@ -113,7 +108,7 @@ impl Files {
     }
 
     /// Puts a verified file into its place, and removes others if it is one too many.
-    pub(crate) fn publish(&self, part: Part, checksum: &Checksum) -> Result<(), FetchError> {
+    fn publish(&self, part: Part, checksum: &Checksum) -> Result<(), FetchError> {
         let size_bytes = part.persist(&self.path(checksum)).map_err(|error| unusable(&error))?;
         let mut used = self.used_bytes.lock().unwrap_or_else(PoisonError::into_inner);
         // What other servers put in is seen when the whole is counted again.
@@ -180,15 +175,6 @@ fn sweep(folder: &Path) {
             let _ = fs::remove_file(found.path());
         }
     }
-}
-
-/// What reads or writes much, or computes long, does so where nobody waits.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, FetchError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| unusable(&error))
-}
-
-pub(crate) fn unusable(error: &dyn std::error::Error) -> FetchError {
-    FetchError::Cache { reason: error.to_string() }
 }
 
 #[cfg(test)]

@@ -14,8 +14,10 @@ use sandbox_store::{CacheDir, GIGABYTE, KeyHasher};
 use url::Url;
 
 use crate::allowlist::Allowlist;
+use crate::blocking::{blocking, unusable};
 use crate::credentials::CredentialFiles;
-use crate::files::{Files, Found, blocking, unusable};
+use crate::files::Files;
+use crate::found::Found;
 use crate::npm::{self, Packument};
 use crate::pypi::{self, PythonTarget, Wheel};
 use crate::requirement::Requirement;

@@ -58,9 +58,13 @@ mod upstream;
 
 mod files;
 
+mod found;
+
 mod transfer;
 
 mod part;
+
+mod blocking;
 
 mod resolution;
 

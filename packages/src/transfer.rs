@@ -3,21 +3,15 @@
 //! What has come of it when it ends early is kept, and the next transfer goes on from there.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use futures_util::stream::{self, Stream};
-use sandbox_download::{DownloadError, FetchError, Progress as _, Wanted};
+use sandbox_download::{Checksum, DownloadError, FetchError, Progress as _, Wanted};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::files::{Files, Found, blocking, unusable};
+use crate::blocking::{blocking, unusable};
 use crate::part::Part;
 use crate::upstream::Upstream;
-
-/// What is read from the disk at once.
-const CHUNK_BYTES: usize = 128 * 1024;
 
 /// A file on its way. Ends when nobody waits for it any more.
 #[derive(Debug)]
@@ -37,17 +31,18 @@ struct Progress {
 }
 
 impl Transfer {
+    /// Begins one. What has come in full and is what it must hash to is given to `publish`.
     pub(crate) fn start(
         upstream: Arc<Upstream>,
-        files: Arc<Files>,
         wanted: Wanted,
         part: Part,
+        publish: impl FnOnce(Part, &Checksum) -> Result<(), FetchError> + Send + 'static,
     ) -> Result<Arc<Transfer>, FetchError> {
         let file = Arc::new(part.reopen().map_err(|error| unusable(&error))?);
         let (sender, progress) = watch::channel(Progress::default());
         let size_bytes = wanted.size_bytes;
         let task = tokio::spawn(async move {
-            let end = receive(&upstream, &files, wanted, part, &sender).await;
+            let end = receive(&upstream, wanted, part, &sender, publish).await;
             sender.send_modify(|progress| progress.end = Some(end));
         });
         Ok(Arc::new(Transfer { progress, file, size_bytes, task }))
@@ -58,12 +53,30 @@ impl Transfer {
         matches!(self.progress.borrow().end, Some(Err(_)))
     }
 
+    /// How long it will be, if that is known already.
+    pub(crate) fn size_bytes(&self) -> Option<u64> {
+        self.size_bytes
+    }
+
     /// Waits until it is complete and verified.
-    async fn complete(&self) -> Result<u64, FetchError> {
+    pub(crate) async fn complete(&self) -> Result<(Arc<File>, u64), FetchError> {
         let mut progress = self.progress.clone();
         let ended = progress.wait_for(|progress| progress.end.is_some()).await.map_err(|error| unusable(&error))?;
         let bytes = ended.received_bytes;
-        ended.end.clone().unwrap_or(Ok(())).map(|()| bytes)
+        ended.end.clone().unwrap_or(Ok(())).map(|()| (self.file.clone(), bytes))
+    }
+
+    /// How far it can be read from `offset` on; no further only at its end.
+    pub(crate) async fn available(&self, offset: u64) -> Result<Available, FetchError> {
+        let mut progress = self.progress.clone();
+        let is_there = |progress: &Progress| progress.end.is_some() || progress.received_bytes > offset + 1;
+        let progress = progress.wait_for(is_there).await.map_err(|error| unusable(&error))?.clone();
+        let file = self.file.clone();
+        match progress.end {
+            Some(Err(error)) => Err(error),
+            Some(Ok(())) => Ok(Available { file, until: progress.received_bytes, is_end: true }),
+            None => Ok(Available { file, until: progress.received_bytes - 1, is_end: false }),
+        }
     }
 }
 
@@ -73,12 +86,19 @@ impl Drop for Transfer {
     }
 }
 
+/// What can be read of a file now.
+pub(crate) struct Available {
+    pub(crate) file: Arc<File>,
+    pub(crate) until: u64,
+    pub(crate) is_end: bool,
+}
+
 async fn receive(
     upstream: &Upstream,
-    files: &Arc<Files>,
     wanted: Wanted,
     part: Part,
     sender: &watch::Sender<Progress>,
+    publish: impl FnOnce(Part, &Checksum) -> Result<(), FetchError> + Send + 'static,
 ) -> Result<(), FetchError> {
     let _permit = upstream.permit().await;
     let writer = part.reopen().map_err(|error| unusable(&error))?;
@@ -101,8 +121,7 @@ async fn receive(
             return Err(error);
         }
     }
-    let files = files.clone();
-    blocking(move || files.publish(part, &wanted.checksum)).await?
+    blocking(move || publish(part, &wanted.checksum)).await?
 }
 
 /// Lets those who read the file know how far it is.
@@ -112,78 +131,4 @@ impl sandbox_download::Progress for Known<'_> {
     fn received(&mut self, received_bytes: u64) {
         self.0.send_modify(|progress| progress.received_bytes = received_bytes);
     }
-}
-
-impl Found {
-    /// How long it is, if that is known already.
-    pub(crate) fn size_bytes(&self) -> Option<u64> {
-        match self {
-            Found::Cached { size_bytes, .. } => Some(*size_bytes),
-            Found::Coming(transfer) => transfer.size_bytes,
-        }
-    }
-
-    pub(crate) fn is_cached(&self) -> bool {
-        matches!(self, Found::Cached { .. })
-    }
-
-    /// The whole file, verified.
-    pub(crate) async fn complete(&self) -> Result<(Arc<File>, u64), FetchError> {
-        match self {
-            Found::Cached { file, size_bytes } => Ok((file.clone(), *size_bytes)),
-            Found::Coming(transfer) => Ok((transfer.file.clone(), transfer.complete().await?)),
-        }
-    }
-
-    /// Its content, as it comes. An error takes the place of the last byte; where there is none, `ended` is told how long it
-    /// was. Who knows the length beforehand asks for nothing after the last byte, so it is told with that.
-    pub(crate) fn stream(self, ended: impl FnOnce(u64) + Send) -> impl Stream<Item = Result<Bytes, FetchError>> + Send {
-        stream::try_unfold((self, 0, Some(ended)), |(found, offset, ended)| async move {
-            let Available { file, until, is_end } = found.available(offset).await?;
-            let length = (until - offset).min(CHUNK_BYTES as u64) as usize;
-            let next = offset + length as u64;
-            let mut ended = ended;
-            if is_end
-                && next == until
-                && let Some(ended) = ended.take()
-            {
-                ended(until);
-            }
-            if length == 0 {
-                return Ok(None);
-            }
-            let read = move || {
-                let mut chunk = vec![0; length];
-                file.read_exact_at(&mut chunk, offset).map(|()| Bytes::from(chunk))
-            };
-            let chunk = blocking(read).await?.map_err(|error| unusable(&error))?;
-            Ok(Some((chunk, (found, next, ended))))
-        })
-    }
-
-    /// How far it can be read from `offset` on; no further only at its end.
-    async fn available(&self, offset: u64) -> Result<Available, FetchError> {
-        let transfer = match self {
-            Found::Cached { file, size_bytes } => {
-                return Ok(Available { file: file.clone(), until: *size_bytes, is_end: true });
-            }
-            Found::Coming(transfer) => transfer,
-        };
-        let mut progress = transfer.progress.clone();
-        let is_there = |progress: &Progress| progress.end.is_some() || progress.received_bytes > offset + 1;
-        let progress = progress.wait_for(is_there).await.map_err(|error| unusable(&error))?.clone();
-        let file = transfer.file.clone();
-        match progress.end {
-            Some(Err(error)) => Err(error),
-            Some(Ok(())) => Ok(Available { file, until: progress.received_bytes, is_end: true }),
-            None => Ok(Available { file, until: progress.received_bytes - 1, is_end: false }),
-        }
-    }
-}
-
-/// What can be read of a file now.
-struct Available {
-    file: Arc<File>,
-    until: u64,
-    is_end: bool,
 }
