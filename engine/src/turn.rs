@@ -1,6 +1,6 @@
 //! The right to build an entry of the cache, waited for without holding up the runtime.
 
-use sandbox_store::{LOCK_POLL, Lock, Shelf, ShelfError, Turn};
+use sandbox_store::{BuildLock, LOCK_POLL, Shelf, ShelfError, Turn};
 
 /// Why the right cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -13,7 +13,7 @@ pub(crate) enum TurnError {
 
 /// Waits for the right to build entries of this name, but not for a process that has it and was stopped. Who does not want it any
 /// more drops this.
-pub(crate) async fn turn(shelf: &Shelf, name: &str) -> Result<Lock, TurnError> {
+pub(crate) async fn turn(shelf: &Shelf, name: &str) -> Result<BuildLock, TurnError> {
     let mut turn = Turn::new(shelf.clone(), name);
     let mut waits = false;
     loop {

@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use sandbox_schemas::image::{Component, ComponentState, MANIFEST_FORMAT, Manifest};
 use sandbox_store::{
-    At, CacheDir, Kind, Lease, Lock, NotRemoved, Shelf, Workplace, create_private_directory, write_json,
+    At, BuildLock, CacheDir, Kind, Lease, NotRemoved, Shelf, Workplace, create_private_directory, write_json,
 };
 
 use crate::entry::{self, MANIFEST, Unverified};
@@ -185,7 +185,7 @@ impl Cache {
     }
 
     /// Waits for whoever builds the component, but no longer than the rest of this build goes on.
-    fn lock(&self, component: Component, workshop: &Workshop<'_>) -> Result<Lock, BuildError> {
+    fn lock(&self, component: Component, workshop: &Workshop<'_>) -> Result<BuildLock, BuildError> {
         let mut waiting = None;
         let lock = self.shelf.lock(component.name(), || {
             let name = || format!("{component}: waiting for another process that builds it");

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{AccessFlags, access, geteuid};
 
 use crate::error::BuildError;
+use crate::failure::Forbidden;
 use crate::host_tool::HostTool;
 use crate::progress::Stage;
 use crate::recipe::Workshop;
@@ -49,20 +50,6 @@ impl Mode {
             Mode::Root => &["--mode=root", "--skip=chroot/mount"],
         }
     }
-}
-
-/// That an ordinary user cannot build here.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "building a VM image as an ordinary user needs a user namespace, which this host forbids or is not set up for. mmdebstrap says:\n\
-     {said}\n\
-     Build as root, or see to it that there is newuidmap (Debian's package uidmap), that /etc/subuid and /etc/subgid have a line for the \
-     user (`usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER`), and that nothing else forbids it (`sysctl \
-     user.max_user_namespaces kernel.unprivileged_userns_clone kernel.apparmor_restrict_unprivileged_userns`; a container's seccomp profile)"
-)]
-pub struct Forbidden {
-    /// What mmdebstrap has said.
-    said: String,
 }
 
 /// Where trees lie while mmdebstrap works on them. Root can work where the next build sweeps. Others are root in a namespace only, whose

@@ -12,7 +12,7 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::error::BuildError;
 use crate::failure::DownloadError;
-use crate::lock::Download;
+use crate::pins::Download;
 use crate::progress::{Stage, Unit};
 use crate::recipe::Workshop;
 
@@ -150,7 +150,7 @@ mod tests {
 
     use super::{DownloadError, fetch};
     use crate::error::BuildError;
-    use crate::lock::Download;
+    use crate::pins::Download;
     use crate::progress::{Progress, Silent, Stage, Unit};
     use crate::recipe::Workshop;
 

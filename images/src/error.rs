@@ -5,10 +5,9 @@ use std::path::{Path, PathBuf};
 use sandbox_schemas::image::Component;
 use sandbox_store::{FileError, ShelfError, Untrusted};
 
-pub use crate::debian::Forbidden;
-pub use crate::failure::{DownloadError, ToolError};
+pub use crate::failure::{DownloadError, Forbidden, ToolError};
 pub use crate::host_tool::MissingTools;
-pub use crate::lock::LockError;
+pub use crate::pins::PinsError;
 pub use crate::room::{Full, NoRoom};
 
 /// Why there is no image to boot.
@@ -65,7 +64,7 @@ pub enum BuildError {
     Download(#[from] DownloadError),
     /// The lock file that this binary was built with is malformed.
     #[error(transparent)]
-    Lock(#[from] LockError),
+    Pins(#[from] PinsError),
     /// The kernel's configuration did not take every option.
     #[error("the kernel does not take these options of config.fragment:\n  {}", .0.join("\n  "))]
     LostOptions(Vec<String>),

@@ -1,4 +1,4 @@
-//! Why a tool or a download failed.
+//! Why a tool or a download failed, or was not to be had.
 
 use std::io;
 use std::path::PathBuf;
@@ -86,4 +86,18 @@ pub enum DownloadError {
         /// What the system said.
         source: io::Error,
     },
+}
+
+/// That an ordinary user cannot build here.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "building a VM image as an ordinary user needs a user namespace, which this host forbids or is not set up for. mmdebstrap says:\n\
+     {said}\n\
+     Build as root, or see to it that there is newuidmap (Debian's package uidmap), that /etc/subuid and /etc/subgid have a line for the \
+     user (`usermod --add-subuids 100000-165535 --add-subgids 100000-165535 USER`), and that nothing else forbids it (`sysctl \
+     user.max_user_namespaces kernel.unprivileged_userns_clone kernel.apparmor_restrict_unprivileged_userns`; a container's seccomp profile)"
+)]
+pub struct Forbidden {
+    /// What mmdebstrap has said.
+    pub(crate) said: String,
 }

@@ -10,7 +10,7 @@ pub use progress::{Progress, Stage, TerminalProgress, Unit};
 
 mod error;
 pub use error::{
-    BuildError, DownloadError, Forbidden, Full, LoadError, LockError, MissingTools, NoRoom, ToolError, program,
+    BuildError, DownloadError, Forbidden, Full, LoadError, MissingTools, NoRoom, PinsError, ToolError, program,
 };
 
 mod agent;
@@ -27,7 +27,7 @@ mod shared;
 
 mod debian;
 mod download;
-mod lock;
+mod pins;
 mod room;
 mod tool;
 

@@ -11,7 +11,7 @@ use crate::debian::{KEYRING, MMDEBSTRAP, SUITE, mmdebstrap, package_names};
 use crate::download;
 use crate::error::BuildError;
 use crate::host_tool::HostTool;
-use crate::lock;
+use crate::pins;
 use crate::progress::Unit;
 use crate::recipe::{Ingredients, Recipe, Workshop};
 use crate::room::Room;
@@ -58,7 +58,7 @@ impl Recipe for Root {
 
     fn key(&self) -> Digest {
         key(
-            [RECIPE_VERSION, SUITE.as_bytes(), PACKAGES.as_bytes(), SCRIPT.as_bytes(), lock::TEXT.as_bytes()],
+            [RECIPE_VERSION, SUITE.as_bytes(), PACKAGES.as_bytes(), SCRIPT.as_bytes(), pins::TEXT.as_bytes()],
             &FILES,
             EROFS_OPTIONS,
         )
@@ -75,7 +75,7 @@ impl Recipe for Root {
     fn make(&self, work: &Path, artefact: &Path, workshop: &Workshop<'_>) -> Result<Ingredients, BuildError> {
         let log = workshop.logs.join("root.log");
         create_anew(&log).at("write", &log)?;
-        let downloads = lock::parse(lock::TEXT)?;
+        let downloads = pins::parse(pins::TEXT)?;
         let mut inputs = Vec::new();
         for (name, text) in [("customize.sh", SCRIPT)].into_iter().chain(FILES) {
             let input = work.join(name);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use moka::future::Cache;
 use sandbox_download::{Checksum, FetchError, Patience, ShownUrl, TlsError, Wanted};
-use sandbox_schemas::environment::Lock;
+use sandbox_schemas::environment::PackageLock;
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::language::Language;
 use sandbox_store::{CacheDir, GIGABYTE, KeyHasher};
@@ -205,12 +205,12 @@ impl Gateway {
 
     /// What these requirements became when they were last resolved, within a day, by the same registry and allowlist.
     /// Reads the disk.
-    pub fn resolved(&self, language: Language, requirements: &[Requirement]) -> Option<Lock> {
+    pub fn resolved(&self, language: Language, requirements: &[Requirement]) -> Option<PackageLock> {
         self.0.resolutions.get(self.resolution_key(language, requirements), language)
     }
 
     /// Remembers what they became. That it cannot is no reason to fail: they will be resolved again. Writes to the disk.
-    pub fn remember(&self, requirements: &[Requirement], lock: &Lock) {
+    pub fn remember(&self, requirements: &[Requirement], lock: &PackageLock) {
         let key = self.resolution_key(lock.language, requirements);
         if let Err(error) = self.0.resolutions.put(key, lock) {
             tracing::warn!("a resolution is not remembered: {error}");

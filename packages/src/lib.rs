@@ -68,5 +68,5 @@ mod blocking;
 
 mod resolution;
 
-mod lock;
-pub use lock::lock_key;
+mod package_lock;
+pub use package_lock::package_lock_key;

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use sandbox_schemas::environment::Lock;
+use sandbox_schemas::environment::PackageLock;
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::language::Language;
 use sandbox_store::{FileError, create_private_directory, open_own, write_json};
@@ -38,7 +38,7 @@ struct Resolution {
     /// What was asked, of whom, under which allowlist.
     key: Digest,
     resolved_unix_seconds: u64,
-    lock: Lock,
+    lock: PackageLock,
 }
 
 impl Resolutions {
@@ -48,11 +48,11 @@ impl Resolutions {
     }
 
     /// What is remembered under `key`, unless it is old, is not ours, or makes no sense.
-    pub(crate) fn get(&self, key: Digest, language: Language) -> Option<Lock> {
+    pub(crate) fn get(&self, key: Digest, language: Language) -> Option<PackageLock> {
         self.get_at(key, language, SystemTime::now())
     }
 
-    fn get_at(&self, key: Digest, language: Language, now: SystemTime) -> Option<Lock> {
+    fn get_at(&self, key: Digest, language: Language, now: SystemTime) -> Option<PackageLock> {
         let (file, _) = open_own(&self.folder.join(file_name(key))).ok()?;
         let mut text = Vec::new();
         file.take(RESOLUTION_MAX_BYTES).read_to_end(&mut text).ok()?;
@@ -63,11 +63,11 @@ impl Resolutions {
         (is_right && is_sound(&lock)).then_some(lock)
     }
 
-    pub(crate) fn put(&self, key: Digest, lock: &Lock) -> Result<(), FileError> {
+    pub(crate) fn put(&self, key: Digest, lock: &PackageLock) -> Result<(), FileError> {
         self.put_at(key, lock, SystemTime::now())
     }
 
-    fn put_at(&self, key: Digest, lock: &Lock, now: SystemTime) -> Result<(), FileError> {
+    fn put_at(&self, key: Digest, lock: &PackageLock, now: SystemTime) -> Result<(), FileError> {
         let resolved_unix_seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let resolution = Resolution { format: FORMAT, key, resolved_unix_seconds, lock: lock.clone() };
         create_private_directory(&self.folder)?;
@@ -96,9 +96,9 @@ fn file_name(key: Digest) -> String {
 }
 
 /// Whether a lock has packages in it and nothing else: a part of it may come to stand in a command.
-fn is_sound(lock: &Lock) -> bool {
+fn is_sound(lock: &PackageLock) -> bool {
     let is_text = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_graphic());
-    let sorted = Lock::new(lock.language, lock.packages.clone());
+    let sorted = PackageLock::new(lock.language, lock.packages.clone());
     let is_package = |name: &str| normalise(lock.language, name).is_ok_and(|normal| normal == name);
     sorted == *lock && lock.packages.iter().all(|one| is_package(&one.name) && is_text(&one.version))
 }
@@ -111,7 +111,7 @@ mod tests {
 
     const KEY: Digest = Digest([1; 32]);
 
-    fn lock(version: &str) -> Lock {
+    fn lock(version: &str) -> PackageLock {
         let package = |name: &str| LockedPackage {
             name: name.into(),
             version: version.into(),
@@ -119,7 +119,7 @@ mod tests {
             hash: None,
             comes_with: None,
         };
-        Lock::new(Language::Python, vec![package("flask"), package("click")])
+        PackageLock::new(Language::Python, vec![package("flask"), package("click")])
     }
 
     #[test]

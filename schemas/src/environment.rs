@@ -10,23 +10,23 @@ use crate::language::Language;
 
 /// The exact packages that a request became. Two requests that became the same have the same environment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Lock {
+pub struct PackageLock {
     /// Whose packages they are.
     pub language: Language,
     /// Each of them, sorted.
     pub packages: Vec<LockedPackage>,
 }
 
-impl Lock {
+impl PackageLock {
     /// A lock of these, in whatever order they were found.
-    pub fn new(language: Language, mut packages: Vec<LockedPackage>) -> Lock {
+    pub fn new(language: Language, mut packages: Vec<LockedPackage>) -> PackageLock {
         packages.sort();
         packages.dedup();
-        Lock { language, packages }
+        PackageLock { language, packages }
     }
 }
 
-/// One package of a [`Lock`].
+/// One package of a [`PackageLock`].
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct LockedPackage {
     /// Its name, normalised.
@@ -144,7 +144,7 @@ mod tests {
             hash: None,
             comes_with: None,
         };
-        let one = Lock::new(Language::Python, vec![package("b"), package("a"), package("b")]);
-        assert_eq!(one, Lock::new(Language::Python, vec![package("a"), package("b")]));
+        let one = PackageLock::new(Language::Python, vec![package("b"), package("a"), package("b")]);
+        assert_eq!(one, PackageLock::new(Language::Python, vec![package("a"), package("b")]));
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::environment::{Lock, Omitted};
+use crate::environment::{Omitted, PackageLock};
 use crate::image::{Digest, VerifiedStamp};
 use crate::template::RamPart;
 
@@ -17,7 +17,7 @@ pub struct LayerManifest {
     /// Digest of all that decides what is in the layer.
     pub key: Digest,
     /// The exact packages.
-    pub lock: Lock,
+    pub lock: PackageLock,
     /// Names of those that were asked for; the rest are what these need.
     pub requested: Vec<String>,
     /// How many parts of its disk have packages, from 1 to [`LAYER_PARTS_MAX`](crate::limits::LAYER_PARTS_MAX).

@@ -172,8 +172,8 @@ fn content_bytes(folder: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::build_lock::BuildLock;
     use crate::lease::Lease;
-    use crate::lock::Lock;
     use std::fs::File;
     use std::time::{Duration, SystemTime};
 
@@ -241,7 +241,7 @@ mod tests {
         let cache = CacheDir::new(folder.path().to_owned(), 0);
         assert!(cache.besides().is_empty() && cache.clear_besides().is_empty());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "looking creates nothing");
-        let lock: Lock = cache.shelf(Kind::Image).try_lock("root").unwrap().unwrap();
+        let lock: BuildLock = cache.shelf(Kind::Image).try_lock("root").unwrap().unwrap();
         let leftover = cache.shelf(Kind::Image).folder().join(".building-root-abcdef");
         for path in [&leftover, &cache.downloads(), &cache.logs()] {
             fs::create_dir_all(path).unwrap();

@@ -15,8 +15,8 @@ pub use cache_dir::{Beside, CacheDir, DEFAULT_LIMIT_GB, GIGABYTE, Removal};
 mod shelf;
 pub use shelf::{LOCK_POLL, Shelf};
 
-mod lock;
-pub use lock::Lock;
+mod build_lock;
+pub use build_lock::BuildLock;
 
 mod turn;
 pub use turn::Turn;

@@ -16,10 +16,10 @@ use std::time::{Duration, SystemTime};
 
 use sandbox_schemas::image::Digest;
 
+use crate::build_lock::{BuildLock, GENERATIONS_MAX};
 use crate::entry::{Entry, REMOVING};
 use crate::error::{At, FileError, NotRemoved, ShelfError};
 use crate::file::{allocated_bytes, create_private_directory, remove_directory};
-use crate::lock::{GENERATIONS_MAX, Lock};
 use crate::prune::is_outdated;
 use crate::trust::check_owner;
 use crate::workplace::{BUILDING, Workplace};
@@ -52,9 +52,9 @@ impl Shelf {
     }
 
     /// The right to build, unless somebody else has it.
-    pub fn try_lock(&self, name: &str) -> Result<Option<Lock>, ShelfError> {
+    pub fn try_lock(&self, name: &str) -> Result<Option<BuildLock>, ShelfError> {
         self.make()?;
-        Ok(Lock::try_take(&self.lock_path(name, 0), name, 0)?.ok())
+        Ok(BuildLock::try_take(&self.lock_path(name, 0), name, 0)?.ok())
     }
 
     /// Makes sure that it is there, and this user's alone.
@@ -66,11 +66,15 @@ impl Shelf {
 
     /// What is locked by who builds, and by who builds beside that one.
     pub(crate) fn lock_path(&self, name: &str, generation: usize) -> PathBuf {
-        self.folder.join(format!("{}{LOCK_SUFFIX}", Lock::label_of(name, generation)))
+        self.folder.join(format!("{}{LOCK_SUFFIX}", BuildLock::label_of(name, generation)))
     }
 
     /// Waits for the right to build. `waits` is called again and again meanwhile; its error ends that.
-    pub fn lock<E: From<ShelfError>>(&self, name: &str, mut waits: impl FnMut() -> Result<(), E>) -> Result<Lock, E> {
+    pub fn lock<E: From<ShelfError>>(
+        &self,
+        name: &str,
+        mut waits: impl FnMut() -> Result<(), E>,
+    ) -> Result<BuildLock, E> {
         loop {
             if let Some(lock) = self.try_lock(name)? {
                 return Ok(lock);
@@ -82,17 +86,17 @@ impl Shelf {
 
     /// A place to build an entry in. What killed builders have left is removed first: whoever has the lock is the only one who
     /// builds under its label.
-    pub fn begin(&self, lock: Lock, key: Digest) -> Result<Workplace, FileError> {
+    pub fn begin(&self, lock: BuildLock, key: Digest) -> Result<Workplace, FileError> {
         self.begin_beside(lock, key)?.clear()
     }
 
     /// The same beside an entry that can be used, and stays until [`Workplace::publish_anew`] puts another one into its place.
-    pub fn begin_beside(&self, lock: Lock, key: Digest) -> Result<Workplace, FileError> {
+    pub fn begin_beside(&self, lock: BuildLock, key: Digest) -> Result<Workplace, FileError> {
         self.sweep(&format!("{BUILDING}{}-", lock.label()))?;
         for generation in (0..GENERATIONS_MAX).filter(|generation| *generation != lock.generation()) {
             let path = self.lock_path(lock.name(), generation);
             if path.exists()
-                && let Ok(Ok(other)) = Lock::try_take(&path, lock.name(), generation)
+                && let Ok(Ok(other)) = BuildLock::try_take(&path, lock.name(), generation)
             {
                 self.sweep(&format!("{BUILDING}{}-", other.label()))?;
             }
@@ -131,7 +135,7 @@ impl Shelf {
     }
 
     /// Removes what is left of builds and removals that were killed. `locks` are those of all names.
-    pub(crate) fn remove_unfinished(&self, locks: &[Lock]) -> Result<(), FileError> {
+    pub(crate) fn remove_unfinished(&self, locks: &[BuildLock]) -> Result<(), FileError> {
         for lock in locks {
             self.sweep(&format!("{BUILDING}{}-", lock.label()))?;
         }
@@ -139,14 +143,14 @@ impl Shelf {
     }
 
     /// The right to build whatever was ever built here, unless somebody is building. Creates nothing.
-    pub(crate) fn try_lock_all(&self) -> Result<Vec<Lock>, NotRemoved> {
+    pub(crate) fn try_lock_all(&self) -> Result<Vec<BuildLock>, NotRemoved> {
         let mut locks = Vec::new();
         for path in self.paths() {
             let Some(name) = path.file_name().and_then(|name| name.to_str()?.strip_suffix(LOCK_SUFFIX)) else {
                 continue;
             };
             // The label of one who builds beside another is a name as good as any here.
-            match Lock::try_take(&path, name, 0)? {
+            match BuildLock::try_take(&path, name, 0)? {
                 Ok(lock) => locks.push(lock),
                 Err(_) => return Err(NotRemoved::Building),
             }
@@ -267,7 +271,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let shelf = Shelf::new(folder.path().to_owned());
         let place_of = |generation| {
-            let lock = Lock::try_take(&shelf.lock_path("thing", generation), "thing", generation).unwrap().unwrap();
+            let lock =
+                BuildLock::try_take(&shelf.lock_path("thing", generation), "thing", generation).unwrap().unwrap();
             shelf.begin(lock, KEY).unwrap()
         };
         let (stopped, beside) = (place_of(0), place_of(1));
@@ -290,7 +295,7 @@ mod tests {
     fn what_a_killed_builder_left_is_swept_by_the_next_of_its_name() {
         let folder = tempfile::tempdir().unwrap();
         let shelf = Shelf::new(folder.path().to_owned());
-        let beside = Lock::try_take(&shelf.lock_path("thing", 1), "thing", 1).unwrap().unwrap();
+        let beside = BuildLock::try_take(&shelf.lock_path("thing", 1), "thing", 1).unwrap().unwrap();
         for name in
             [".building-thing-abc/made", ".building-other-abc", ".building-thing.1-abc", ".building-thing.2-abc"]
         {
@@ -314,7 +319,7 @@ mod tests {
         assert!(shelf.try_lock("thing").unwrap().is_none());
         assert!(shelf.try_lock("other").unwrap().is_some());
         let mut asked = 0;
-        let given_up: Result<Lock, NotRemoved> = shelf
+        let given_up: Result<BuildLock, NotRemoved> = shelf
             .lock("thing", || {
                 asked += 1;
                 if asked == 2 { Err(ShelfOrStop::Stop) } else { Ok(()) }

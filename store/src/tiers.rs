@@ -6,12 +6,12 @@ use std::time::{Duration, SystemTime};
 
 use sandbox_schemas::status::TierStatus;
 
+use crate::build_lock::BuildLock;
 use crate::cache_dir::CacheDir;
 use crate::entry_id::EntryId;
 use crate::error::FileError;
 use crate::file::remove_content;
 use crate::lease::Lease;
-use crate::lock::Lock;
 use crate::tier::Age;
 
 /// What came of asking the tiers.
@@ -20,7 +20,7 @@ pub enum Fetched<T> {
     /// The entry is on this disk now, in use; and what its check has made of it.
     Entry(T, Lease),
     /// No tier has it: here is the right to build it back.
-    Nothing(Lock),
+    Nothing(BuildLock),
 }
 
 impl CacheDir {
@@ -30,7 +30,7 @@ impl CacheDir {
     pub fn fetch<T>(
         &self,
         wanted: &EntryId,
-        lock: Lock,
+        lock: BuildLock,
         patience: Duration,
         check: impl FnMut(&Path) -> Result<T, String>,
     ) -> Result<Fetched<T>, FileError> {
@@ -42,7 +42,7 @@ impl CacheDir {
         &self,
         wanted: &EntryId,
         since: Option<SystemTime>,
-        lock: Lock,
+        lock: BuildLock,
         patience: Duration,
         mut check: impl FnMut(&Path) -> Result<T, String>,
     ) -> Result<Fetched<T>, FileError> {

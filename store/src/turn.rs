@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::build_lock::{BEAT, BuildLock, GENERATIONS_MAX};
 use crate::error::ShelfError;
-use crate::lock::{BEAT, GENERATIONS_MAX, Lock};
 use crate::shelf::Shelf;
 
 /// A builder that was not heard of for so long is stopped: it says every second that it is not, and a machine that is busy does not
@@ -27,12 +27,12 @@ impl Turn {
 
     /// The right to build, once it is to be had. To be asked again every [`LOCK_POLL`](crate::LOCK_POLL) or so. Beside a builder that is
     /// stopped another one may build: whose entry is there first, wins.
-    pub fn try_lock(&mut self) -> Result<Option<Lock>, ShelfError> {
+    pub fn try_lock(&mut self) -> Result<Option<BuildLock>, ShelfError> {
         self.shelf.make()?;
         let now = Instant::now();
         for (generation, heard) in self.heard.iter_mut().enumerate() {
             let path = self.shelf.lock_path(&self.name, generation);
-            match Lock::try_take(&path, &self.name, generation)? {
+            match BuildLock::try_take(&path, &self.name, generation)? {
                 Ok(lock) => return Ok(Some(lock)),
                 Err(taken) if heard.is_stalled(taken.beat, now) => {}
                 Err(_) => return Ok(None),

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
+use crate::build_lock::BuildLock;
 use crate::error::{At, FileError};
 use crate::file::{create_private_directory, sync_directory};
 use crate::lease::{Lease, is_same};
-use crate::lock::Lock;
 use crate::open::open_directory;
 
 /// What the directories of builders are called.
@@ -24,11 +24,11 @@ pub struct Workplace {
     replaced: PathBuf,
     // In this order: as long as something is here, nobody else may sweep it away.
     directory: TempDir,
-    lock: Lock,
+    lock: BuildLock,
 }
 
 impl Workplace {
-    pub(crate) fn new(folder: &Path, entry: PathBuf, lock: Lock) -> Result<Workplace, FileError> {
+    pub(crate) fn new(folder: &Path, entry: PathBuf, lock: BuildLock) -> Result<Workplace, FileError> {
         let prefix = format!("{BUILDING}{}-", lock.label());
         let directory =
             tempfile::Builder::new().prefix(&prefix).tempdir_in(folder).at("create a directory in", folder)?;
@@ -57,7 +57,7 @@ impl Workplace {
     }
 
     /// Nothing was made: what is here goes, and the right to build stays.
-    pub fn give_up(self) -> Lock {
+    pub fn give_up(self) -> BuildLock {
         self.lock
     }
 

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use sandbox_packages::{Gateway, GatewayConfig, Requirement, Session, SessionReport, lock_key, parse};
-use sandbox_schemas::environment::{EnvironmentId, Lock};
+use sandbox_packages::{Gateway, GatewayConfig, Requirement, Session, SessionReport, package_lock_key, parse};
+use sandbox_schemas::environment::{EnvironmentId, PackageLock};
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::install::{InstallOutcome, InstallTiming, InstalledPackage};
 use sandbox_schemas::language::Language;
@@ -187,7 +187,12 @@ impl Environments {
         self.gateway.get_or_try_init(make).await.cloned()
     }
 
-    async fn resolved(&self, gateway: &Gateway, language: Language, requirements: &[Requirement]) -> Option<Lock> {
+    async fn resolved(
+        &self,
+        gateway: &Gateway,
+        language: Language,
+        requirements: &[Requirement],
+    ) -> Option<PackageLock> {
         let (gateway, cache, requirements) = (gateway.clone(), self.cache.clone(), requirements.to_owned());
         let recalled = tokio::task::spawn_blocking(move || {
             let known = gateway.resolved(language, &requirements);
@@ -202,7 +207,7 @@ impl Environments {
         self.is_allowed(&lock).then_some(lock)
     }
 
-    fn is_allowed(&self, lock: &Lock) -> bool {
+    fn is_allowed(&self, lock: &PackageLock) -> bool {
         let is_allowed = |name: &str| self.packages.allowlist.allows(lock.language, name);
         lock.packages.iter().all(|package| is_allowed(package.answers_for_it()))
     }
@@ -269,7 +274,7 @@ impl Environments {
         }
         let (this, requirements) = (self.clone(), requirements.to_owned());
         let found = tokio::task::spawn_blocking(move || {
-            let fits = |lock: &Lock, key| this.layer_key(lock) == key && this.is_allowed(lock);
+            let fits = |lock: &PackageLock, key| this.layer_key(lock) == key && this.is_allowed(lock);
             parent::find(&this.shelf, language, &requirements, fits).map(Arc::new)
         });
         found.await.ok()?
@@ -305,7 +310,7 @@ impl Environments {
     }
 
     /// An environment that is on the disk, or that another host has installed.
-    async fn load_or_fetch(self: &Arc<Self>, lock: &Lock) -> Result<Option<Arc<Environment>>, InstallError> {
+    async fn load_or_fetch(self: &Arc<Self>, lock: &PackageLock) -> Result<Option<Arc<Environment>>, InstallError> {
         let (id, key) = (self.id(lock), self.layer_key(lock));
         let entry = EntryId { kind: Kind::Layer, name: id.language().name().into(), key };
         if let Some(environment) = self.load(id.clone()).await? {
@@ -367,19 +372,19 @@ impl Environments {
         })
     }
 
-    fn id(&self, lock: &Lock) -> EnvironmentId {
+    fn id(&self, lock: &PackageLock) -> EnvironmentId {
         EnvironmentId::new(lock.language, self.layer_key(lock))
     }
 
     /// All that decides what is in a layer.
-    fn layer_key(&self, lock: &Lock) -> Digest {
+    fn layer_key(&self, lock: &PackageLock) -> Digest {
         let hasher =
             KeyHasher::new("layer").field("recipe", &RECIPE_VERSION.to_le_bytes()).field("root", &self.root_sha256.0);
         let scripts = install::scripts(lock.language);
         let hasher = scripts.fold(hasher, |hasher, script| hasher.field("script", script.as_bytes()));
         // Two registries can have something else by one name.
         let hasher = hasher.field("registry", self.packages.registry(lock.language).as_bytes());
-        hasher.field("lock", &lock_key(lock).0).finish()
+        hasher.field("lock", &package_lock_key(lock).0).finish()
     }
 
     fn recall(&self, request: Digest) -> Option<Arc<Environment>> {
@@ -442,7 +447,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let cache = CacheDir::new(folder.path().join("cache"), u64::MAX).with_tiers(vec![Arc::new(Unasked)]);
         let environments = Arc::new(Environments::new(Digest([1; 32]), GatewayConfig::new(cache.clone())));
-        let lock = Lock::new(Language::Python, Vec::new());
+        let lock = PackageLock::new(Language::Python, Vec::new());
         let (key, shelf) = (environments.layer_key(&lock), cache.shelf(Kind::Layer));
         let right = shelf.try_lock(Language::Python.name()).unwrap().unwrap();
         let waiting = {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sandbox_packages::{Refusal, Requirement, Session, SessionReport};
-use sandbox_schemas::environment::{Lock, LockedPackage, Omitted};
+use sandbox_schemas::environment::{LockedPackage, Omitted, PackageLock};
 use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::language::Language;
 use sandbox_schemas::limits::{
@@ -150,7 +150,13 @@ pub(crate) async fn install(
     let added_to = parent.filter(|_| was_added).map(|parent| parent.reference());
     let skipped =
         report.refusals.into_iter().map(|refusal| Omitted { reason: refusal.to_string(), name: refusal.refused.name });
-    Ok(Some(Installed { image, lock: Lock::new(language, packages), parts, added_to, skipped: skipped.collect() }))
+    Ok(Some(Installed {
+        image,
+        lock: PackageLock::new(language, packages),
+        parts,
+        added_to,
+        skipped: skipped.collect(),
+    }))
 }
 
 /// Runs a program in a VM that boots for it, as an installer. `keep` is dropped once the VM is gone.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use sandbox_schemas::environment::{EnvironmentId, Lock, Omitted};
+use sandbox_schemas::environment::{EnvironmentId, Omitted, PackageLock};
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::layer::{LAYER_FORMAT, LayerManifest, LayerReference, LayerStamp};
 use sandbox_schemas::limits::{LAYER_PARTS_MAX, LAYER_SLOT_BYTES};
@@ -20,7 +20,7 @@ const IMAGE: &str = "layer.erofs";
 /// What came of an installation: a disk that nobody writes to any more.
 pub(crate) struct Installed {
     pub(crate) image: File,
-    pub(crate) lock: Lock,
+    pub(crate) lock: PackageLock,
     /// How many parts of the disk have packages.
     pub(crate) parts: u8,
     /// The layer that the disk begins with, if there was one.
@@ -141,7 +141,7 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
         let image = blank(folder.path(), None).unwrap();
         image.write_all_at(&[9; 10_000], 8192).unwrap();
-        let lock = Lock::new(Language::Python, Vec::new());
+        let lock = PackageLock::new(Language::Python, Vec::new());
         let installed = Installed { image, lock, parts: 1, added_to: None, skipped: Vec::new() };
         write(&path, KEY, vec!["numpy".into()], installed).unwrap();
         (folder, path)

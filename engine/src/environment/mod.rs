@@ -27,7 +27,7 @@ pub use error::InstallError;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use sandbox_schemas::environment::{EnvironmentId, Lock, Omitted};
+use sandbox_schemas::environment::{EnvironmentId, Omitted, PackageLock};
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::language::Language;
 use sandbox_schemas::layer::LayerReference;
@@ -45,7 +45,7 @@ pub(crate) struct Environment {
     /// Digest of all that decides what is in it.
     pub(crate) key: Digest,
     /// The exact packages.
-    pub(crate) lock: Lock,
+    pub(crate) lock: PackageLock,
     /// Names of those that were asked for, without those that they need.
     pub(crate) requested: Vec<String>,
     /// What it takes on the disk, in bytes.
@@ -84,7 +84,7 @@ impl Environment {
             id: EnvironmentId::new(language, key),
             language,
             key,
-            lock: Lock::new(language, Vec::new()),
+            lock: PackageLock::new(language, Vec::new()),
             requested: Vec::new(),
             size_bytes: 0,
             layer: Arc::new(tempfile::tempfile().unwrap().into()),

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sandbox_packages::Requirement;
-use sandbox_schemas::environment::{EnvironmentId, Lock};
+use sandbox_schemas::environment::{EnvironmentId, PackageLock};
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::language::Language;
 use sandbox_schemas::layer::LayerManifest;
@@ -22,7 +22,7 @@ pub(crate) fn find(
     shelf: &Shelf,
     language: Language,
     requirements: &[Requirement],
-    fits: impl Fn(&Lock, Digest) -> bool,
+    fits: impl Fn(&PackageLock, Digest) -> bool,
 ) -> Option<Environment> {
     let oldest = SystemTime::now() - GOOD_FOR;
     let is_usable = |manifest: &LayerManifest| {
@@ -70,7 +70,7 @@ mod tests {
         let manifest = LayerManifest {
             format: LAYER_FORMAT,
             key: Digest([1; 32]),
-            lock: Lock::new(Language::Python, packages),
+            lock: PackageLock::new(Language::Python, packages),
             requested: vec!["flask".into(), "pandas".into()],
             parts: 1,
             added_to: None,

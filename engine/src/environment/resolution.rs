@@ -5,10 +5,10 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use sandbox_packages::{Gateway, Requirement};
-use sandbox_schemas::environment::Lock;
+use sandbox_schemas::environment::PackageLock;
 use sandbox_schemas::language::Language;
 use sandbox_store::{
-    CacheDir, EntryId, Fetched, FileError, KeyHasher, Kind, Lock as Right, Shelf, ShelfError, open_own, write_json,
+    BuildLock, CacheDir, EntryId, Fetched, FileError, KeyHasher, Kind, Shelf, ShelfError, open_own, write_json,
 };
 
 /// The one file of an entry.
@@ -29,7 +29,7 @@ pub(crate) fn fetch(
     gateway: &Gateway,
     language: Language,
     requirements: &[Requirement],
-) -> Option<Lock> {
+) -> Option<PackageLock> {
     if !cache.has_tiers() {
         return None;
     }
@@ -54,7 +54,7 @@ pub(crate) fn fetch(
 }
 
 /// Tells other hosts what a request has become. Blocks.
-pub(crate) fn offer(cache: &CacheDir, gateway: &Gateway, requirements: &[Requirement], lock: &Lock) {
+pub(crate) fn offer(cache: &CacheDir, gateway: &Gateway, requirements: &[Requirement], lock: &PackageLock) {
     if !cache.has_tiers() {
         return;
     }
@@ -73,7 +73,7 @@ pub(crate) fn offer(cache: &CacheDir, gateway: &Gateway, requirements: &[Require
 }
 
 /// The right to put a resolution on the shelf, if it is to be had in time. Who has it is done in a moment, or fetches.
-fn right(shelf: &Shelf, name: &str) -> Option<Right> {
+fn right(shelf: &Shelf, name: &str) -> Option<BuildLock> {
     let until = Instant::now() + PATIENCE;
     let waits = || if Instant::now() < until { Ok(()) } else { Err(NoRight) };
     shelf.lock(name, waits).ok()
@@ -102,11 +102,11 @@ fn path(shelf: &Shelf, entry: &EntryId) -> std::path::PathBuf {
 }
 
 /// What is in an entry. Whether its packages are allowed is for who uses it to ask.
-fn read(folder: &Path, language: Language) -> Result<Lock, String> {
+fn read(folder: &Path, language: Language) -> Result<PackageLock, String> {
     let (file, metadata): (File, _) = open_own(&folder.join(LOCK)).map_err(|reason| format!("{LOCK} {reason}"))?;
     if metadata.len() > LOCK_MAX_BYTES {
         return Err(format!("{LOCK} has {} bytes", metadata.len()));
     }
-    let lock: Lock = serde_json::from_reader(file).map_err(|error| format!("{LOCK}: {error}"))?;
+    let lock: PackageLock = serde_json::from_reader(file).map_err(|error| format!("{LOCK}: {error}"))?;
     if lock.language == language { Ok(lock) } else { Err(format!("{LOCK} is of {} packages", lock.language)) }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use sandbox_schemas::image::Digest;
 use sandbox_schemas::template::RamPart;
-use sandbox_store::{CacheDir, EntryId, Fetched, FileError, Kind, Lock, Shelf, Workplace};
+use sandbox_store::{BuildLock, CacheDir, EntryId, Fetched, FileError, Kind, Shelf, Workplace};
 
 use crate::environment::Environment;
 use crate::error::VmError;
@@ -135,7 +135,7 @@ impl Supply {
     async fn build<E: Into<TemplateError>>(
         &self,
         qemu: &Qemu,
-        lock: Lock,
+        lock: BuildLock,
         wanted: &Wanted,
         build: impl Future<Output = Result<Built, E>>,
     ) -> Result<Template, TemplateError> {
@@ -160,7 +160,7 @@ impl Supply {
     }
 
     /// What another host has built.
-    async fn fetch(&self, lock: Lock, wanted: &Wanted) -> Result<Fetched<Template>, TemplateError> {
+    async fn fetch(&self, lock: BuildLock, wanted: &Wanted) -> Result<Fetched<Template>, TemplateError> {
         let (cache, copies, wanted) = (self.cache.clone(), self.copies, wanted.clone());
         let fetched = in_background(move || {
             let load = |folder: &Path| wanted.load(folder, copies).map_err(|reason| reason.to_string());

@@ -9,11 +9,11 @@ use url::Url;
 pub(crate) const TEXT: &str = include_str!("../images.lock");
 
 /// Reads a lock file and checks each entry.
-pub(crate) fn parse(text: &str) -> Result<Vec<Download>, LockError> {
-    let file: LockFile = toml::from_str(text).map_err(|error| LockError::Syntax(error.to_string()))?;
+pub(crate) fn parse(text: &str) -> Result<Vec<Download>, PinsError> {
+    let file: LockFile = toml::from_str(text).map_err(|error| PinsError::Syntax(error.to_string()))?;
     for download in &file.download {
         if download.url.scheme() != "https" {
-            return Err(LockError::Url { name: download.name.clone(), url: download.url.clone() });
+            return Err(PinsError::Url { name: download.name.clone(), url: download.url.clone() });
         }
     }
     Ok(file.download)
@@ -57,7 +57,7 @@ fn pinned<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Checksum, D::Err
 
 /// What is wrong with a lock file.
 #[derive(Debug, thiserror::Error)]
-pub enum LockError {
+pub enum PinsError {
     /// It is not the TOML that is expected, or a field is missing or malformed.
     #[error("images.lock: {0}")]
     Syntax(String),

@@ -19,7 +19,7 @@ pub(crate) const GENERATIONS_MAX: usize = 8;
 /// The right to build entries of one name, among all processes. Given back by its drop, or with the process. As long as its
 /// process is not stopped, the file's time of change is never far from now.
 #[derive(Debug)]
-pub struct Lock {
+pub struct BuildLock {
     name: String,
     generation: usize,
     file: Arc<File>,
@@ -33,11 +33,11 @@ pub(crate) struct Taken {
     pub(crate) beat: SystemTime,
 }
 
-impl Lock {
-    pub(crate) fn try_take(path: &Path, name: &str, generation: usize) -> Result<Result<Lock, Taken>, FileError> {
+impl BuildLock {
+    pub(crate) fn try_take(path: &Path, name: &str, generation: usize) -> Result<Result<BuildLock, Taken>, FileError> {
         let file = open_lock(path, true).at("open", path)?;
         match file.try_lock() {
-            Ok(()) => Ok(Ok(Lock::new(name, generation, file))),
+            Ok(()) => Ok(Ok(BuildLock::new(name, generation, file))),
             Err(TryLockError::WouldBlock) => {
                 let beat = file.metadata().and_then(|metadata| metadata.modified()).at("look at", path)?;
                 Ok(Err(Taken { beat }))
@@ -46,7 +46,7 @@ impl Lock {
         }
     }
 
-    fn new(name: &str, generation: usize, file: File) -> Lock {
+    fn new(name: &str, generation: usize, file: File) -> BuildLock {
         let file = Arc::new(file);
         beat(&file);
         let (beating, ended) = mpsc::channel();
@@ -57,7 +57,7 @@ impl Lock {
                 beat(&beaten);
             }
         });
-        Lock { name: name.to_owned(), generation, file, _beating: beating }
+        BuildLock { name: name.to_owned(), generation, file, _beating: beating }
     }
 
     /// What entries it is for.
@@ -72,7 +72,7 @@ impl Lock {
 
     /// What tells its files from those of other builders of the name.
     pub(crate) fn label(&self) -> String {
-        Lock::label_of(&self.name, self.generation)
+        BuildLock::label_of(&self.name, self.generation)
     }
 
     pub(crate) fn label_of(name: &str, generation: usize) -> String {
@@ -80,7 +80,7 @@ impl Lock {
     }
 }
 
-impl Drop for Lock {
+impl Drop for BuildLock {
     fn drop(&mut self) {
         // Its thread may have the file for a moment longer.
         let _ = self.file.unlock();
@@ -100,7 +100,7 @@ mod tests {
     fn who_builds_says_so_until_it_is_done() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("thing.lock");
-        let take = || Lock::try_take(&path, "thing", 0).unwrap();
+        let take = || BuildLock::try_take(&path, "thing", 0).unwrap();
         let lock = take().unwrap();
         let first = take().unwrap_err();
         let until = std::time::Instant::now() + BEAT * 60;
