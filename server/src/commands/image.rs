@@ -224,7 +224,7 @@ fn line(status: &ComponentStatus) -> String {
         ComponentState::Corrupt { reason } => format!("corrupt  {reason}"),
         ComponentState::Unreadable { reason } => format!("unreadable  {reason}"),
     };
-    format!("{:<7} {state}  {}", status.component, status.path.display())
+    format!("{:<7} {state}  {}", status.component.name(), status.path.display())
 }
 
 #[cfg(test)]
