@@ -3,7 +3,7 @@
 CARGO ?= cargo
 PROGRAM := $(or $(CARGO_TARGET_DIR),target)/release/sandbox-mcp
 
-.PHONY: demo test test-filter lint bench soak bundle setup setup-tests program image
+.PHONY: demo test test-filter test-npm-tools lint bench soak bundle setup setup-tests program image
 .DEFAULT_GOAL := demo
 
 # A VM runs a line of Python. An answer that is an error fails the demo, and is shown.
@@ -29,6 +29,10 @@ test: setup-tests
 test-filter: setup-tests image
 	$(CARGO) test --workspace --release --locked --test product -- --ignored nothing_is_refused_to_a_qemu_that_works
 
+# TypeScript, bundlers and test runners of npm, installed and run, each once. Minutes.
+test-npm-tools: setup-tests image
+	$(CARGO) test --workspace --release --locked --test product -- --ignored tools_of_npm
+
 lint:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --release --locked -- -D warnings
@@ -42,11 +46,11 @@ program: setup
 
 # How long a user waits, and what a VM costs: never fails on a time. AGAINST=/path/to/another/sandbox-mcp compares with that.
 bench: image
-	$(CARGO) bench --locked --package sandbox-tests --bench performance
+	$(CARGO) bench --workspace --locked --bench performance
 
 # Ten thousand runs through one server, whose holdings must not grow; minutes. RUNS=3000 runs fewer.
 soak: image
-	$(CARGO) bench --locked --package sandbox-tests --bench soak
+	$(CARGO) bench --workspace --locked --bench soak
 
 # What desktop clients and the MCP registry install from, in target/bundle. URL is where the bundle will be found.
 bundle: program
