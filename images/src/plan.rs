@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use sandbox_schemas::image::{Component, Manifest};
 
 use crate::cache::{Cache, Standing};
-use crate::error::BuildError;
+use crate::error::{BuildError, program};
 use crate::host_tool;
 use crate::recipe::{Recipe, Workshop};
 use crate::shared::{TIER_PATIENCE, Takes};
@@ -115,8 +115,9 @@ pub(crate) fn tell_it_is_old(manifest: &Manifest, reason: Option<&BuildError>) {
         ),
         None => tracing::warn!(
             %component, days,
-            "this part of the VMs' image has none of Debian's security updates since it was built: `sandbox-mcp image build`, while \
-             no server runs, builds it anew"
+            "this part of the VMs' image has none of Debian's security updates since it was built: `{} image build`, while no server \
+             runs, builds it anew",
+            program()
         ),
     }
 }
