@@ -38,7 +38,7 @@ fn check(program: &Path) -> Result<(), String> {
     // What Cargo has made itself on the way is made again by whoever builds something else. That is the guest's agent, of which only that
     // is named.
     let (own, agent) = (target(), Path::new(env!("CARGO_MANIFEST_DIR")).join("../guest-agent"));
-    let named = sources_in(&sources).filter(|source| !source.starts_with(&own));
+    let named = sources_in(&sources).into_iter().filter(|source| !source.starts_with(&own));
     let of_agent = ["src", "runners"].into_iter().flat_map(|folder| files_in(&agent.join(folder)));
     let is_newer = |source: &PathBuf| modified(source).unwrap_or(SystemTime::UNIX_EPOCH) > built;
     match named.chain(of_agent).find(is_newer) {
@@ -52,9 +52,9 @@ fn files_in(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// What a line of a makefile, as Cargo writes it, says that something is made of.
-fn sources_in(rule: &str) -> impl Iterator<Item = PathBuf> {
+fn sources_in(rule: &str) -> Vec<PathBuf> {
     let rest = rule.lines().next().and_then(|line| line.split_once(": ")).map_or("", |(_, rest)| rest);
     // A space within a name is written with a backslash.
     let rest = rest.replace("\\ ", "\0");
-    rest.split(' ').map(|source| PathBuf::from(source.replace('\0', " "))).collect::<Vec<_>>().into_iter()
+    rest.split(' ').map(|source| PathBuf::from(source.replace('\0', " "))).collect()
 }

@@ -115,12 +115,8 @@ pub(crate) async fn install(
             }
         }
     };
-    let installation = Installation {
-        writable_mb,
-        parts: parent.map_or(0, |parent| parent.parts),
-        disk: Some(disk),
-        handler: Arc::new(serve),
-    };
+    let parts_before = parent.map_or(0, |parent| parent.parts);
+    let installation = Installation { writable_mb, parts: parts_before, disk: Some(disk), handler: Arc::new(serve) };
     let (gone, is_gone) = oneshot::channel::<()>();
     let script = parent.and(installer.adds).unwrap_or(installer.script);
     let request = request(script, requirements, memory_mb);
@@ -146,7 +142,7 @@ pub(crate) async fn install(
     }
     let was_added = outcome.stdout.lines().any(|line| line.starts_with(ADDED));
     // What adds nothing is on its parent's disk as it is.
-    let parts = parent.map_or(0, |parent| parent.parts) + u8::from(was_added || parent.is_none());
+    let parts = parts_before + u8::from(was_added || parent.is_none());
     let added_to = parent.filter(|_| was_added).map(|parent| parent.reference());
     let skipped =
         report.refusals.into_iter().map(|refusal| Omitted { reason: refusal.to_string(), name: refusal.refused.name });

@@ -1,7 +1,7 @@
 //! Objects that are not what they were.
 
 use sandbox_remote::{Pushed, S3Config};
-use sandbox_store::{Kind, Tier};
+use sandbox_store::{EntryId, Kind, Tier};
 
 use crate::hosts::{Content, Host, Owner, config, entry, secret};
 use crate::proxy::Proxy;
@@ -87,15 +87,21 @@ fn whatever_is_damaged_is_a_miss_and_not_asked_for_again() {
     }
 }
 
+/// A template that a host has built and sent.
+fn sent(sender: &Host) -> EntryId {
+    let template = entry(Kind::Template);
+    drop(sender.build(&template, &Content::small("text")));
+    sender.s3.push(&template, &sender.path(&template), None).unwrap();
+    template
+}
+
 #[test]
 fn a_damaged_manifest_is_replaced_by_whoever_has_the_entry() {
     let Some(weed) = weed::shared() else { return };
     let owner = Owner::of_new_bucket(weed);
-    let template = entry(Kind::Template);
     let new_host = || Host::new(config(&owner.bucket, &weed.url(), secret(1)));
     let sender = new_host();
-    drop(sender.build(&template, &Content::small("text")));
-    sender.s3.push(&template, &sender.path(&template), None).unwrap();
+    let template = sent(&sender);
     let place = owner.keys().into_iter().find(|key| key.contains("/manifest-v")).unwrap();
     let sound = owner.read(&place);
     let forged = String::from_utf8(sound.clone()).unwrap().replace("\"file\"", "\"life\"").into_bytes();
@@ -113,11 +119,9 @@ fn a_damaged_manifest_is_replaced_by_whoever_has_the_entry() {
 fn an_entry_that_is_found_damaged_is_replaced_by_who_has_built_it_instead() {
     let Some(weed) = weed::shared() else { return };
     let owner = Owner::of_new_bucket(weed);
-    let template = entry(Kind::Template);
     let new_host = || Host::new(config(&owner.bucket, &weed.url(), secret(1)));
     let sender = new_host();
-    drop(sender.build(&template, &Content::small("text")));
-    sender.s3.push(&template, &sender.path(&template), None).unwrap();
+    let template = sent(&sender);
     for how in [Damage::MiddleByte, Damage::HalfGone, Damage::Missing] {
         let part = owner.key_of("/file.zst");
         damage(&owner, &part, &owner.read(&part), how);
