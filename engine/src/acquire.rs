@@ -20,21 +20,89 @@ use crate::qemu::LaunchSpec;
 use crate::run::Preparation;
 use crate::stats::{Counted, Stats};
 use crate::template::{Templates, rehearsal};
-use crate::vm::{Booting, Program, Running, Waiting, hello};
+use crate::vm::{Booting, Open, Program, Running, Waiting, hello};
 
-/// What a program needs of a VM.
-pub(crate) struct Wanted {
+/// What somebody needs of a VM.
+pub(crate) struct Wanted<B> {
     pub(crate) accepted: Instant,
     pub(crate) language: Language,
     pub(crate) environment: Option<Arc<Environment>>,
     pub(crate) memory_mb: u64,
-    pub(crate) program: Program,
+    /// What is begun in it.
+    pub(crate) begin: B,
 }
 
-/// A program that has started.
-pub(crate) struct Started {
-    pub(crate) vm: Running,
+/// A VM in which what was wanted has begun.
+pub(crate) struct Acquired<V> {
+    pub(crate) vm: V,
     pub(crate) preparation: Preparation,
+}
+
+/// What a VM is given to.
+pub(crate) trait Begin: Sync {
+    /// The VM then.
+    type Vm: Begun;
+
+    /// In one that waits.
+    fn waiting(&self, vm: Waiting, deadline: Duration) -> impl Future<Output = Result<Self::Vm, VmError>> + Send;
+
+    /// In one that is being restored.
+    fn restoring(&self, vm: Booting, deadline: Duration) -> impl Future<Output = Result<Self::Vm, VmError>> + Send;
+}
+
+/// When a VM got that far.
+pub(crate) trait Begun: Send {
+    fn ready(&self) -> Instant;
+    fn begun(&self) -> Instant;
+}
+
+/// A program, after which the VM is gone.
+impl Begin for Program {
+    type Vm = Running;
+
+    fn waiting(&self, vm: Waiting, deadline: Duration) -> impl Future<Output = Result<Running, VmError>> + Send {
+        vm.start(self, deadline)
+    }
+
+    fn restoring(&self, vm: Booting, deadline: Duration) -> impl Future<Output = Result<Running, VmError>> + Send {
+        // The program lies there when the guest wakes.
+        vm.start(self, deadline)
+    }
+}
+
+impl Begun for Running {
+    fn ready(&self) -> Instant {
+        self.ready
+    }
+
+    fn begun(&self) -> Instant {
+        self.started
+    }
+}
+
+/// A session, whose programs come later.
+pub(crate) struct ForSession;
+
+impl Begin for ForSession {
+    type Vm = Open;
+
+    async fn waiting(&self, vm: Waiting, _: Duration) -> Result<Open, VmError> {
+        vm.open()
+    }
+
+    async fn restoring(&self, vm: Booting, deadline: Duration) -> Result<Open, VmError> {
+        vm.ready(deadline).await?.into_waiting().open()
+    }
+}
+
+impl Begun for Open {
+    fn ready(&self) -> Instant {
+        self.opened
+    }
+
+    fn begun(&self) -> Instant {
+        self.opened
+    }
 }
 
 /// Memory of a VM that waits, in MiB: what most programs ask for.
@@ -75,8 +143,8 @@ pub(crate) struct Vms {
 }
 
 impl Vms {
-    /// Has a program started in a VM of its own: the first of the three ways that leads there.
-    pub(crate) async fn acquire(&self, wanted: &Wanted) -> Result<Started, ExecuteError> {
+    /// Has what is wanted begin in a VM of its own: the first of the three ways that leads there.
+    pub(crate) async fn acquire<B: Begin>(&self, wanted: &Wanted<B>) -> Result<Acquired<B::Vm>, ExecuteError> {
         if let Some(started) = self.wake(wanted).await {
             return Ok(started);
         }
@@ -87,7 +155,7 @@ impl Vms {
     }
 
     /// In a VM of the pool; `None` when there is none that serves.
-    async fn wake(&self, wanted: &Wanted) -> Option<Started> {
+    async fn wake<B: Begin>(&self, wanted: &Wanted<B>) -> Option<Acquired<B::Vm>> {
         let more = match wanted.memory_mb.saturating_sub(WAITING_MEMORY_MB) {
             0 => None,
             more_mb => Some(self.host.admission.try_grow(more_mb)?),
@@ -98,11 +166,11 @@ impl Vms {
             growth.add(more);
         }
         let handed_over = Instant::now();
-        match vm.start(&wanted.program, WAKE_DEADLINE).await {
+        match wanted.begin.waiting(vm, WAKE_DEADLINE).await {
             Ok(vm) => {
-                let connect = vm.started - handed_over;
+                let connect = vm.begun() - handed_over;
                 let preparation = Preparation { connect, warm_pool_hit: true, ..self.preparation(wanted, true) };
-                Some(Started { vm, preparation })
+                Some(Acquired { vm, preparation })
             }
             Err(error) => {
                 tracing::warn!(%error, "a VM of the pool did not start its program; another one will");
@@ -112,7 +180,7 @@ impl Vms {
     }
 
     /// In a clone of the template; `None` when there is none, or it does not serve.
-    async fn restore(&self, wanted: &Wanted) -> Result<Option<Started>, ExecuteError> {
+    async fn restore<B: Begin>(&self, wanted: &Wanted<B>) -> Result<Option<Acquired<B::Vm>>, ExecuteError> {
         let Some(templates) = &self.templates else { return Ok(None) };
         let environment = wanted.environment.as_ref();
         let patience = if environment.is_none() { TEMPLATE_DEADLINE } else { ENVIRONMENT_DEADLINE };
@@ -123,14 +191,13 @@ impl Vms {
         let started = async {
             let vm =
                 Booting::launch(&self.host.qemu, &templates.clone_of(&template), hello(Vec::new())?, place).await?;
-            // The program lies there when the guest wakes.
-            vm.start(&wanted.program, RESTORE_DEADLINE).await
+            wanted.begin.restoring(vm, RESTORE_DEADLINE).await
         };
         match started.await {
             Ok(vm) => {
                 templates.came_up(&template);
-                self.stats.restores.add(vm.ready - launched);
-                Ok(Some(Started { preparation: self.timed(wanted, launched, &vm, true), vm }))
+                self.stats.restores.add(vm.ready() - launched);
+                Ok(Some(Acquired { preparation: self.timed(wanted, launched, &vm, true), vm }))
             }
             Err(error) => {
                 tracing::warn!(%error, "a clone of the template did not start its program; a VM that boots will");
@@ -141,7 +208,7 @@ impl Vms {
     }
 
     /// In a VM that boots.
-    async fn boot(&self, wanted: &Wanted) -> Result<Started, ExecuteError> {
+    async fn boot<B: Begin>(&self, wanted: &Wanted<B>) -> Result<Acquired<B::Vm>, ExecuteError> {
         let place = self.host.enter(wanted.memory_mb).await?;
         let _restoring = Counted::new(&self.stats.restoring);
         let launched = Instant::now();
@@ -158,13 +225,13 @@ impl Vms {
             };
             let vm = Booting::launch(&self.host.qemu, &spec, hello, place).await?.ready(deadline).await?;
             // Its clock was set before it had booted.
-            vm.into_waiting().start(&wanted.program, START_DEADLINE).await
+            wanted.begin.waiting(vm.into_waiting(), START_DEADLINE).await
         };
         let vm = started.await.map_err(|error| {
             self.doubt_accelerator(&error);
             ExecuteError::before_run(error)
         })?;
-        Ok(Started { preparation: self.timed(wanted, launched, &vm, false), vm })
+        Ok(Acquired { preparation: self.timed(wanted, launched, &vm, false), vm })
     }
 
     /// A VM that boots has failed: what was found out about KVM may not be so any more.
@@ -233,16 +300,16 @@ impl Vms {
         Ok(vm.into_waiting())
     }
 
-    fn timed(&self, wanted: &Wanted, launched: Instant, vm: &Running, template_hit: bool) -> Preparation {
+    fn timed<B>(&self, wanted: &Wanted<B>, launched: Instant, vm: &impl Begun, template_hit: bool) -> Preparation {
         Preparation {
             setup: launched - wanted.accepted,
-            boot: vm.ready - launched,
-            connect: vm.started - vm.ready,
+            boot: vm.ready() - launched,
+            connect: vm.begun() - vm.ready(),
             ..self.preparation(wanted, template_hit)
         }
     }
 
-    fn preparation(&self, wanted: &Wanted, template_hit: bool) -> Preparation {
+    fn preparation<B>(&self, wanted: &Wanted<B>, template_hit: bool) -> Preparation {
         Preparation {
             accepted: wanted.accepted,
             setup: Duration::ZERO,

@@ -21,6 +21,8 @@ pub struct Limits {
     pub waiting: usize,
     /// How long a call waits at most.
     pub wait: Duration,
+    /// Sessions at the same time: VMs that no call gets by waiting.
+    pub sessions: usize,
 }
 
 /// Calls that wait, at most. One holds its code and stdin, some 5 MiB in the worst case.
@@ -50,7 +52,13 @@ impl Limits {
         let memory_mb = (memory_mb / 2).max(LARGEST_VM_MB);
         let vms = (memory_mb / USUAL_VM_MB).clamp(1, VMS_MAX);
         let vms = usize::try_from(vms).unwrap_or(1).min(2 * cores.max(1));
-        Limits { vms, memory_mb, waiting: WAITING_MAX, wait: Duration::from_secs(60) }
+        let sessions = Limits::sessions_of(vms);
+        Limits { vms, memory_mb, waiting: WAITING_MAX, wait: Duration::from_secs(60), sessions }
+    }
+
+    /// How many of so many VMs may be sessions: all but one, which is for programs that are in none.
+    pub fn sessions_of(vms: usize) -> usize {
+        vms.saturating_sub(1).max(1)
     }
 }
 
@@ -66,6 +74,8 @@ pub(crate) struct Admission {
     places: Arc<Semaphore>,
     memory_mb: Arc<Semaphore>,
     waiting: AtomicUsize,
+    /// VMs that stay.
+    held: Arc<AtomicUsize>,
     /// Held by the one whose turn it is. Its order is that in which they came.
     turn: Mutex<()>,
     /// Tells what memory there is.
@@ -77,6 +87,16 @@ pub(crate) struct Admission {
 pub(crate) struct Place {
     _vm: OwnedSemaphorePermit,
     memory: Arc<std::sync::Mutex<OwnedSemaphorePermit>>,
+}
+
+/// A VM that stays.
+#[derive(Debug)]
+pub(crate) struct Held(Arc<AtomicUsize>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// What a VM that has a place can be given more to. It does not keep the place.
@@ -116,6 +136,7 @@ impl Admission {
             places: Arc::new(Semaphore::new(limits.vms)),
             memory_mb: Arc::new(Semaphore::new(limits.memory_mb as usize)),
             waiting: AtomicUsize::new(0),
+            held: Arc::default(),
             turn: Mutex::new(()),
             survey,
         }
@@ -128,6 +149,12 @@ impl Admission {
     /// Calls that wait.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Acquire)
+    }
+
+    /// A VM stays for as long as this is there: its place is not waited for.
+    pub(crate) fn hold(&self) -> Held {
+        self.held.fetch_add(1, Ordering::AcqRel);
+        Held(self.held.clone())
     }
 
     /// A place that can be had now, and that nobody waits for.
@@ -157,6 +184,10 @@ impl Admission {
         }
         if let Some(domain) = (self.survey)().into_iter().find(|domain| !domain.can_ever_spare(memory_mb)) {
             return Err(never(domain, memory_mb));
+        }
+        if self.held.load(Ordering::Acquire) >= self.limits.vms {
+            let reason = format!("all {} VMs are sessions; close_session makes room", self.limits.vms);
+            return Err(ExecuteError::Capacity { reason, retry_after: None });
         }
         let place = async {
             let _turn = self.turn.lock().await;
@@ -266,7 +297,7 @@ mod tests {
 
     /// A gate on a machine of this memory.
     fn gate_on(survey: fn() -> Vec<Domain>, vms: usize, memory_mb: u64, waiting: usize) -> Arc<Admission> {
-        let limits = Limits { vms, memory_mb, waiting, wait: Duration::from_millis(50) };
+        let limits = Limits { vms, memory_mb, waiting, wait: Duration::from_millis(50), sessions: 1 };
         Arc::new(Admission::with_survey(limits, survey))
     }
 

@@ -11,9 +11,16 @@ pub(crate) struct Capture {
     pending: Vec<u8>,
     truncated: bool,
     invalid_utf8: bool,
+    /// Whether text is not kept once it was seen.
+    is_passing: bool,
 }
 
 impl Capture {
+    /// Of a stream of which nothing is kept but its figures.
+    pub(crate) fn passing() -> Self {
+        Capture { is_passing: true, ..Capture::new(usize::MAX) }
+    }
+
     pub(crate) fn new(cap_bytes: usize) -> Self {
         Capture {
             cap_bytes,
@@ -22,6 +29,7 @@ impl Capture {
             pending: Vec::new(),
             truncated: false,
             invalid_utf8: false,
+            is_passing: false,
         }
     }
 
@@ -32,6 +40,9 @@ impl Capture {
         self.truncated |= taken.len() < bytes.len();
         self.taken_bytes += taken.len();
 
+        if self.is_passing {
+            self.text.clear();
+        }
         let start = self.text.len();
         self.pending.extend_from_slice(taken);
         let undecoded = std::mem::take(&mut self.pending);
@@ -51,6 +62,9 @@ impl Capture {
 
     /// The stream has ended after `total_bytes`, as its writer counted them.
     pub(crate) fn finish(mut self, total_bytes: u64) -> Captured {
+        if self.is_passing {
+            self.text.clear();
+        }
         // The writer is the guest, which sends no more than the cap: what it counts beyond was cut there.
         let total_bytes = total_bytes.max(self.taken_bytes as u64);
         let truncated = self.truncated || total_bytes > self.taken_bytes as u64;

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use sandbox_packages::GatewayConfig;
 use sandbox_schemas::accelerator::Accelerator;
-use sandbox_schemas::environment::Omitted;
+use sandbox_schemas::background::{InputSent, RunReport, RunStarted};
 use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::image::BootImage;
 use sandbox_schemas::install::InstallOutcome;
-use sandbox_schemas::language::Language;
-use sandbox_schemas::limits::{MEMORY_MAX_MB, MEMORY_MIN_MB, VM_OVERHEAD_MB};
+use sandbox_schemas::limits::{MEMORY_MIN_MB, VM_OVERHEAD_MB};
 use sandbox_schemas::outcome::ExecuteOutcome;
+use sandbox_schemas::session::{CloseOutcome, OpenInput, OpenOutcome};
 use sandbox_schemas::status::{
     CacheSize, ImageDigests, LimitsInForce, PoolStatus, TemplateState, TemplateStatus, VmCounts,
 };
@@ -23,15 +23,17 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::accelerate::{self, AcceleratorChoice};
-use crate::acquire::{ENVIRONMENT_DEADLINE, Vms, Wanted};
+use crate::acquire::Vms;
 use crate::admission::{Admission, Limits};
-use crate::environment::{Environment, Environments, InstallError, Installation, run_installer};
+use crate::environment::{Environments, InstallError, Installation, run_installer};
 use crate::error::{ExecuteError, StartError};
 use crate::host::Host;
-use crate::pool::{Pool, layer_of};
+use crate::pool::Pool;
 use crate::qemu::{Code, LaunchSpec, Qemu, Slot, Start, confinement, tell, tsc_khz};
-use crate::run::{OutputSink, Preparation, program, run};
-use crate::stats::{Counted, Stats};
+use crate::run::OutputSink;
+use crate::service::{PackageSet, Service};
+use crate::session::{Backgrounds, Ended, Sessions};
+use crate::stats::Stats;
 use crate::template::Templates;
 
 /// What an engine is made from.
@@ -57,27 +59,9 @@ pub struct EngineConfig {
     pub warm_sets: Vec<PackageSet>,
 }
 
-/// Packages that are asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PackageSet {
-    /// Whose packages they are.
-    pub language: Language,
-    /// As `install_packages` takes them.
-    pub packages: Vec<String>,
-}
-
 /// Runs programs, each in a VM of its own. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Engine(Arc<Inner>);
-
-#[derive(Debug)]
-struct Inner {
-    vms: Vms,
-    environments: Arc<Environments>,
-    runs: TaskTracker,
-    /// Cancelled when nothing more is to be prepared.
-    closing: CancellationToken,
-}
+pub struct Engine(Arc<Service>);
 
 impl Engine {
     /// Finds QEMU and decides on the accelerator. A template, and the pool, come after that, in the background.
@@ -111,7 +95,7 @@ impl Engine {
             admission: Admission::new(config.limits),
         });
         let templates = || Arc::new(Templates::new(config.cache.clone(), host.clone()));
-        let inner = Arc::new(Inner {
+        let inner = Arc::new(Service {
             vms: Vms {
                 templates: config.uses_templates.then(templates),
                 cache: config.cache,
@@ -119,6 +103,8 @@ impl Engine {
                 stats: Stats::default(),
             },
             environments: Arc::new(environments),
+            sessions: Sessions::new(config.limits.sessions),
+            backgrounds: Backgrounds::default(),
             runs: TaskTracker::new(),
             closing: CancellationToken::new(),
         });
@@ -172,12 +158,14 @@ impl Engine {
             private_memory_mb: qemu.private_memory_bytes() as f64 / (1024.0 * 1024.0),
             cache: CacheSize { size_mb: cache.size_bytes() as f64 / 1e6, limit_mb: cache.limit_bytes() as f64 / 1e6 },
             tiers: cache.tier_status(),
+            sessions: self.0.sessions.status(),
             limits: LimitsInForce {
                 max_concurrent_vms: limits.vms as u64,
                 warm_pool_size: pool.size() as u64,
                 memory_mb: limits.memory_mb,
                 max_queued: limits.waiting as u64,
                 queue_deadline_seconds: limits.wait.as_secs(),
+                max_sessions: self.0.sessions.most() as u64,
             },
         }
     }
@@ -199,6 +187,70 @@ impl Engine {
             Err(_) => drop(self.0.vms.stats.failed.fetch_add(1, Ordering::Relaxed)),
         }
         outcome
+    }
+
+    /// Opens a session: a VM that stays for several programs. It ends when it is closed, when nobody uses it, and with the engine.
+    pub async fn open_session(
+        &self,
+        request: OpenInput,
+        sink: &mut dyn OutputSink,
+        cancel: CancellationToken,
+    ) -> Result<OpenOutcome, ExecuteError> {
+        let _token = self.0.runs.token();
+        request.validate()?;
+        let accepted = Instant::now();
+        let opened = async {
+            let session = self.0.open_session(accepted, &request, sink).await?;
+            Ok(OpenOutcome {
+                session_id: session.id.to_string(),
+                memory_mb: request.memory_mb(),
+                idle_timeout_seconds: request.idle_timeout_seconds(),
+                total_ms: accepted.elapsed().as_micros() as f64 / 1000.0,
+                warm_pool_hit: session.preparation.warm_pool_hit,
+                template_hit: session.preparation.template_hit,
+            })
+        };
+        unless(&cancel, opened, ExecuteError::Cancelled).await
+    }
+
+    /// Ends a session and all that runs in it.
+    pub async fn close_session(&self, id: &str) -> Result<CloseOutcome, ExecuteError> {
+        let session = self.0.sessions.find(id)?;
+        let (runs, ended_runs) = session.runs();
+        session.close(Ended::Closed).await;
+        Ok(CloseOutcome { runs, ended_runs })
+    }
+
+    /// Starts a program that runs on in the background, in its session or in a VM of its own. What it is named by.
+    pub async fn execute_in_background(
+        &self,
+        request: ExecuteInput,
+        sink: &mut dyn OutputSink,
+        cancel: CancellationToken,
+    ) -> Result<RunStarted, ExecuteError> {
+        let _token = self.0.runs.token();
+        request.validate()?;
+        unless(&cancel, self.0.execute_in_background(request, sink), ExecuteError::Cancelled).await
+    }
+
+    /// What has become of a program in the background. Waits for news, if there are none.
+    pub async fn background_run(
+        &self,
+        id: &str,
+        since: Option<u64>,
+        wait: Duration,
+    ) -> Result<RunReport, ExecuteError> {
+        Ok(self.0.backgrounds.find(id)?.report(since, wait).await)
+    }
+
+    /// Writes to the standard input of a program in the background.
+    pub fn send_input(&self, id: &str, text: &str, is_last: bool) -> Result<InputSent, ExecuteError> {
+        self.0.backgrounds.find(id)?.send_input(text, is_last)
+    }
+
+    /// Ends a program in the background.
+    pub async fn stop_run(&self, id: &str) -> Result<RunReport, ExecuteError> {
+        Ok(self.0.backgrounds.find(id)?.stop().await)
     }
 
     /// Installs packages, and makes the template that has them. What is installed already is only looked up.
@@ -240,6 +292,7 @@ impl Engine {
     /// Waits until every run has ended and its VM is gone.
     pub async fn shut_down(&self) {
         self.expect_no_more();
+        self.0.sessions.end_all();
         self.0.runs.close();
         self.0.runs.wait().await;
         // What nobody waits for any more.
@@ -248,90 +301,6 @@ impl Engine {
         }
         self.0.vms.host.qemu.wait_for_all().await;
     }
-}
-
-impl Inner {
-    async fn execute(
-        &self,
-        accepted: Instant,
-        request: ExecuteInput,
-        sink: &mut dyn OutputSink,
-    ) -> Result<ExecuteOutcome, ExecuteError> {
-        let environment = self.environment(&request, sink).await?;
-        let _activity = self.vms.host.pool.begin(request.language, layer_of(environment.as_ref()));
-        let timeout = Duration::from_secs(request.timeout_seconds);
-        let (language, memory_mb) = (request.language, request.memory_mb + VM_OVERHEAD_MB);
-        let program = program(request).map_err(ExecuteError::before_run)?;
-        let wanted = Wanted { accepted, language, environment, memory_mb, program };
-        let started = self.vms.acquire(&wanted).await?;
-        let not_imported = self.not_imported(&wanted, &started.preparation);
-        drop(wanted);
-        let origin = match started.preparation {
-            Preparation { warm_pool_hit: true, .. } => &self.vms.stats.from_pool,
-            Preparation { template_hit: true, .. } => &self.vms.stats.from_template,
-            _ => &self.vms.stats.booted,
-        };
-        origin.fetch_add(1, Ordering::Relaxed);
-        let _running = Counted::new(&self.vms.stats.running);
-        let ended = run(started.vm, timeout, started.preparation, sink).await;
-        let mut outcome = ended.map_err(|error| ExecuteError::OutcomeUnknown { reason: error.to_string() })?;
-        outcome.not_imported = not_imported;
-        if outcome.out_of_memory {
-            outcome.stderr.push_str(&out_of_memory(&outcome.stderr, memory_mb - VM_OVERHEAD_MB));
-        }
-        Ok(outcome)
-    }
-
-    /// The packages that a program finds, and has to import itself although templates have their packages imported.
-    fn not_imported(&self, wanted: &Wanted, preparation: &Preparation) -> Vec<Omitted> {
-        match (&wanted.environment, &self.vms.templates) {
-            (Some(environment), Some(templates)) if preparation.template_hit => templates.left_out(environment),
-            _ => Vec::new(),
-        }
-    }
-
-    async fn install(&self, set: &PackageSet, sink: &mut dyn OutputSink) -> Result<InstallOutcome, InstallError> {
-        let accepted = Instant::now();
-        let PackageSet { language, packages } = set;
-        let obtained = self.environments.obtain(&self.vms.host, &self.runs, *language, packages, sink).await?;
-        let installed = Instant::now();
-        let environment = &obtained.environment;
-        let template = match &self.vms.templates {
-            Some(templates) => templates.of(Some(environment), ENVIRONMENT_DEADLINE).await,
-            None => None,
-        };
-        self.vms.host.pool.keep(environment, false);
-        Ok(obtained.outcome(template.as_deref(), accepted, installed))
-    }
-
-    /// The packages that a program asks for.
-    async fn environment(
-        &self,
-        request: &ExecuteInput,
-        sink: &mut dyn OutputSink,
-    ) -> Result<Option<Arc<Environment>>, InstallError> {
-        let environment = if let Some(id) = &request.environment_id {
-            let id = id.parse().map_err(|_| InstallError::Unknown { id: id.clone() })?;
-            self.environments.find(id).await?
-        } else if request.packages.is_empty() {
-            return Ok(None);
-        } else {
-            let (language, packages) = (request.language, &request.packages);
-            self.environments.obtain(&self.vms.host, &self.runs, language, packages, sink).await?.environment
-        };
-        self.vms.host.pool.keep(&environment, false);
-        Ok(Some(environment))
-    }
-}
-
-/// A line for who reads what a program has said before the kernel ended it, which says nothing of that.
-fn out_of_memory(said: &str, memory_mb: u64) -> String {
-    let begin = if said.is_empty() || said.ends_with('\n') { "" } else { "\n" };
-    let advice = match memory_mb < MEMORY_MAX_MB {
-        true => format!("memory_mb may be up to {MEMORY_MAX_MB}"),
-        false => "no more can be had".into(),
-    };
-    format!("{begin}sandbox: out of memory: a process was killed at the limit of {memory_mb} MiB; {advice}\n")
 }
 
 /// What comes of some work, unless it is cancelled first; then it is dropped at once, and its VM with it.
@@ -344,7 +313,7 @@ async fn unless<T, E>(
 }
 
 /// Has a VM wait with each of these sets.
-async fn keep_warm(engine: Arc<Inner>, sets: Vec<PackageSet>) {
+async fn keep_warm(engine: Arc<Service>, sets: Vec<PackageSet>) {
     for PackageSet { language, packages } in sets {
         let obtained =
             engine.environments.obtain(&engine.vms.host, &engine.runs, language, &packages, &mut Unheard).await;

@@ -74,6 +74,18 @@ pub enum ExecuteError {
         /// When it may be otherwise, as a guess; `None` when the same call can never be served here.
         retry_after: Option<Duration>,
     },
+    /// More was sent to a program than may wait for it; nothing was sent.
+    #[error("{reason}")]
+    Unread {
+        /// How much waits.
+        reason: String,
+    },
+    /// What an id names is not there, or not any more; nothing ran.
+    #[error("{reason}")]
+    NotFound {
+        /// Which, and why.
+        reason: String,
+    },
     /// The packages that the program needs are not there; nothing ran.
     #[error(transparent)]
     Install(#[from] InstallError),
@@ -100,6 +112,9 @@ pub enum ExecuteError {
     Cancelled,
 }
 
+/// When a program may have read what was sent to it.
+const UNREAD_RETRY_AFTER: Duration = Duration::from_secs(1);
+
 impl ExecuteError {
     /// What has failed before the program can have run.
     pub(crate) fn before_run(error: VmError) -> ExecuteError {
@@ -114,6 +129,7 @@ impl ExecuteError {
         match self {
             ExecuteError::Capacity { retry_after, .. } => *retry_after,
             ExecuteError::Install(error) => error.retry_after(),
+            ExecuteError::Unread { .. } => Some(UNREAD_RETRY_AFTER),
             _ => None,
         }
     }
@@ -122,7 +138,8 @@ impl ExecuteError {
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
             ExecuteError::Invalid(_) => Some(ErrorCode::InvalidInput),
-            ExecuteError::Capacity { .. } => Some(ErrorCode::Capacity),
+            ExecuteError::Capacity { .. } | ExecuteError::Unread { .. } => Some(ErrorCode::Capacity),
+            ExecuteError::NotFound { .. } => Some(ErrorCode::NotFound),
             ExecuteError::Install(error) => error.code(),
             ExecuteError::NotInstalled { .. } => Some(ErrorCode::NotInstalled),
             ExecuteError::FailedBeforeRun { .. } => Some(ErrorCode::FailedBeforeRun),

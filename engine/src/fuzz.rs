@@ -23,7 +23,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::error::VmError;
 use crate::qemu::Monitor;
-use crate::run::{OutputSink, Preparation, program, run};
+use crate::run::{OutputSink, Preparation, Terms, program, run};
 use crate::tunnel::{Tunnel, TunnelStream};
 use crate::vm::Booting;
 use crate::wire::Wire;
@@ -92,7 +92,9 @@ fn framed(frame: &GuestFrame) -> Vec<u8> {
 
 fn finished(exit: Exit, bytes: u64) -> GuestFrame {
     GuestFrame::Finished(Finished {
+        run: 1,
         exit,
+        state_lost: bytes > 5,
         stdout_bytes: bytes,
         stderr_bytes: bytes,
         spawn_us: bytes,
@@ -104,20 +106,21 @@ fn finished(exit: Exit, bytes: u64) -> GuestFrame {
 }
 
 fn output(stream: Stream, bytes: &[u8]) -> GuestFrame {
-    GuestFrame::Output { stream, bytes: bytes.into() }
+    GuestFrame::Output { run: 1, stream, bytes: bytes.into() }
 }
 
 fn guest_parts() -> Vec<Vec<u8>> {
     let frames = [
         GuestFrame::Ready,
-        GuestFrame::Started,
+        GuestFrame::Started(1),
         output(Stream::Stdout, b"hi\n"),
         output(Stream::Stderr, b"\xe2\x82"),
         output(Stream::Stdout, b"\xac"),
         output(Stream::Stdout, &[b'x'; 60_000]),
         finished(Exit::Code(0), 3),
         finished(Exit::Signal(255), u64::MAX),
-        GuestFrame::Failed { reason: "no".into() },
+        GuestFrame::Failed { run: Some(1), reason: "no".into() },
+        GuestFrame::Taken { run: 1, bytes: 7 },
         GuestFrame::Tunnel(vec![0; 12]),
         GuestFrame::Tunnel(Vec::new()),
     ];
@@ -126,7 +129,7 @@ fn guest_parts() -> Vec<Vec<u8>> {
         (GUEST_FRAME_MAX_BYTES as u32).to_le_bytes().to_vec(),
         vec![1, 0, 0, 0],
         vec![2, 0, 0, 0, 2, 0],
-        [&framed(&GuestFrame::Ready)[..], &framed(&GuestFrame::Started)].concat(),
+        [&framed(&GuestFrame::Ready)[..], &framed(&GuestFrame::Started(1))].concat(),
     ];
     frames.iter().map(framed).chain(lies).collect()
 }
@@ -210,7 +213,7 @@ async fn run_guest(wire: Wire, sink: &mut dyn OutputSink) -> Result<sandbox_sche
         warm_pool_hit: false,
         template_hit: false,
     };
-    run(running, Duration::from_secs(1), preparation, sink).await
+    run(running, Terms::of_call(Duration::from_secs(1)), preparation, sink).await
 }
 
 /// What is decoded means the same once it is encoded again, in no more bytes: a number may come with needless zeros, and
@@ -240,7 +243,7 @@ fn guest_frames() {
         if let Some((&how, rest)) = input.split_first() {
             check_guest(&[&[how], &composed(rest, &parts)[..]].concat());
             // So that what comes after the start is met as well.
-            let started = [framed(&GuestFrame::Ready), framed(&GuestFrame::Started)].concat();
+            let started = [framed(&GuestFrame::Ready), framed(&GuestFrame::Started(1))].concat();
             check_guest(&[&[how], &started[..], &composed(rest, &parts)].concat());
         }
     });

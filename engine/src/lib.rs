@@ -6,11 +6,14 @@
 //!                      '--> boot ---> Booting -> Ready --'
 //! ```
 //!
+//! A session gets its VM in the same three ways, and keeps it: `Open` instead of `Running`.
+//!
 //! Invariants: nothing outside `qemu/` starts a process or knows QEMU; a VM that has run a program cannot run another,
 //! because no function leads back; dropping a VM in any phase destroys it.
 
 // In the order in which to read them.
 mod engine;
+mod service;
 
 mod acquire;
 
@@ -19,6 +22,8 @@ mod admission;
 mod memory;
 
 mod error;
+
+mod session;
 
 mod capture;
 mod run;
@@ -44,11 +49,12 @@ mod fuzz;
 
 pub use accelerate::AcceleratorChoice;
 pub use admission::Limits;
-pub use engine::{Engine, EngineConfig, PackageSet};
+pub use engine::{Engine, EngineConfig};
 pub use environment::{InstallError, Installation};
 pub use error::{ExecuteError, StartError};
 pub use run::OutputSink;
 pub use sandbox_schemas::tunnel::Target;
 pub use sandbox_schemas::wire::Stream;
+pub use service::PackageSet;
 pub use tokio_util::sync::CancellationToken;
 pub use tunnel::{TunnelHandler, TunnelStream};

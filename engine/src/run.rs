@@ -1,4 +1,4 @@
-//! One program that has started: streams, deadlines, the outcome.
+//! One program that has started: streams, deadlines, the outcome. The same for the only one of its VM and for those of a session.
 
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -7,7 +7,8 @@ use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::limits::{STDERR_MAX_BYTES, STDOUT_MAX_BYTES};
 use sandbox_schemas::outcome::{ExecuteOutcome, Timing};
-use sandbox_schemas::wire::{Execute, Finished, GuestFrame, Stream};
+use sandbox_schemas::wire::{Execute, Finished, GuestFrame, Kind, RunId, Stream};
+use tokio_util::sync::CancellationToken;
 
 use crate::capture::Capture;
 use crate::error::VmError;
@@ -48,6 +49,63 @@ pub trait OutputSink: Send {
     }
 }
 
+/// A program that has started, as whoever stays with it sees it.
+pub(crate) trait Started: Send {
+    /// When the guest said so.
+    fn started(&self) -> Instant;
+
+    /// The next thing that the guest says of it. Cancel-safe. Its end is for [`Started::explain`].
+    fn next(&mut self) -> impl Future<Output = Result<GuestFrame, VmError>> + Send;
+
+    /// What the guest has said and nobody has heard yet, if there is anything.
+    fn next_at_hand(&mut self) -> Option<Result<GuestFrame, VmError>>;
+
+    /// An unexpected end with what is known of it.
+    fn explain(&mut self, error: VmError) -> impl Future<Output = VmError> + Send;
+
+    /// Ctrl-C for the program.
+    fn interrupt(&mut self) -> Result<(), VmError>;
+
+    /// The end of all the program's processes.
+    fn kill(&mut self) -> Result<(), VmError>;
+
+    /// Whether the guest has not read all that it was told.
+    fn is_deaf(&self) -> bool;
+}
+
+impl Started for Running {
+    fn started(&self) -> Instant {
+        self.started
+    }
+
+    fn next(&mut self) -> impl Future<Output = Result<GuestFrame, VmError>> + Send {
+        Running::next(self)
+    }
+
+    fn next_at_hand(&mut self) -> Option<Result<GuestFrame, VmError>> {
+        Running::next_at_hand(self)
+    }
+
+    fn explain(&mut self, error: VmError) -> impl Future<Output = VmError> + Send {
+        Running::explain(self, error)
+    }
+
+    fn interrupt(&mut self) -> Result<(), VmError> {
+        Running::interrupt(self, ONLY_RUN)
+    }
+
+    fn kill(&mut self) -> Result<(), VmError> {
+        Running::kill(self, ONLY_RUN)
+    }
+
+    fn is_deaf(&self) -> bool {
+        Running::is_deaf(self)
+    }
+}
+
+/// The name of a program that is the only one of its VM.
+pub(crate) const ONLY_RUN: RunId = 1;
+
 /// Where the VM came from, and where the time went until it ran the program.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Preparation {
@@ -70,19 +128,50 @@ enum Persuasion {
     Killed,
 }
 
-/// Stays with a program that has started to its end. The VM is spent then, whatever came of it.
+/// How long a program may run, and what of its output is kept.
+#[derive(Debug)]
+pub(crate) struct Terms {
+    pub(crate) timeout: Duration,
+    /// Cancelled when it shall end before.
+    pub(crate) stop: Option<CancellationToken>,
+    /// Whether the outcome shall have its output, up to the limits; else only the sink gets it, all of it.
+    pub(crate) keeps_output: bool,
+}
+
+impl Terms {
+    /// Those of a call.
+    pub(crate) fn of_call(timeout: Duration) -> Terms {
+        Terms { timeout, stop: None, keeps_output: true }
+    }
+}
+
+/// Stays with a program that has started to its end. Where it was the only one of its VM, that is spent then, whatever came of it.
 pub(crate) async fn run(
-    mut vm: Running,
-    timeout: Duration,
+    mut vm: impl Started,
+    Terms { timeout, stop, keeps_output }: Terms,
     preparation: Preparation,
     sink: &mut dyn OutputSink,
 ) -> Result<ExecuteOutcome, VmError> {
-    let mut heard = Heard::new();
+    let mut heard = Heard::new(keeps_output);
     let mut persuasion = Persuasion::None;
-    let mut deadline = vm.started + timeout;
+    let mut is_stopped = false;
+    let mut deadline = vm.started() + timeout;
     let finished = loop {
+        let asked_to_stop = async {
+            match &stop {
+                Some(stop) => stop.cancelled().await,
+                None => std::future::pending().await,
+            }
+        };
         let frame = tokio::select! {
             frame = next_wanted(&mut vm, sink, persuasion) => frame,
+            () = asked_to_stop, if persuasion == Persuasion::None => {
+                is_stopped = true;
+                vm.interrupt()?;
+                persuasion = Persuasion::Interrupted;
+                deadline = Instant::now() + interrupt_grace(preparation.accelerator);
+                continue;
+            }
             () = tokio::time::sleep_until(deadline.into()) => {
                 let is_late = deadline.elapsed() > LATE;
                 let is_throttled = sink.poll_ready(&mut Context::from_waker(Waker::noop())).is_pending();
@@ -116,8 +205,8 @@ pub(crate) async fn run(
             break Some(finished);
         }
     };
-    let execute = vm.started.elapsed();
-    let timed_out = persuasion >= Persuasion::Interrupted;
+    let execute = vm.started().elapsed();
+    let timed_out = persuasion >= Persuasion::Interrupted && !is_stopped;
     let timing = Timing {
         setup_ms: milliseconds(preparation.setup),
         boot_ms: milliseconds(preparation.boot),
@@ -135,14 +224,17 @@ struct Heard {
 }
 
 impl Heard {
-    fn new() -> Heard {
-        Heard { stdout: Capture::new(STDOUT_MAX_BYTES), stderr: Capture::new(STDERR_MAX_BYTES) }
+    fn new(keeps_output: bool) -> Heard {
+        match keeps_output {
+            true => Heard { stdout: Capture::new(STDOUT_MAX_BYTES), stderr: Capture::new(STDERR_MAX_BYTES) },
+            false => Heard { stdout: Capture::passing(), stderr: Capture::passing() },
+        }
     }
 
     /// Takes in a frame: output, or how the program has ended.
     fn take(&mut self, frame: GuestFrame, sink: &mut dyn OutputSink) -> Result<Option<Finished>, VmError> {
         match frame {
-            GuestFrame::Output { stream, bytes } => {
+            GuestFrame::Output { stream, bytes, .. } => {
                 let capture = match stream {
                     Stream::Stdout => &mut self.stdout,
                     Stream::Stderr => &mut self.stderr,
@@ -158,7 +250,7 @@ impl Heard {
     /// Takes in what can be had without waiting, whether the sink wants it or not.
     async fn what_lies_there(
         &mut self,
-        vm: &mut Running,
+        vm: &mut impl Started,
         sink: &mut dyn OutputSink,
     ) -> Result<Option<Finished>, VmError> {
         for _ in 0..FRAMES_AT_DEADLINE {
@@ -177,7 +269,7 @@ impl Heard {
 
 /// The next frame, once the sink wants one. A program that is to end is not kept from it by a sink that wants none.
 async fn next_wanted(
-    vm: &mut Running,
+    vm: &mut impl Started,
     sink: &mut dyn OutputSink,
     persuasion: Persuasion,
 ) -> Result<GuestFrame, VmError> {
@@ -188,7 +280,7 @@ async fn next_wanted(
 }
 
 /// The next step, or `None` when there is none left.
-fn persuade(vm: &mut Running, persuasion: Persuasion) -> Result<Option<Persuasion>, VmError> {
+fn persuade(vm: &mut impl Started, persuasion: Persuasion) -> Result<Option<Persuasion>, VmError> {
     if vm.is_deaf() {
         tracing::warn!("a guest does not read its wire");
     }
@@ -205,17 +297,19 @@ fn persuade(vm: &mut Running, persuasion: Persuasion) -> Result<Option<Persuasio
     })
 }
 
-/// A request as the guest gets it.
+/// A request as the guest gets it, for a VM of its own.
 pub(crate) fn program(request: ExecuteInput) -> Result<Program, VmError> {
     Program::new(Execute {
+        run: ONLY_RUN,
         language: request.language,
-        is_rehearsal: false,
+        kind: Kind::Only,
         code: request.code,
         stdin: request.stdin,
         env: request.env.into_iter().collect(),
         memory_bytes: request.memory_mb * 1024 * 1024,
         stdout_max: STDOUT_MAX_BYTES as u64,
         stderr_max: STDERR_MAX_BYTES as u64,
+        window: u64::MAX,
     })
 }
 
@@ -239,6 +333,7 @@ fn outcome(
         stderr_bytes: stderr.total_bytes,
         timed_out,
         out_of_memory: finished.is_some_and(|finished| finished.oom_kills > 0),
+        state_lost: finished.is_some_and(|finished| finished.state_lost),
         timing,
         execution_time_ms: timing.execute_ms,
         // What nobody has said is not known, and is not 0.

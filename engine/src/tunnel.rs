@@ -255,7 +255,7 @@ mod tests {
             while let Ok(length @ 1..) = pipe_reader.read(&mut chunk).await {
                 let frame = wire::encode(&GuestFrame::Tunnel(chunk[..length].into())).unwrap();
                 wire_writer.write_all(&frame).await.unwrap();
-                let output = GuestFrame::Output { stream: OutputStream::Stdout, bytes: vec![1] };
+                let output = GuestFrame::Output { run: 1, stream: OutputStream::Stdout, bytes: vec![1] };
                 wire_writer.write_all(&wire::encode(&output).unwrap()).await.unwrap();
             }
         };

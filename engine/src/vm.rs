@@ -1,7 +1,7 @@
 //! One VM's life. A type per phase, so that what is illegal does not compile; dropping any of them destroys the VM.
 //!
 //! ```text
-//! Booting --ready--> Ready --rehearse--> Ready --into_waiting--> Waiting
+//! Booting --ready--> Ready --rehearse--> Ready --into_waiting--> Waiting --open--> Open --> destroyed
 //!    |                                                              |
 //!    '---------------------------------start------------------------'--> Running --> destroyed
 //! ```
@@ -15,7 +15,7 @@ use futures_util::FutureExt;
 use sandbox_schemas::image::BootImage;
 use sandbox_schemas::language::Language;
 use sandbox_schemas::limits::{STDERR_MAX_BYTES, STDOUT_MAX_BYTES};
-use sandbox_schemas::wire::{Execute, Exit, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION, Role, Stream};
+use sandbox_schemas::wire::{Execute, Exit, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION, Role, RunId, Stream};
 use sandbox_store::{limits_behind_words, limits_too_low};
 
 use crate::capture::Capture;
@@ -67,9 +67,17 @@ impl Machine {
 
     /// The next frame, or QEMU's word that none will come.
     async fn receive(&mut self) -> Result<GuestFrame, VmError> {
-        match self.hear().await {
+        match self.hear_all_is_well().await {
             Ok(frame) => Ok(frame),
             Err(error) => Err(self.explain(error).await),
+        }
+    }
+
+    /// The next frame, if it is not that something failed. Cancel-safe.
+    async fn hear_all_is_well(&mut self) -> Result<GuestFrame, VmError> {
+        match self.hear().await? {
+            GuestFrame::Failed { reason, .. } => Err(VmError::Guest(reason)),
+            frame => Ok(frame),
         }
     }
 
@@ -87,13 +95,9 @@ impl Machine {
                 None => self.wire.receive().await,
             }
         };
-        let received = tokio::select! {
+        tokio::select! {
             frame = frame => frame,
             error = failure => Err(error),
-        };
-        match received? {
-            GuestFrame::Failed { reason } => Err(VmError::Guest(reason)),
-            frame => Ok(frame),
         }
     }
 
@@ -126,7 +130,7 @@ impl Machine {
                 ready = Instant::now();
             }
             match self.receive().await? {
-                GuestFrame::Started => Ok(ready),
+                GuestFrame::Started(_) => Ok(ready),
                 other => Err(unexpected("started", &other)),
             }
         };
@@ -187,6 +191,14 @@ pub(crate) struct Ready {
 #[derive(Debug)]
 pub(crate) struct Waiting {
     machine: Machine,
+}
+
+/// The guest runs programs of one session, and none of another's. There is no way back.
+#[derive(Debug)]
+pub(crate) struct Open {
+    machine: Machine,
+    /// When it was ready for programs.
+    pub(crate) opened: Instant,
 }
 
 /// The guest runs its program. There is no way back.
@@ -268,13 +280,13 @@ impl Ready {
         let rehearsal = async {
             self.machine.send(&program.0).await?;
             match self.machine.receive().await? {
-                GuestFrame::Started => {}
+                GuestFrame::Started(_) => {}
                 other => return Err(unexpected("started", &other)),
             }
             loop {
                 match self.machine.receive().await? {
-                    GuestFrame::Output { stream: Stream::Stdout, bytes } => heard.push_str(stdout.push(&bytes)),
-                    GuestFrame::Output { stream: Stream::Stderr, bytes } => drop(stderr.push(&bytes)),
+                    GuestFrame::Output { stream: Stream::Stdout, bytes, .. } => heard.push_str(stdout.push(&bytes)),
+                    GuestFrame::Output { stream: Stream::Stderr, bytes, .. } => drop(stderr.push(&bytes)),
                     GuestFrame::Finished(finished) => return Ok(finished.exit),
                     other => return Err(unexpected("output", &other)),
                 }
@@ -334,12 +346,45 @@ impl Waiting {
     }
 }
 
+impl Waiting {
+    /// Gives it to a session, and tells the guest the time.
+    pub(crate) fn open(mut self) -> Result<Open, VmError> {
+        self.machine.wire.post(&encode(&HostFrame::Clock(realtime_ns()))?);
+        Ok(Open { machine: self.machine, opened: Instant::now() })
+    }
+}
+
+impl Open {
+    /// The next thing that the guest says, of whichever program. Cancel-safe. Its end is for [`Open::explain`].
+    pub(crate) async fn next(&mut self) -> Result<GuestFrame, VmError> {
+        match self.machine.hear().await? {
+            GuestFrame::Failed { run: None, reason } => Err(VmError::Protocol(reason)),
+            frame => Ok(frame),
+        }
+    }
+
+    /// Goes out while the guest is listened to.
+    pub(crate) fn post(&mut self, frames: &[u8]) {
+        self.machine.wire.post(frames);
+    }
+
+    /// An unexpected end with what QEMU said of it.
+    pub(crate) async fn explain(&mut self, error: VmError) -> VmError {
+        self.machine.explain(error).await
+    }
+
+    /// QEMU's process.
+    pub(crate) fn process_id(&self) -> Option<u32> {
+        self.machine.process_id()
+    }
+}
+
 impl Running {
     /// The next thing that the guest says. Cancel-safe. Its end is for [`Running::explain`].
     ///
     /// That something failed is no word to rely on any more: the program may have run.
     pub(crate) async fn next(&mut self) -> Result<GuestFrame, VmError> {
-        self.machine.hear().await.map_err(|error| match error {
+        self.machine.hear_all_is_well().await.map_err(|error| match error {
             VmError::Guest(reason) => VmError::Protocol(reason),
             other => other,
         })
@@ -356,14 +401,14 @@ impl Running {
     }
 
     /// Ctrl-C for the program. Goes out while the guest is listened to.
-    pub(crate) fn interrupt(&mut self) -> Result<(), VmError> {
-        self.machine.wire.post(&encode(&HostFrame::Interrupt)?);
+    pub(crate) fn interrupt(&mut self, run: RunId) -> Result<(), VmError> {
+        self.machine.wire.post(&encode(&HostFrame::Interrupt(run))?);
         Ok(())
     }
 
     /// The end of all the program's processes. Goes out while the guest is listened to.
-    pub(crate) fn kill(&mut self) -> Result<(), VmError> {
-        self.machine.wire.post(&encode(&HostFrame::Kill)?);
+    pub(crate) fn kill(&mut self, run: RunId) -> Result<(), VmError> {
+        self.machine.wire.post(&encode(&HostFrame::Kill(run))?);
         Ok(())
     }
 
@@ -380,6 +425,10 @@ pub(crate) struct Program(Vec<u8>);
 impl Program {
     pub(crate) fn new(program: Execute) -> Result<Program, VmError> {
         encode(&HostFrame::Execute(program)).map(Program)
+    }
+
+    pub(crate) fn into_frames(self) -> Vec<u8> {
+        self.0
     }
 }
 
@@ -428,8 +477,9 @@ fn realtime_ns() -> u64 {
 pub(crate) fn unexpected(expected: &str, found: &GuestFrame) -> VmError {
     let found = match found {
         GuestFrame::Ready => "ready",
-        GuestFrame::Started => "started",
+        GuestFrame::Started(_) => "started",
         GuestFrame::Output { .. } => "output",
+        GuestFrame::Taken { .. } => "that input was taken",
         GuestFrame::Finished(_) => "finished",
         GuestFrame::Failed { .. } => "failed",
         GuestFrame::Tunnel(_) => "a tunnel's bytes",

@@ -19,6 +19,7 @@ use sandbox_schemas::image::BootImage;
 use sandbox_schemas::language::Language;
 use sandbox_schemas::limits::TUNNEL_STREAMS_LIMIT;
 use sandbox_schemas::outcome::ExecuteOutcome;
+use sandbox_schemas::session::OpenInput;
 use sandbox_schemas::wire::{self, Exit, Finished, GuestFrame};
 use sandbox_store::CacheDir;
 use tempfile::TempDir;
@@ -72,7 +73,7 @@ async fn engine_of(script: &str, frames: &[u8], vms: usize, memory_mb: u64) -> (
         accelerator: AcceleratorChoice::Tcg,
         warm_pool_size: 0,
         uses_templates: false,
-        limits: Limits { vms, memory_mb, waiting: 2, wait: Duration::from_secs(5) },
+        limits: Limits { vms, memory_mb, waiting: 2, wait: Duration::from_secs(5), sessions: 1 },
         cache,
     };
     (Engine::start(config).await.unwrap(), folder)
@@ -82,7 +83,7 @@ async fn engine_of(script: &str, frames: &[u8], vms: usize, memory_mb: u64) -> (
 async fn execute(script: &str, frames: &[u8]) -> (Result<ExecuteOutcome, ExecuteError>, String) {
     let (engine, _folder) = engine(script, frames).await;
     let mut input = ExecuteInput::new(Language::Python, "print(1)");
-    input.timeout_seconds = 1;
+    input.timeout_seconds = Some(1);
     let mut text = Text::default();
     let result = engine.execute(input, &mut text, CancellationToken::new()).await;
     let ended = tokio::time::timeout(Duration::from_secs(5), engine.shut_down()).await;
@@ -95,15 +96,21 @@ fn bytes(frames: &[GuestFrame]) -> Vec<u8> {
 }
 
 fn started() -> Vec<GuestFrame> {
-    vec![GuestFrame::Ready, GuestFrame::Started]
+    vec![GuestFrame::Ready, GuestFrame::Started(1)]
 }
 
 fn output(text: &str) -> GuestFrame {
-    GuestFrame::Output { stream: Stream::Stdout, bytes: text.into() }
+    GuestFrame::Output { run: 1, stream: Stream::Stdout, bytes: text.into() }
 }
 
 fn finished() -> GuestFrame {
-    GuestFrame::Finished(Finished {
+    GuestFrame::Finished(finished_of())
+}
+
+fn finished_of() -> Finished {
+    Finished {
+        run: 1,
+        state_lost: false,
         exit: Exit::Code(3),
         stdout_bytes: 2,
         stderr_bytes: 0,
@@ -112,7 +119,7 @@ fn finished() -> GuestFrame {
         cpu_us: 1,
         memory_peak_bytes: 1,
         oom_kills: 0,
-    })
+    }
 }
 
 const PLAY: &str = "cat $frames >&3; exec sleep 100";
@@ -140,7 +147,7 @@ async fn what_fails_before_the_program_ran_is_safe_to_try_again() {
     check("echo no such machine >&2; exit 1", b"", "no such machine").await;
     check(PLAY, &bytes(&[finished()]), "before the program ran: the guest broke the protocol: ready was expected")
         .await;
-    let refusal = GuestFrame::Failed { reason: "no interpreter".into() };
+    let refusal = GuestFrame::Failed { run: None, reason: "no interpreter".into() };
     check(PLAY, &bytes(&[GuestFrame::Ready, refusal]), "before the program ran: no interpreter").await;
 }
 
@@ -151,7 +158,7 @@ async fn a_guest_that_dies_with_the_program_leaves_the_outcome_unknown() {
     check(script, &bytes(&[started(), vec![output("hi")]].concat()), "It may have run in part or in full").await;
     check(PLAY, &bytes(&[GuestFrame::Ready, output("early")]), "started was expected, output came").await;
     check(PLAY, &bytes(&[started(), vec![GuestFrame::Ready]].concat()), "output was expected, ready came").await;
-    let failure = GuestFrame::Failed { reason: "so it says".into() };
+    let failure = GuestFrame::Failed { run: None, reason: "so it says".into() };
     check(PLAY, &bytes(&[started(), vec![failure]].concat()), "so it says. It may have run").await;
 }
 
@@ -190,7 +197,7 @@ async fn a_flood_is_cut_at_the_cap_and_at_the_timeout() {
 
 #[tokio::test]
 async fn empty_frames_without_end_do_not_keep_the_host_busy() {
-    let nothing = |stream| GuestFrame::Output { stream, bytes: Vec::new() };
+    let nothing = |stream| GuestFrame::Output { run: 1, stream, bytes: Vec::new() };
     for stream in [Stream::Stdout, Stream::Stderr] {
         check(PLAY, &bytes(&[started(), vec![nothing(stream)]].concat()), "an empty frame. It may have run").await;
         check(PLAY, &bytes(&[vec![nothing(stream)], started()].concat()), "before the program ran: ").await;
@@ -283,7 +290,7 @@ fn is_running(folder: &Path) -> bool {
 async fn install(script: &str, frames: &[u8]) -> Result<ExecuteOutcome, ExecuteError> {
     let (engine, _folder) = engine(script, frames).await;
     let mut request = ExecuteInput::new(Language::Shell, "true");
-    request.timeout_seconds = 1;
+    request.timeout_seconds = Some(1);
     let handler = |_: Target, stream: TunnelStream| async move {
         let _stream = stream;
         std::future::pending().await
@@ -387,4 +394,105 @@ async fn nothing_of_the_server_is_inherited() {
     for name in host.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim()) {
         assert!(name == "lo" || !interfaces.contains(&name), "QEMU sees the host's {name}");
     }
+}
+
+/// Plays what comes behind the first frame a moment later, when a session has its call.
+const PLAY_LATER: &str = "head -c 5 $frames >&3; sleep 0.5; tail -c +6 $frames >&3; exec sleep 100";
+
+/// What comes of so many calls in a session whose guest says all this, and how many sessions are left then.
+async fn in_session(said: &[GuestFrame], calls: usize) -> (Vec<Result<ExecuteOutcome, ExecuteError>>, usize) {
+    in_session_to(&mut Text::default(), said, calls).await
+}
+
+async fn in_session_to(
+    sink: &mut dyn OutputSink,
+    said: &[GuestFrame],
+    calls: usize,
+) -> (Vec<Result<ExecuteOutcome, ExecuteError>>, usize) {
+    let (engine, _folder) = engine(PLAY_LATER, &bytes(&[&[GuestFrame::Ready], said].concat())).await;
+    let opened = engine.open_session(OpenInput::default(), &mut Text::default(), CancellationToken::new()).await;
+    let mut input = ExecuteInput::new(Language::Python, "print(1)");
+    input.timeout_seconds = Some(1);
+    input.session_id = Some(opened.unwrap().session_id);
+    let mut results = Vec::new();
+    for _ in 0..calls {
+        results.push(engine.execute(input.clone(), sink, CancellationToken::new()).await);
+    }
+    let left = engine.status().sessions.len();
+    let ended = tokio::time::timeout(Duration::from_secs(5), engine.shut_down()).await;
+    assert!(ended.is_ok(), "a process was left behind");
+    (results, left)
+}
+
+#[tokio::test]
+async fn an_honest_guest_of_a_session_is_believed() {
+    let ended = GuestFrame::Finished(Finished { state_lost: true, ..finished_of() });
+    let (mut results, left) = in_session(&[GuestFrame::Started(1), output("hi"), ended], 1).await;
+    let outcome = results.remove(0).unwrap();
+    assert_eq!((outcome.exit_code, outcome.stdout.as_str(), outcome.state_lost, left), (3, "hi", true, 1));
+}
+
+#[tokio::test]
+async fn a_session_ends_with_a_guest_that_breaks_the_protocol() {
+    let other = GuestFrame::Output { run: 7, stream: Stream::Stdout, bytes: b"x".to_vec() };
+    for (said, expected) in [
+        (vec![GuestFrame::Started(1), other], "it speaks of run 7, which there is not"),
+        (vec![GuestFrame::Started(1), GuestFrame::Ready], "something of a run was expected, ready came"),
+        (vec![GuestFrame::Started(1), GuestFrame::Failed { run: None, reason: "no more".into() }], "no more"),
+        (vec![GuestFrame::Started(1), finished(), finished()], "it speaks of run 1, which there is not"),
+    ] {
+        let (results, left) = in_session(&said, 2).await;
+        let [first, second] = &results[..] else { panic!("two calls") };
+        if let Err(error) = first {
+            assert!(matches!(error, ExecuteError::OutcomeUnknown { .. }), "{error}");
+            assert!(error.to_string().contains(expected), "expected {expected:?}, found {error}");
+        }
+        let error = second.as_ref().unwrap_err();
+        assert!(error.to_string().contains(expected), "expected {expected:?}, found {error}");
+        assert_eq!(left, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_its_guest_refuses_has_not_run_and_the_session_goes_on() {
+    let refusal = GuestFrame::Failed { run: Some(1), reason: "no interpreter".into() };
+    let (results, left) = in_session(&[refusal], 1).await;
+    assert!(results[0].as_ref().unwrap_err().to_string().contains("before the program ran: no interpreter"));
+    assert_eq!(left, 1);
+}
+
+#[tokio::test]
+async fn a_session_whose_guest_heeds_nothing_is_given_up() {
+    let (results, left) = in_session(&[GuestFrame::Started(1)], 2).await;
+    let outcome = results[0].as_ref().unwrap();
+    assert!(outcome.timed_out && outcome.exit_code == -1);
+    let error = results[1].as_ref().unwrap_err();
+    assert!(error.to_string().contains("could neither be interrupted nor killed"), "{error}");
+    assert_eq!(left, 0);
+}
+
+/// Wants nothing.
+struct Deaf;
+
+impl OutputSink for Deaf {
+    fn output(&mut self, _: Stream, _: &str) {}
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<()> {
+        std::task::Poll::Pending
+    }
+}
+
+#[tokio::test]
+async fn a_guest_that_sends_more_than_it_was_granted_loses_its_session() {
+    let flood = |frames| -> Vec<_> {
+        let output = std::iter::repeat_n(output(&"x".repeat(60_000)), frames);
+        std::iter::once(GuestFrame::Started(1)).chain(output).collect()
+    };
+    // A window, and what lies in two pipes.
+    let (results, left) = in_session_to(&mut Deaf, &flood(39), 1).await;
+    assert!(results[0].as_ref().unwrap().timed_out && left == 1, "{results:?}");
+    let (results, left) = in_session_to(&mut Deaf, &flood(40), 1).await;
+    let error = results[0].as_ref().unwrap_err();
+    assert!(error.to_string().contains("it sends more than it was granted"), "{error}");
+    assert_eq!(left, 0);
 }

@@ -1,14 +1,13 @@
-# Warms this bash, then lets it run its script as `bash main.sh` would. Bash reads this file before its script, as its
-# BASH_ENV, so that nothing of it is left on the stack when the script begins.
-# Descriptors: 1000 tells to go (`E`: with an environment; `P`: to rehearse a program of the agent's and to stay), 1001 takes what is
-# said to the agent.
+# Warms this bash, then lets it run its script as `bash main.sh` would, or the calls of a session. Bash reads this file before its
+# script, as its BASH_ENV, so that nothing of it is left on the stack when the script begins.
+# Descriptors: 1000 tells what to run, 1001 takes what is said to the agent; the words are in `guest-agent/src/runner.rs`.
 
 unset BASH_ENV
 printf R >&1001
 while true; do
   # Without a word the agent does not need this interpreter.
   IFS= read -r -u 1000 _sandbox || exit 0
-  [[ $_sandbox == P ]] || break
+  [[ $_sandbox == P* ]] || break
   # As below.
   (
     exec 1000<&- 1001>&-
@@ -19,10 +18,33 @@ while true; do
   )
   printf 'D%d\n' $? >&1001
 done
-if [[ $_sandbox == E ]]; then
-  while IFS= read -r -d '' _sandbox; do
-    export "$_sandbox"
-  done </run/program/env
+if [[ $_sandbox == *[Ce]* ]]; then
+  _sandbox[4]=$0
+  [[ $_sandbox == C* ]] && _sandbox[4]=/run/calls/main.sh
+  # Each variable is exported as it is read.
+  [[ $_sandbox == *e* ]] && while IFS= read -r -d '' _sandbox[1]; do export "${_sandbox[1]}"; done <"${_sandbox[4]}.env"
+  if [[ $_sandbox == C* ]]; then
+    RANDOM=$SRANDOM SECONDS=0
+    # An interrupt ends the function or the file that it comes in, and then whatever had called that.
+    trap '_sandbox[2]=130; trap "((\${#BASH_SOURCE[@]} < 2)) || return 130" DEBUG' INT
+    set -T
+    # What programs redefine, and the options that they set, must not matter here.
+    while builtin true; do
+      [[ $_sandbox == *i* ]] && _sandbox[1]=${_sandbox[4]}.stdin || _sandbox[1]=/dev/null
+      _sandbox[0]=${_sandbox//[!0-9]/} _sandbox[2]=0
+      [[ ${_sandbox[3]-} == *x* ]] && builtin set -x
+      . "/run/calls/<call $_sandbox>" <"${_sandbox[1]}" 1000<&- 1001>&-
+      # Traced, all this would be the next call's output.
+      { _sandbox[1]=$? _sandbox[3]=$-; builtin set +x; } 2>/dev/null
+      if ((_sandbox[2])); then
+        builtin trap - DEBUG
+        _sandbox[1]=${_sandbox[2]}
+      fi
+      builtin printf 'D%d\n' "${_sandbox[1]}" >&1001
+      IFS= builtin read -r -u 1000 '_sandbox[0]' || builtin exit 0
+      [[ $_sandbox == *e* ]] && while IFS= builtin read -r -d '' '_sandbox[1]'; do builtin export "${_sandbox[1]}"; done <"${_sandbox[4]}.env"
+    done
+  fi
 fi
 # The end of this process is the end of the program; its children must not hold the agent's pipes open.
 exec 1000<&- 1001>&-

@@ -1,7 +1,7 @@
-// Runs one program in this warmed Node.js, as `node main.js` would.
+// Runs one program in this warmed Node.js, as `node main.js` would; or the calls of a session.
 //
-// argv: this file, the program's path. Descriptors: 1000 tells to go (`E`: with an environment; `P`: to rehearse a program of the
-// agent's and to stay; `+` behind it: with much memory), 1001 takes what is said to the agent.
+// argv: this file, the program's path. Descriptors: 1000 tells what to run, 1001 takes what is said to the agent; the words are in
+// `guest-agent/src/runner.rs`.
 'use strict';
 
 const fs = require('node:fs');
@@ -15,10 +15,12 @@ const typescript = require('/usr/local/lib/sandbox/typescript.cjs');
 const WORKSPACE = process.cwd();
 const IN_WORKSPACE = path.join(WORKSPACE, 'main.js');
 const written = process.argv[2];
+const writtenCall = '/run/calls/main.js';
 const scriptUrl = pathToFileURL(written).href;
 let programUrl;
 let isRehearsal;
 let isScript;
+let isSession = false;
 let resolver;
 let rehearsals = 0;
 let collectGarbage;
@@ -31,6 +33,19 @@ let areCompilersOff = false;
 // How far the heap may grow beyond what lived at the last collection, before the next one. V8 has decided by all the memory of a VM,
 // which is more than most programs may use: they would be killed for what is garbage.
 const GROWING_PERCENT = 25;
+
+// What the calls of a session find of ours, by a symbol.
+const OURS = Symbol.for('sandbox-mcp');
+
+// How the inspector, which compiles calls, is found on a stack: what is below it is this file's.
+const BELOW_A_CALL = /\n    at Session\.post \(node:inspector[^]*/;
+
+// What a script cannot have.
+const IMPORT = /^([ \t]*)import\s+(?:([\w$*\s{},]+?)\s*from\s*)?(['"])([^'"\n]+)\3(?:\s*with\s*(\{[^}]*\}))?/gm;
+const EXPORT = /^([ \t]*)export\s+(?:default\s+)?(?=(?:async\s+)?(?:const|let|var|function|class)\b)/gm;
+// Strings and comments are passed over.
+const TOKEN = /'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*"|`(?:\\[^]|[^`\\])*`|\/\/.*|\/\*[^]*?\*\/|(?<![.\w$#])import(?=\s*\()/g;
+const OUR_IMPORT = "globalThis[Symbol.for('sandbox-mcp')].import";
 
 // Opened anew, the pipes are closed in children; the numbered ones would be theirs too.
 const [request, control] = [[1000, 'r'], [1001, 'w']].map(([number, mode]) => {
@@ -51,17 +66,20 @@ hear();
 
 /** Waits for word from the agent, and lets a program run. */
 function hear() {
-  const told = Buffer.alloc(2);
-  if (fs.readSync(request, told) === 0) process.reallyExit(0); // The agent does not need this interpreter.
-  isRehearsal = told.toString().startsWith('P');
-  if (told.toString().startsWith('E')) applyEnvironment(path.join(path.dirname(written), 'env'));
+  const line = Buffer.alloc(32);
+  const length = fs.readSync(request, line);
+  if (length === 0) process.reallyExit(0); // The agent does not need this interpreter.
+  const told = line.latin1Slice(0, length);
+  isRehearsal = told[0] === 'P';
+  if (told.includes('e')) applyEnvironment(`${told[0] === 'C' ? writtenCall : written}.env`);
   // Clones of this VM have the same generator state until it is seeded anew.
-  const growth = told[1] === 0x2b ? '' : ` --heap-growing-percent=${GROWING_PERCENT}`;
+  const growth = told.includes('+') ? '' : ` --heap-growing-percent=${GROWING_PERCENT}`;
   v8.setFlagsFromString(`--random-seed=${randomSeed()}${switchCompilers(isRehearsal)}${growth}`);
   // The clock was another when this process started.
   const timeOrigin = Date.now() - performance.now();
   Object.defineProperty(performance, 'timeOrigin', { value: timeOrigin, configurable: true, enumerable: true });
   process.execArgv = [];
+  if (told[0] === 'C') return beginSession(told);
   const source = fs.readFileSync(written, 'utf8');
   const script = compileScript(source);
   isScript = script !== undefined;
@@ -301,7 +319,7 @@ function announceExit() {
     const result = Reflect.apply(emit, this, [event, ...rest]);
     if (event === 'beforeExit' && isRehearsal) endRehearsal();
     else if (isLast && this === process && !isFatal && process.pid === pid) {
-      say(`D${(process.exitCode ?? rest[0] ?? 0) & 0xff}\n`);
+      say(`${isSession ? 'X' : 'D'}${(process.exitCode ?? rest[0] ?? 0) & 0xff}\n`);
     }
     return result;
   }
@@ -312,4 +330,170 @@ function announceExit() {
     const count = (event) => process.listenerCount(event);
     return process.emit === announce && count('beforeExit') === 0 && count('exit') === listeners;
   }
+}
+
+/** Calls, one after the other: what one declares, the next ones have, and may declare again. */
+function beginSession(told) {
+  isSession = true;
+  const inspector = new (require('node:inspector').Session)();
+  inspector.connect();
+  const ours = { import: (specifier, options) => import(specifier, options), value: undefined };
+  Object.defineProperty(globalThis, OURS, { value: ours });
+  programUrl = pathToFileURL(__filename).href;
+  resolver = registerResolver();
+  giveRequire(IN_WORKSPACE);
+  process.argv = [process.argv[0]];
+  const util = require('node:util');
+  const go = new vm.Script("globalThis[Symbol.for('sandbox-mcp')].run()");
+  const sources = [];
+  let hadInput = false;
+  // Ends the call that runs; nothing between calls.
+  let interrupt = () => {};
+  let code = 0;
+
+  process.on('SIGINT', () => interrupt());
+  process.on('uncaughtException', (error) => {
+    if (process.listenerCount('uncaughtException') === 1) fail(error);
+  });
+  void serve(told);
+
+  async function serve(told) {
+    // Only now that it is known that there will be calls; what waits for it must not wait for the first.
+    await call(told);
+    new (require('node:net').Socket)({ fd: request, readable: true, writable: false })
+      .on('data', (told) => void call(told.latin1Slice()))
+      .on('end', () => process.reallyExit(0));
+  }
+
+  async function call(told) {
+    const number = Number.parseInt(told.slice(1), 10);
+    if (told.includes('e') && sources.length > 0) applyEnvironment(`${writtenCall}.env`);
+    giveInput(told.includes('i'));
+    code = 0;
+    const interrupted = new Promise((_, reject) => {
+      interrupt = () => reject(ours);
+    });
+    // Nobody may be waiting for it yet.
+    interrupted.catch(() => {});
+    try {
+      const source = fs.readFileSync(writtenCall, 'utf8');
+      sources[number] = source.split('\n');
+      const value = await Promise.race([evaluate(asCall(source), number), interrupted]);
+      if (value !== undefined) process.stdout.write(`${util.inspect(value)}\n`);
+    } catch (error) {
+      const isTerminated = error?.code === 'ERR_INSPECTOR_COMMAND' && /terminated/.test(error.message);
+      if (error === ours || isTerminated || error?.code === 'ERR_SCRIPT_EXECUTION_INTERRUPTED') {
+        fs.writeSync(2, 'Interrupted\n');
+        code = 130;
+      } else fail(error);
+    }
+    interrupt = () => {};
+    say(`D${code}\n`);
+  }
+
+  /** Lets V8 run a call as a console does. Of an endless loop SIGINT makes an error. */
+  function evaluate(expression, number) {
+    return new Promise((resolve, reject) => {
+      const options = { expression: `${expression}\n//# sourceURL=call-${number}`, replMode: true, awaitPromise: true };
+      ours.run = () =>
+        inspector.post('Runtime.evaluate', options, (error, reply) => {
+          if (error) return reject(error);
+          const { result, exceptionDetails } = reply;
+          const thrown = exceptionDetails?.exception;
+          const value = valueOf(thrown ?? result);
+          if (!thrown) return resolve(value);
+          if (value instanceof SyntaxError && !/\n    at .*call-\d/.test(value.stack)) {
+            place(value, number, exceptionDetails);
+          }
+          reject(value);
+        });
+      go.runInThisContext({ breakOnSigint: true });
+    });
+  }
+
+  /** What the inspector tells of. */
+  function valueOf({ type, value, unserializableValue, objectId }) {
+    if (objectId !== undefined) {
+      const functionDeclaration = "function () { globalThis[Symbol.for('sandbox-mcp')].value = this.valueOf === Symbol.prototype.valueOf ? this.valueOf() : this; }";
+      inspector.post('Runtime.callFunctionOn', { objectId, functionDeclaration });
+      inspector.post('Runtime.releaseObject', { objectId });
+      const found = ours.value;
+      ours.value = undefined;
+      return found;
+    }
+    if (unserializableValue === undefined) return type === 'undefined' ? undefined : value;
+    return type === 'bigint' ? BigInt(unserializableValue.slice(0, -1)) : Number(unserializableValue);
+  }
+
+  /** Says where a call could not be parsed. */
+  function place(error, number, { lineNumber, columnNumber }) {
+    const below = `    at call-${number}:${lineNumber + 1}:${columnNumber + 1}`;
+    error.stack = `${String(error)}\n${below}`;
+  }
+
+  /** Says what went wrong, as Node.js does: the line, what it was, and where it came from. */
+  function fail(error) {
+    code = 1;
+    if (!util.types.isNativeError(error)) {
+      fs.writeSync(2, `Uncaught ${util.inspect(error)}\n`);
+      return;
+    }
+    const at = /call-(\d+):(\d+):(\d+)/.exec(error.stack);
+    const line = at ? sources[at[1]]?.[at[2] - 1] : undefined;
+    const shown = line === undefined ? '' : `<call ${at[1]}>:${at[2]}\n${line}\n${' '.repeat(at[3] - 1)}^\n\n`;
+    try {
+      error.stack = error.stack.replace(BELOW_A_CALL, '').replace(/\bcall-(\d+):/g, '<call $1>:');
+    } catch {
+      // It is frozen.
+    }
+    fs.writeSync(2, `${shown}${util.inspect(error)}\n`);
+  }
+
+  /** What a call reads. Without any, it is at the end at once, and not where the last one stopped. */
+  function giveInput(isThere) {
+    if (!isThere && !hadInput) return;
+    hadInput = isThere;
+    fs.closeSync(0);
+    fs.openSync(isThere ? `${writtenCall}.stdin` : '/dev/null'); // The lowest number is given first.
+    let stream;
+    Object.defineProperty(process, 'stdin', {
+      configurable: true,
+      enumerable: true,
+      get: () => (stream ??= fs.createReadStream(null, { fd: 0, autoClose: false })),
+    });
+  }
+}
+
+/** A call as V8 takes it: no script can have `import`, so that becomes what a script can have. */
+function asCall(source) {
+  let code = source;
+  if (errorOf(source)) {
+    try {
+      const stripped = Module.stripTypeScriptTypes(source, { mode: 'transform' });
+      if (!errorOf(stripped)) code = stripped;
+      else if (typescript.DECORATOR.test(source)) code = typescript.transpile(source, `${written}.ts`);
+    } catch {
+      // V8 says what is wrong with it, unless it is more than TypeScript.
+      if (typescript.JSX.test(source)) code = typescript.transpile(source, written.replace(/js$/, 'tsx'));
+    }
+  } else if (/^\s*\{[^]*\}\s*$/.test(source) && !errorOf(`(${source}\n)`)) {
+    // An object, rather than a block: as consoles take it.
+    code = `(${source}\n)`;
+  }
+  return withoutImports(code);
+}
+
+function withoutImports(code) {
+  if (!/\b(import|export)\b/.test(code)) return code;
+  const named = code.replace(EXPORT, '$1').replace(IMPORT, (all, indent, clause = '', _, from, attributes) => {
+    const loaded = `await import(${JSON.stringify(from)}${attributes ? `, { with: ${attributes} }` : ''})`;
+    const names = /\{([^}]*)\}/.exec(clause)?.[1].replace(/\b([\w$]+)\s+as\s+/g, '$1: ') ?? '';
+    const whole = /\*\s*as\s+([\w$]+)/.exec(clause)?.[1];
+    const first = /^\s*([\w$]+)/.exec(clause)?.[1];
+    const taken = [first && `default: ${first}`, names.trim()].filter(Boolean).join(', ').replace(/\s+/g, ' ');
+    const declared = [whole && `${whole} = ${loaded}`, taken && `{ ${taken} } = ${loaded}`].filter(Boolean).join(', ');
+    // Lines keep their numbers.
+    return indent + (declared ? `const ${declared}` : loaded) + '\n'.repeat(all.split('\n').length - 1);
+  });
+  return named.replace(TOKEN, (token) => (token === 'import' ? OUR_IMPORT : token));
 }

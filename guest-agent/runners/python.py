@@ -1,7 +1,7 @@
-"""Runs one program in this warmed interpreter, as `python3 main.py` would.
+"""Runs one program in this warmed interpreter, as `python3 main.py` would; or the calls of a session.
 
-argv: this file, the program's path. No frame of it is seen (`images/root/start.py`). Descriptors: 1000 tells to go (`P`: to rehearse a program of the agent's and to stay),
-1001 takes what is said to the agent.
+argv: this file, the program's path. No frame of it is seen (`images/root/start.py`). Descriptors: 1000 tells what to run, 1001 takes
+what is said to the agent; the words are in `guest-agent/src/runner.rs`.
 """
 # Few imports: while VMs are booted for their run, each is time that a user waits for.
 import _frozen_importlib_external
@@ -15,6 +15,9 @@ import sys
 import types
 
 REQUEST, CONTROL = 1000, 1001
+
+# Where a call lies.
+CALL = "/run/calls/main.py"
 
 
 def main():
@@ -30,16 +33,20 @@ def main():
     kept = {}
     os.write(CONTROL, b"R")
     while True:
-        told = os.read(REQUEST, 2)
+        told = os.read(REQUEST, 32)
         if not told:
             os._exit(0)  # The agent does not need this interpreter.
-        if is_last := told[:1] != b"P":
+        if is_last := told[:1] == b"G":
             os.close(REQUEST)
-        if told[:1] == b"E":
-            apply_environment(read(os.path.join(os.path.dirname(program), "env")))
+        if told[:1] == b"C":
+            program = CALL
+        if b"e" in told:
+            apply_environment(read(program + ".env"))
         # A clone of this VM has the same generators until they are seeded anew, and its time.
         for start in settled.starts:
             start()
+        if told[:1] == b"C":
+            Session(program, settled).serve(told)
         code = run(program) if is_last else run(program, kept=kept)
         code = finish(code, settled, is_last)
         if not is_last:
@@ -135,6 +142,94 @@ def apply_environment(text):
     for variable in text.split(b"\0")[:-1]:
         name, _, value = variable.partition(b"=")
         os.environb[name] = value
+
+
+class Session:
+    """Calls, one after the other, in a module that stays."""
+
+    def __init__(self, program, settled):
+        import _ast
+        import _signal
+        import linecache
+
+        self.ast, self.signal, self.sources = _ast, _signal, linecache.cache
+        self.program, self.settled = program, settled
+        self.runner_pid = os.getpid()
+        self.had_input = False
+        self.flush = None
+        # As in an interpreter that somebody types into.
+        self.module = types.ModuleType("__main__")
+        self.module.__builtins__ = builtins
+        sys.modules["__main__"] = self.module
+        sys.argv[:] = [""]
+        sys.path[0] = ""
+
+    def serve(self, told):
+        """Does not come back."""
+        # What an interrupt does while a call runs; a call may change it.
+        handler = self.signal.default_int_handler
+        while told:
+            number = int(bytes(byte for byte in told if byte in b"0123456789"))
+            self.give_input(b"i" in told)
+            try:
+                # One that comes while the handler is exchanged is that call's as well.
+                try:
+                    self.signal.signal(self.signal.SIGINT, handler)
+                    code = self.call(number)
+                finally:
+                    handler = self.signal.signal(self.signal.SIGINT, lambda *_: None)
+            except KeyboardInterrupt as error:
+                code = report(error)
+            self.flush_all()
+            if os.getpid() != self.runner_pid:
+                os._exit(code)
+            os.write(CONTROL, b"D%d\n" % code)
+            told = os.read(REQUEST, 32)
+            if b"e" in told:
+                apply_environment(read(self.program + ".env"))
+        os._exit(0)
+
+    def call(self, number):
+        """One call; its exit code."""
+        name, source = f"<call {number}>", read(self.program)
+        text = source.decode("utf-8-sig", "replace")
+        # Tracebacks and `inspect` look for it there. Without a time it is not compared with a file.
+        self.sources[name] = (len(text), None, text.splitlines(True), name)
+        try:
+            ended = None
+            tree = compile(source, name, "exec", 0x400, dont_inherit=True)  # PyCF_ONLY_AST, without ast.py
+            is_shown = tree.body and isinstance(tree.body[-1], self.ast.Expr) and not text.rstrip().endswith(";")
+            last = self.ast.Interactive([tree.body.pop()]) if is_shown else None
+            exec(compile(tree, name, "exec", dont_inherit=True), self.module.__dict__)
+            if last:
+                exec(compile(last, name, "single", dont_inherit=True), self.module.__dict__)
+            return 0
+        except SystemExit as error:
+            ended = error
+        except BaseException as error:
+            return report(error)
+        # An interpreter that is told to end does so, and the next call has another.
+        code = finish(report(ended), self.settled, is_last=True)
+        if os.getpid() == self.runner_pid:
+            os.write(CONTROL, b"X%d\n" % code)
+        os._exit(code)
+
+    def give_input(self, is_there):
+        """What a call reads. Without any, it is at the end at once, and not where the last one stopped."""
+        if not (is_there or self.had_input):
+            return
+        self.had_input = is_there
+        file = os.open(self.program + ".stdin" if is_there else os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        os.dup2(file, 0)
+        os.close(file)
+        sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)
+
+    def flush_all(self):
+        flush_streams()
+        if not self.flush and [name for name in set(sys.modules) - self.settled.known if is_native(name)]:
+            self.flush = self.settled.flush or native_flush()
+        if self.flush:
+            self.flush()
 
 
 def run(program, **given):

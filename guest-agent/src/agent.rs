@@ -1,7 +1,7 @@
-//! The agent's one loop. What can wake it: the port, the end of a child, a warming runner, the streams of the run, the end
+//! The agent's one loop. What can wake it: the port, the end of a child, a warming runner, the streams of a run, the end
 //! of a stream's rest, and the tunnel where there is one.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -12,23 +12,27 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, read};
 use sandbox_schemas::language::Language;
 use sandbox_schemas::limits;
-use sandbox_schemas::wire::{Execute, Exit, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION, Role};
+use sandbox_schemas::wire::{Execute, Exit, GuestFrame, Hello, HostFrame, Kind, PROTOCOL_VERSION, Role, RunId};
 
+use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
 use crate::port::Port;
-use crate::run::Run;
+use crate::program::Folder;
+use crate::run::{End, Run, is_in_session};
 use crate::runner::{Runner, needs_own_start};
 use crate::tunnel::Tunnel;
-use crate::{boot, identity};
+use crate::{boot, cgroup, identity};
 
-/// The agent: its port, what it keeps warm, and the program that it runs.
+/// The agent: its port, what it keeps warm, and the programs that it runs.
 pub(crate) struct Agent {
     port: Port,
     children: SignalFd,
     runners: Vec<Runner>,
     /// Languages that [`Hello`] asked for and that are not warm yet.
     warming: Vec<Language>,
-    run: Option<Run>,
+    runs: Vec<Run>,
+    /// Only in a VM that is a session.
+    session: Option<Session>,
     /// Parts of the second disk that are mounted.
     parts: usize,
     role: Role,
@@ -36,6 +40,37 @@ pub(crate) struct Agent {
     writable_mb: u64,
     /// Only in a VM that installs.
     tunnel: Option<Tunnel>,
+}
+
+/// What a session adds.
+#[derive(Default)]
+struct Session {
+    /// Languages whose interpreter has run a call.
+    used: Vec<Language>,
+    /// Those of which an interpreter has ended that had, and which no call has been told yet.
+    lost: Vec<Language>,
+    /// What programs that have ended were in, until their last process is gone.
+    left: Vec<Cgroup>,
+}
+
+impl Session {
+    /// A call begins in this language: whether what earlier ones had left is lost, and whether its interpreter has run any.
+    fn begin(&mut self, language: Language) -> (bool, bool) {
+        let (was_lost, was_used) = (self.lost.contains(&language), self.used.contains(&language));
+        self.lost.retain(|lost| *lost != language);
+        if !was_used {
+            self.used.push(language);
+        }
+        (was_lost, was_used)
+    }
+
+    /// An interpreter has ended.
+    fn lose(&mut self, language: Language) {
+        if self.used.contains(&language) {
+            self.used.retain(|used| *used != language);
+            self.lost.push(language);
+        }
+    }
 }
 
 /// What woke the loop.
@@ -61,7 +96,8 @@ impl Agent {
             children,
             runners: Vec::new(),
             warming: Vec::new(),
-            run: None,
+            runs: Vec::new(),
+            session: None,
             parts: 0,
             role: Role::Runs,
             writable_mb: boot::WRITABLE_DEFAULT_MB,
@@ -78,13 +114,14 @@ impl Agent {
                     return Ok(());
                 }
                 while let Some(frame) = self.port.next_frame()? {
+                    let run = if let HostFrame::Execute(request) = &frame { Some(request.run) } else { None };
                     if let Err(error) = self.obey(frame) {
-                        self.port.send(&GuestFrame::Failed { reason: error.to_string() })?;
+                        self.port.send(&GuestFrame::Failed { run, reason: error.to_string() })?;
                     }
                 }
             }
             self.hear_runners(&woken)?;
-            self.serve_run(&woken)?;
+            self.serve_runs(&woken)?;
             self.serve_tunnel(&woken)?;
             if woken.by(&self.children) {
                 self.reap()?;
@@ -106,11 +143,9 @@ impl Agent {
         fds.extend(controls.map(|control| PollFd::new(control.as_fd(), PollFlags::POLLIN)));
         fds.extend(self.tunnel.as_ref().map(|tunnel| PollFd::new(tunnel.as_fd(), tunnel.interest())));
         let mut until: Option<Instant> = None;
-        if let Some(run) = &self.run {
-            for output in [&run.stdout, &run.stderr] {
-                until = until.into_iter().chain(output.rest_end(now)).min();
-                fds.extend(output.interest(now).map(|pipe| PollFd::new(pipe, PollFlags::POLLIN)));
-            }
+        for run in &self.runs {
+            until = until.into_iter().chain(run.rest_end(now)).min();
+            fds.extend(run.outputs(now).map(|pipe| PollFd::new(pipe, PollFlags::POLLIN)));
             fds.extend(run.control().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
             fds.extend(run.stdin().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLOUT)));
         }
@@ -133,13 +168,22 @@ impl Agent {
             HostFrame::Hello(hello) => self.greet(&hello),
             HostFrame::Clock(realtime_ns) => identity::set_clock(realtime_ns),
             HostFrame::Execute(request) => self.execute(request),
-            HostFrame::Interrupt => {
-                if let Some(run) = &self.run {
-                    run.runner.cgroup.interrupt();
-                }
+            HostFrame::Input { run, bytes, is_last } => match self.runs.iter_mut().find(|known| known.id == run) {
+                Some(run) => run.give(&bytes, is_last, &mut self.port),
+                // It has ended meanwhile, as with the next three.
+                None => Ok(()),
+            },
+            HostFrame::Credit { run, bytes } => {
+                self.runs.iter_mut().filter(|known| known.id == run).for_each(|run| run.credit(bytes));
                 Ok(())
             }
-            HostFrame::Kill => self.run.as_ref().map_or(Ok(()), |run| run.runner.cgroup.kill_all()),
+            HostFrame::Interrupt(run) => {
+                self.runs.iter().filter(|known| known.id == run).for_each(Run::interrupt);
+                Ok(())
+            }
+            HostFrame::Kill(run) => {
+                self.runs.iter().filter(|known| known.id == run).try_for_each(|run| run.runner.cgroup.kill_all())
+            }
             HostFrame::Tunnel(bytes) => match &mut self.tunnel {
                 Some(tunnel) => tunnel.push(&bytes),
                 None => Err(Error::new("the tunnel", "this VM has none")),
@@ -155,7 +199,7 @@ impl Agent {
         identity::apply(hello)?;
         self.runners.iter_mut().for_each(Runner::was_restored);
         for &language in &hello.warm {
-            self.runners.push(Runner::spawn(language, &[])?);
+            self.runners.push(Runner::spawn(language, &[], Cgroup::of(language)?, &Folder::shared()?)?);
             self.warming.push(language);
         }
         let parts = usize::from(hello.parts);
@@ -184,21 +228,54 @@ impl Agent {
     }
 
     fn execute(&mut self, request: Execute) -> Result<()> {
-        if self.run.is_some() {
-            return Err(Error::new("executing", "a program is running already"));
-        }
-        if self.role == Role::Runs && !request.is_rehearsal {
+        self.allow(&request)?;
+        if self.role == Role::Runs && request.kind != Kind::Rehearsal {
             self.fit_writable(request.memory_bytes);
         }
-        let index = self.runners.iter().position(|runner| runner.language == request.language);
-        let mut warm = index.map(|index| self.runners.swap_remove(index));
-        if needs_own_start(request.language, &request.env)
+        let mut warm = None;
+        if request.kind != Kind::Beside {
+            let index = self.runners.iter().position(|runner| runner.language == request.language);
+            warm = index.map(|index| self.runners.swap_remove(index));
+        }
+        let (mut state_lost, mut is_used) = (false, false);
+        if let (Kind::Call { .. }, Some(session)) = (request.kind, &mut self.session) {
+            (state_lost, is_used) = session.begin(request.language);
+        }
+        // One that stays with what it has is told what it would have read at its start: that is all that can be done.
+        if !is_used
+            && needs_own_start(request.language, &request.env)
             && let Some(runner) = warm.take()
         {
             // It has read its environment.
             runner.retire();
         }
-        self.run = Some(Run::start(warm, request, &mut self.port)?);
+        let run = Run::start(&mut warm, request, state_lost, &mut self.port);
+        self.runners.extend(warm);
+        self.runs.push(run?);
+        Ok(())
+    }
+
+    /// Whether a program may run beside those that do. The first one of a session makes this VM one.
+    fn allow(&mut self, request: &Execute) -> Result<()> {
+        let refuse = |why: &str| Err(Error::new("executing", why));
+        if !is_in_session(request.kind) {
+            let is_free = self.runs.is_empty() && self.session.is_none();
+            return if is_free { Ok(()) } else { refuse("a program is running already") };
+        }
+        let runs_call = |run: &Run| matches!(run.kind, Kind::Call { .. }) && run.runner.language == request.language;
+        if self.runs.iter().any(|run| run.id == request.run) {
+            return refuse("a run has this number already");
+        }
+        if matches!(request.kind, Kind::Call { .. }) && self.runs.iter().any(runs_call) {
+            return refuse("a call in this language is running already");
+        }
+        if self.runs.len() >= limits::SESSION_RUNS_MAX {
+            return refuse("as many programs are running as may");
+        }
+        if self.session.is_none() {
+            cgroup::bound_all(request.memory_bytes)?;
+            self.session = Some(Session::default());
+        }
         Ok(())
     }
 
@@ -237,24 +314,21 @@ impl Agent {
         if warmed { self.say_ready() } else { Ok(()) }
     }
 
-    fn serve_run(&mut self, woken: &Woken) -> Result<()> {
-        let Some(run) = &mut self.run else { return Ok(()) };
-        let now = Instant::now();
-        for output in [&mut run.stdout, &mut run.stderr] {
-            let is_woken = output.interest(now).is_some_and(|pipe: BorrowedFd<'_>| woken.by(pipe));
-            if is_woken {
-                output.pump(&mut self.port)?;
+    fn serve_runs(&mut self, woken: &Woken) -> Result<()> {
+        let mut ended = Vec::new();
+        for run in &mut self.runs {
+            run.pump(|pipe| woken.by(pipe), &mut self.port)?;
+            if run.stdin().is_some_and(|pipe| woken.by(pipe)) {
+                run.feed_stdin();
+                run.tell_taken(&mut self.port)?;
+            }
+            if run.control().is_some_and(|pipe| woken.by(pipe))
+                && let Some(end) = run.read_control()
+            {
+                ended.push((run.id, end));
             }
         }
-        if run.stdin().is_some_and(|pipe| woken.by(pipe)) {
-            run.feed_stdin();
-        }
-        if run.control().is_some_and(|pipe| woken.by(pipe))
-            && let Some(exit) = run.read_control()
-        {
-            return self.finish(exit);
-        }
-        Ok(())
+        ended.into_iter().try_for_each(|(run, end)| self.finish(run, end))
     }
 
     fn serve_tunnel(&mut self, woken: &Woken) -> Result<()> {
@@ -268,12 +342,23 @@ impl Agent {
         }
         let reason = tunnel.last_words();
         self.tunnel = None;
-        self.port.send(&GuestFrame::Failed { reason })
+        self.port.send(&GuestFrame::Failed { run: None, reason })
     }
 
-    fn finish(&mut self, exit: Exit) -> Result<()> {
-        if let Some(run) = self.run.take() {
-            self.runners.extend(run.finish(exit, &mut self.port)?);
+    fn finish(&mut self, id: RunId, end: End) -> Result<()> {
+        let Some(index) = self.runs.iter().position(|run| run.id == id) else { return Ok(()) };
+        let run = self.runs.swap_remove(index);
+        let (kind, language) = (run.kind, run.runner.language);
+        self.runners.extend(run.finish(end, &mut self.port)?);
+        let Some(session) = &mut self.session else { return Ok(()) };
+        match kind {
+            Kind::Call { .. } if end.is_interpreters => {
+                session.lose(language);
+                // Who reads the result will want another.
+                self.runners.push(Runner::spawn(language, &[], Cgroup::of(language)?, &Folder::shared()?)?);
+            }
+            Kind::Beside => session.left.push(Cgroup::of_run(id)?),
+            _ => {}
         }
         Ok(())
     }
@@ -286,28 +371,35 @@ impl Agent {
             let (pid, exit) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(pid, code)) => (pid, Exit::Code(code as u8)),
                 Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, Exit::Signal(signal as u8)),
-                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => break,
                 Ok(_) | Err(Errno::EINTR) => continue,
                 Err(error) => return Err(Error::new("reaping", error)),
             };
             self.note_end(pid, exit)?;
         }
+        if let Some(session) = &mut self.session {
+            session.left.retain(|cgroup| !cgroup.remove());
+        }
+        Ok(())
     }
 
     fn note_end(&mut self, pid: Pid, exit: Exit) -> Result<()> {
-        if let Some(run) = &mut self.run
-            && run.runner.pid == pid
-        {
+        if let Some(run) = self.runs.iter_mut().find(|run| run.runner.pid == pid) {
             // What the runner said before it ended counts more than how it ended.
-            let exit = run.read_control().unwrap_or(exit);
-            self.finish(exit)?;
+            let end = End { is_interpreters: true, ..run.read_control().unwrap_or(End::of_process(exit)) };
+            let id = run.id;
+            self.finish(id, end)?;
             // A rehearsal has no use for an interpreter that is gone.
             self.runners.retain(|runner| runner.pid != pid);
             return Ok(());
         }
         let Some(index) = self.runners.iter().position(|runner| runner.pid == pid) else { return Ok(()) };
         let runner = self.runners.swap_remove(index);
-        if self.run.is_some() {
+        if let Some(session) = &mut self.session {
+            // By what its last call has left in it, or another program has done to it: the next call is told.
+            session.lose(runner.language);
+        }
+        if self.session.is_some() || !self.runs.is_empty() {
             // A program may kill all that is its user's; what it does not use itself is not missed.
             return Ok(());
         }
@@ -318,6 +410,6 @@ impl Agent {
             runner.language,
             String::from_utf8_lossy(&words[..length]).trim()
         );
-        self.port.send(&GuestFrame::Failed { reason })
+        self.port.send(&GuestFrame::Failed { run: None, reason })
     }
 }

@@ -23,6 +23,10 @@ use crate::settings;
 /// that its interpreter wants.
 pub(crate) const PROGRAM_DIR: &str = "/run/program";
 
+/// Where the calls of a session lie. The user cannot write here: a disk that is full must not keep the call from running that would
+/// remove something.
+pub(crate) const CALL_DIR: &str = "/run/calls";
+
 /// The working directory of a program.
 pub(crate) const WORKSPACE_DIR: &str = "/workspace";
 
@@ -145,7 +149,7 @@ fn mount_system() -> Result<()> {
     attach("proc", "/proc", "proc", hardened, settings::PROC_OPTIONS)?;
     attach("sysfs", "/sys", "sysfs", hardened, "")?;
     attach("cgroup2", "/sys/fs/cgroup", "cgroup2", hardened, "")?;
-    attach("tmpfs", "/run", "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=0755,size=16m")?;
+    attach("tmpfs", "/run", "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=0755,size=32m")?;
     make_directory("/dev/pts", 0o755)?;
     attach("devpts", "/dev/pts", "devpts", MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, "mode=0620,gid=5,ptmxmode=0666")?;
     make_directory("/dev/shm", 0o1777)?;
@@ -172,6 +176,7 @@ fn mount_writable() -> Result<()> {
             .context(format!("binding {target}"))?;
     }
     make_directory(COMMAND_DIR, 0o755)?;
+    make_directory(CALL_DIR, 0o755)?;
     make_directory(RUNNER_DIR, 0o755)
 }
 

@@ -1,6 +1,7 @@
 //! The cgroup that all of a program's processes are in: its limits, its figures, its end.
 //!
-//! Each interpreter that is kept warm has one of its own, so that those which the program does not use count for nothing.
+//! Each interpreter that is kept warm has one of its own, so that those which the program does not use count for nothing. All of
+//! them are in one, which bounds the programs of a session together.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -8,17 +9,34 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use nix::sys::signal::{Signal, kill};
+use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use sandbox_schemas::language::Language;
 use sandbox_schemas::limits;
+use sandbox_schemas::wire::RunId;
 
 use crate::error::{Context, Result};
 
 const ROOT: &str = "/sys/fs/cgroup";
 
+/// What the cgroups of all programs are in.
+const PROGRAMS: &str = "/sys/fs/cgroup/programs";
+
+const CONTROLLERS: &str = "+memory +pids +cpu";
+
 /// Lets cgroups have limits. The agent stays in the root: what a program uses up is never the agent's.
 pub(crate) fn set_up() -> Result<()> {
-    write(Path::new(ROOT), "cgroup.subtree_control", "+memory +pids +cpu")
+    write(Path::new(ROOT), "cgroup.subtree_control", CONTROLLERS)?;
+    fs::create_dir(PROGRAMS).context(format!("creating {PROGRAMS}"))?;
+    write(Path::new(PROGRAMS), "cgroup.subtree_control", CONTROLLERS)
+}
+
+/// Bounds what all programs take together, in bytes, beyond what the interpreters that wait have taken so far.
+pub(crate) fn bound_all(memory_max: u64) -> Result<()> {
+    let programs = Cgroup { folder: PROGRAMS.into() };
+    let now = fs::read_to_string(programs.folder.join("memory.current")).unwrap_or_default();
+    let now: u64 = now.trim().parse().unwrap_or(0);
+    write(&programs.folder, "memory.max", &memory_max.saturating_add(now).to_string())
 }
 
 /// A cgroup. It stays when this is dropped, as its processes do.
@@ -29,12 +47,20 @@ pub(crate) struct Cgroup {
 impl Cgroup {
     /// The one of a language, made if it is not there.
     pub(crate) fn of(language: Language) -> Result<Cgroup> {
-        Cgroup::named(language.name())
+        Cgroup::at(Path::new(PROGRAMS).join(language.name()))
     }
 
-    /// One beside those of the languages, made if it is not there.
+    /// The one of a program that has its own.
+    pub(crate) fn of_run(run: RunId) -> Result<Cgroup> {
+        Cgroup::at(Path::new(PROGRAMS).join(format!("run-{run}")))
+    }
+
+    /// One for what is no program, made if it is not there.
     pub(crate) fn named(name: &str) -> Result<Cgroup> {
-        let folder = Path::new(ROOT).join(name);
+        Cgroup::at(Path::new(ROOT).join(name))
+    }
+
+    fn at(folder: PathBuf) -> Result<Cgroup> {
         if !folder.exists() {
             fs::create_dir(&folder).context(format!("creating {}", folder.display()))?;
             write(&folder, "pids.max", &limits::PROCESSES_MAX.to_string())?;
@@ -49,11 +75,32 @@ impl Cgroup {
 
     /// Asks every process to end, by the signal that it is most likely to hear.
     pub(crate) fn interrupt(&self) {
-        let processes = fs::read_to_string(self.folder.join("cgroup.procs")).unwrap_or_default();
-        for pid in processes.lines().filter_map(|line| line.parse().ok()) {
+        for pid in self.processes() {
             // It may have ended meanwhile.
             let _ = kill(Pid::from_raw(pid), signal_for(pid));
         }
+    }
+
+    /// The same of an interpreter, which gets SIGINT, and of the processes that were started since. Those that it had started before
+    /// are no part of what shall end.
+    pub(crate) fn interrupt_since(&self, interpreter: Pid, since: ClockTicks) {
+        for pid in self.processes() {
+            if pid == interpreter.as_raw() {
+                let _ = kill(interpreter, Signal::SIGINT);
+            } else if started(pid).is_some_and(|started| started >= since) {
+                let _ = kill(Pid::from_raw(pid), signal_for(pid));
+            }
+        }
+    }
+
+    fn processes(&self) -> Vec<i32> {
+        let processes = fs::read_to_string(self.folder.join("cgroup.procs")).unwrap_or_default();
+        processes.lines().filter_map(|line| line.parse().ok()).collect()
+    }
+
+    /// Removes it, if no process is left in it.
+    pub(crate) fn remove(&self) -> bool {
+        fs::remove_dir(&self.folder).is_ok()
     }
 
     /// Kills every process in it, however it has forked.
@@ -61,11 +108,14 @@ impl Cgroup {
         write(&self.folder, "cgroup.kill", "1")
     }
 
-    /// Bounds what the processes and the files they write take together, in bytes, and begins to measure.
-    pub(crate) fn meter(&self, memory_max: u64) -> Result<Meter> {
+    /// Bounds what the processes and the files they write take together, in bytes, unless all programs are bounded together, and
+    /// begins to measure.
+    pub(crate) fn meter(&self, memory_max: Option<u64>) -> Result<Meter> {
         // It can be too small for the interpreter already, which is then killed for it: that counts.
         let (cpu_before_us, oom_kills_before) = (self.cpu_us(), self.oom_kills());
-        write(&self.folder, "memory.max", &memory_max.to_string())?;
+        if let Some(memory_max) = memory_max {
+            write(&self.folder, "memory.max", &memory_max.to_string())?;
+        }
         // What was used for warming does not count, nor what the limit has just pushed out: pages of files that rehearsals read
         // can be more than a program is allowed. A write resets the peak for those who read through this descriptor.
         let mut peak = File::options().read(true).write(true).open(self.folder.join("memory.peak")).ok();
@@ -105,6 +155,28 @@ fn signal_for(pid: i32) -> Signal {
     } else {
         Signal::SIGINT
     }
+}
+
+/// A time since the machine has started, as the kernel tells it of processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ClockTicks(u64);
+
+impl ClockTicks {
+    /// What the kernel counts in, whatever it ticks at.
+    const PER_SECOND: u64 = 100;
+
+    pub(crate) fn now() -> ClockTicks {
+        let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map(std::time::Duration::from).unwrap_or_default();
+        ClockTicks((now.as_millis() as u64) * ClockTicks::PER_SECOND / 1000)
+    }
+}
+
+/// When a process was started, if it is there.
+fn started(pid: i32) -> Option<ClockTicks> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Behind its name, which can hold anything, it is the 20th.
+    let rest = stat.rsplit_once(") ")?.1;
+    rest.split(' ').nth(19)?.parse().ok().map(ClockTicks)
 }
 
 /// What a program has used since its start.

@@ -11,7 +11,7 @@ use std::path::Path;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use sandbox_schemas::language::Language;
 use sandbox_schemas::limits::HOST_FRAME_MAX_BYTES;
-use sandbox_schemas::wire::{self, Execute, HostFrame};
+use sandbox_schemas::wire::{self, Execute, HostFrame, Kind};
 
 use crate::port::Port;
 
@@ -40,17 +40,26 @@ fn frames(input: &[u8]) -> (Vec<HostFrame>, bool) {
 
 fn parts() -> Vec<Vec<u8>> {
     let execute = HostFrame::Execute(Execute {
+        run: 1,
         language: Language::Shell,
-        is_rehearsal: false,
+        kind: Kind::Call { number: 1 },
         code: "echo hi".into(),
         stdin: String::new(),
         env: vec![("A".into(), "B".into())],
         memory_bytes: 1 << 20,
         stdout_max: 1,
         stderr_max: u64::MAX,
+        window: 1,
     });
-    let frames =
-        [HostFrame::Interrupt, HostFrame::Kill, HostFrame::Clock(7), HostFrame::Tunnel(vec![0; 5000]), execute];
+    let frames = [
+        HostFrame::Interrupt(1),
+        HostFrame::Kill(u32::MAX),
+        HostFrame::Clock(7),
+        HostFrame::Input { run: 1, bytes: vec![1; 300], is_last: true },
+        HostFrame::Credit { run: 2, bytes: u64::MAX },
+        HostFrame::Tunnel(vec![0; 5000]),
+        execute,
+    ];
     let encoded = frames.iter().map(|frame| wire::encode(frame).unwrap());
     let lies = [u32::MAX, HOST_FRAME_MAX_BYTES as u32, 0, 1].map(|length| length.to_le_bytes().to_vec());
     encoded.chain(lies).collect()
@@ -71,7 +80,8 @@ fn port() {
 
 #[test]
 fn what_the_host_says_is_read_as_it_was_said_whatever_follows() {
-    let said: Vec<HostFrame> = vec![HostFrame::Interrupt, HostFrame::Tunnel(vec![9; 9000]), HostFrame::Clock(u64::MAX)];
+    let said: Vec<HostFrame> =
+        vec![HostFrame::Interrupt(3), HostFrame::Tunnel(vec![9; 9000]), HostFrame::Clock(u64::MAX)];
     let bytes: Vec<u8> = said.iter().flat_map(|frame| wire::encode(frame).unwrap()).collect();
     assert_eq!(frames(&bytes), (said.clone(), true));
     bolero::check!().for_each(|input: &[u8]| {

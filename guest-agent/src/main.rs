@@ -1,7 +1,8 @@
-//! PID 1 of the VM. It brings up the guest, keeps interpreters warm, and runs one program at a time as an ordinary user.
+//! PID 1 of the VM. It brings up the guest, keeps interpreters warm, and runs programs as an ordinary user: one, or those of a session.
 //!
 //! ```text
 //! boot -> port: Hello -> identity, warm runners -> Ready -> Execute -> Started, Output... -> Finished -> (VM destroyed)
+//!                                                       ^--------- session ---------'
 //! ```
 //!
 //! One thread and one `poll` loop: what can wake the agent is listed in `agent.rs` and nowhere else. When the host end
@@ -21,6 +22,7 @@ mod settings;
 
 mod cgroup;
 mod confine;
+mod program;
 mod runner;
 
 mod output;

@@ -5,12 +5,11 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::unistd::read;
-use sandbox_schemas::limits::OUTPUT_CHUNK_MAX_BYTES;
-use sandbox_schemas::wire::{GuestFrame, Stream};
+use sandbox_schemas::limits::{OUTPUT_CHUNK_MAX_BYTES, PIPE_BYTES};
+use sandbox_schemas::wire::{GuestFrame, RunId, Stream};
 
 use crate::error::Result;
 use crate::port::Port;
-use crate::runner::PIPE_BYTES;
 
 /// After a short read the stream rests for so long, so that a program that prints line by line is not interrupted at
 /// each. It delays nothing else: the end of a run is taken in at once.
@@ -18,6 +17,7 @@ const REST: Duration = Duration::from_millis(10);
 
 /// The reading end of a program's stdout or stderr.
 pub(crate) struct Output {
+    run: RunId,
     stream: Stream,
     pipe: Option<OwnedFd>,
     cap: u64,
@@ -27,8 +27,8 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    pub(crate) fn new(stream: Stream, pipe: OwnedFd, cap: u64) -> Self {
-        Output { stream, pipe: Some(pipe), cap, bytes: 0, resting_until: None }
+    pub(crate) fn new(run: RunId, stream: Stream, pipe: OwnedFd, cap: u64) -> Self {
+        Output { run, stream, pipe: Some(pipe), cap, bytes: 0, resting_until: None }
     }
 
     /// What to wait for: nothing once the stream has ended, or while it rests.
@@ -41,9 +41,21 @@ impl Output {
         self.resting_until.filter(|&until| self.pipe.is_some() && until > now)
     }
 
-    /// Takes in what is there, one chunk.
-    pub(crate) fn pump(&mut self, port: &mut Port) -> Result<()> {
-        if self.take_chunk(port)? < OUTPUT_CHUNK_MAX_BYTES {
+    /// Whether nothing of it is sent any more.
+    pub(crate) fn is_full(&self) -> bool {
+        self.bytes >= self.cap
+    }
+
+    /// Takes in what is there, one chunk, of which it sends at most what the window allows.
+    pub(crate) fn pump(&mut self, window: &mut u64, port: &mut Port) -> Result<()> {
+        let mut chunk = OUTPUT_CHUNK_MAX_BYTES;
+        if !self.is_full() {
+            chunk = chunk.min(usize::try_from(*window).unwrap_or(usize::MAX));
+        }
+        let room = self.cap.saturating_sub(self.bytes);
+        let length = self.take_chunk(chunk, port)?;
+        *window = window.saturating_sub(room.min(length as u64));
+        if length < chunk {
             self.resting_until = Some(Instant::now() + REST);
         }
         Ok(())
@@ -53,14 +65,14 @@ impl Output {
     /// without end must not keep the run open.
     pub(crate) fn drain(&mut self, port: &mut Port) -> Result<()> {
         let end = self.bytes + PIPE_BYTES as u64;
-        while self.bytes < end && self.take_chunk(port)? > 0 {}
+        while self.bytes < end && self.take_chunk(OUTPUT_CHUNK_MAX_BYTES, port)? > 0 {}
         Ok(())
     }
 
     /// Bytes read; 0 when there are none, or no more.
-    fn take_chunk(&mut self, port: &mut Port) -> Result<usize> {
+    fn take_chunk(&mut self, length: usize, port: &mut Port) -> Result<usize> {
         let Some(pipe) = &self.pipe else { return Ok(0) };
-        let mut chunk = vec![0; OUTPUT_CHUNK_MAX_BYTES];
+        let mut chunk = vec![0; length];
         match read(pipe, &mut chunk) {
             Ok(0) => {
                 self.pipe = None;
@@ -71,7 +83,7 @@ impl Output {
                 self.bytes += length as u64;
                 chunk.truncate(length.min(usize::try_from(room).unwrap_or(usize::MAX)));
                 if !chunk.is_empty() {
-                    port.send(&GuestFrame::Output { stream: self.stream, bytes: chunk })?;
+                    port.send(&GuestFrame::Output { run: self.run, stream: self.stream, bytes: chunk })?;
                 }
                 Ok(length)
             }

@@ -1,68 +1,158 @@
 //! One program from its start to its end.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::unistd::{read, write};
-use sandbox_schemas::wire::{Execute, Exit, Finished, GuestFrame, Stream};
+use sandbox_schemas::limits::STDIN_MAX_BYTES;
+use sandbox_schemas::wire::{Execute, Exit, Finished, GuestFrame, Kind, RunId, Stream};
 
-use crate::cgroup::{Cgroup, Meter};
-use crate::error::{Context, Result};
+use crate::cgroup::{Cgroup, ClockTicks, Meter};
+use crate::error::{Context, Error, Result};
 use crate::output::Output;
 use crate::port::Port;
-use crate::runner::{self, Runner};
+use crate::program::{self, Folder};
+use crate::runner::Runner;
 
 /// A program that has been handed to its runner.
 pub(crate) struct Run {
+    pub(crate) id: RunId,
+    pub(crate) kind: Kind,
     pub(crate) runner: Runner,
     pub(crate) stdout: Output,
     pub(crate) stderr: Output,
+    /// Bytes of output that may be sent.
+    window: u64,
     stdin: Vec<u8>,
     stdin_written: usize,
+    /// Of a program beside others: whether more input may come.
+    is_input_open: bool,
+    /// What was given as input later than with the program, and has not been taken.
+    given: u64,
     started: Instant,
+    started_ticks: Option<ClockTicks>,
     meter: Meter,
     /// Closed by some runners before the program starts, and by programs that close all they find.
     control: Option<OwnedFd>,
     said: Vec<u8>,
-    is_rehearsal: bool,
+    state_lost: bool,
+}
+
+/// How a program has ended, and its interpreter with it or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct End {
+    pub(crate) exit: Exit,
+    pub(crate) is_interpreters: bool,
+}
+
+impl End {
+    /// The process has ended.
+    pub(crate) fn of_process(exit: Exit) -> End {
+        End { exit, is_interpreters: true }
+    }
 }
 
 impl Run {
     /// Lays the program out, tells the host, then lets the program go: what is reported as not started cannot have run.
     /// Without a warm runner the interpreter is started as part of the run: what a program's environment makes of it is the
-    /// program's doing.
-    pub(crate) fn start(warm: Option<Runner>, request: Execute, port: &mut Port) -> Result<Run> {
+    /// program's doing. `state_lost`: what an earlier call had left is gone already. What fails leaves the runner where it was.
+    pub(crate) fn start(
+        warm: &mut Option<Runner>,
+        mut request: Execute,
+        state_lost: bool,
+        port: &mut Port,
+    ) -> Result<Run> {
         let has_own_start = warm.is_none();
-        let meter = Cgroup::of(request.language)?.meter(request.memory_bytes)?;
-        let has_environment = runner::lay_out(request.language, &request.code, &request.env, has_own_start)?;
-        port.send(&GuestFrame::Started)?;
-        let started = Instant::now();
-        let mut runner = match warm {
-            Some(runner) => runner,
-            None => Runner::spawn(request.language, &request.env)?,
+        let (cgroup, folder) = match request.kind {
+            Kind::Beside => (Cgroup::of_run(request.run)?, Folder::new(&format!("run-{}", request.run))?),
+            Kind::Call { .. } => (Cgroup::of(request.language)?, Folder::of_calls()?),
+            _ => (Cgroup::of(request.language)?, Folder::shared()?),
         };
-        runner.go(request.is_rehearsal, has_environment, request.memory_bytes);
+        let is_in_session = is_in_session(request.kind);
+        let meter = cgroup.meter((!is_in_session).then_some(request.memory_bytes))?;
+        let laid_out = program::lay_out(&folder, &request, has_own_start)?;
+        port.send(&GuestFrame::Started(request.run))?;
+        let started = Instant::now();
+        let started_ticks = is_in_session.then(ClockTicks::now);
+        let mut runner = match warm.take() {
+            Some(runner) => runner,
+            None => Runner::spawn(request.language, &request.env, cgroup, &folder)?,
+        };
+        runner.go(&request, laid_out);
+        let (id, stdout, stderr) = (request.run, runner.stdout.try_clone(), runner.stderr.try_clone());
         let mut run = Run {
-            stdout: Output::new(Stream::Stdout, runner.stdout.try_clone().context("stdout")?, request.stdout_max),
-            stderr: Output::new(Stream::Stderr, runner.stderr.try_clone().context("stderr")?, request.stderr_max),
+            id,
+            kind: request.kind,
+            stdout: Output::new(id, Stream::Stdout, stdout.context("stdout")?, request.stdout_max),
+            stderr: Output::new(id, Stream::Stderr, stderr.context("stderr")?, request.stderr_max),
+            window: request.window,
             control: runner.control.take(),
-            stdin: request.stdin.into_bytes(),
+            // A call has its own laid out beside it: the interpreter is to read that of the next one, too.
+            stdin: if laid_out.has_input { Vec::new() } else { std::mem::take(&mut request.stdin).into_bytes() },
             stdin_written: 0,
+            is_input_open: request.kind == Kind::Beside,
+            given: 0,
             runner,
             started,
+            started_ticks,
             meter,
             said: Vec::new(),
-            is_rehearsal: request.is_rehearsal,
+            state_lost,
         };
         run.feed_stdin();
         Ok(run)
     }
 
+    /// The pipes whose output can be sent.
+    pub(crate) fn outputs(&self, now: Instant) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let window = self.window;
+        [&self.stdout, &self.stderr]
+            .into_iter()
+            .filter(move |output| window > 0 || output.is_full())
+            .filter_map(move |output| output.interest(now))
+    }
+
+    /// When output that rests is to be looked at again.
+    pub(crate) fn rest_end(&self, now: Instant) -> Option<Instant> {
+        [&self.stdout, &self.stderr].iter().filter_map(|output| output.rest_end(now)).min()
+    }
+
+    /// Takes in the output of the pipes that have some.
+    pub(crate) fn pump(&mut self, is_woken: impl Fn(BorrowedFd<'_>) -> bool, port: &mut Port) -> Result<()> {
+        let now = Instant::now();
+        for output in [&mut self.stdout, &mut self.stderr] {
+            if (self.window > 0 || output.is_full()) && output.interest(now).is_some_and(&is_woken) {
+                output.pump(&mut self.window, port)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// So much more output may be sent.
+    pub(crate) fn credit(&mut self, bytes: u64) {
+        self.window = self.window.saturating_add(bytes);
+    }
+
     /// The pipe that wants more input, if there is more.
     pub(crate) fn stdin(&self) -> Option<&OwnedFd> {
-        // It belongs to the program that comes after the rehearsals.
-        self.runner.stdin.as_ref().filter(|_| !self.is_rehearsal)
+        let is_waiting = self.stdin_written < self.stdin.len() || !self.is_input_open;
+        // That of a rehearsal belongs to the program that comes after it.
+        self.runner.stdin.as_ref().filter(|_| self.kind != Kind::Rehearsal && is_waiting)
+    }
+
+    /// More input for a program beside others.
+    pub(crate) fn give(&mut self, bytes: &[u8], is_last: bool, port: &mut Port) -> Result<()> {
+        if self.kind != Kind::Beside || self.stdin.len() - self.stdin_written + bytes.len() > STDIN_MAX_BYTES {
+            return Err(Error::new("input", "this program takes none, or has not read what there is"));
+        }
+        self.stdin.drain(..self.stdin_written);
+        self.stdin_written = 0;
+        self.stdin.extend_from_slice(bytes);
+        self.given += bytes.len() as u64;
+        self.is_input_open &= !is_last;
+        self.feed_stdin();
+        self.tell_taken(port)
     }
 
     /// Writes what fits; closes the pipe behind the last byte.
@@ -79,13 +169,24 @@ impl Run {
         }
     }
 
+    /// Tells the host what has become of the input that it gave.
+    pub(crate) fn tell_taken(&mut self, port: &mut Port) -> Result<()> {
+        let left = if self.runner.stdin.is_some() { (self.stdin.len() - self.stdin_written) as u64 } else { 0 };
+        let bytes = self.given.saturating_sub(left);
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.given -= bytes;
+        port.send(&GuestFrame::Taken { run: self.id, bytes })
+    }
+
     /// The pipe on which the runner reports, while it is open.
     pub(crate) fn control(&self) -> Option<&OwnedFd> {
         self.control.as_ref()
     }
 
-    /// The exit code, once the runner has said so.
-    pub(crate) fn read_control(&mut self) -> Option<Exit> {
+    /// How the program has ended, once the runner has said so.
+    pub(crate) fn read_control(&mut self) -> Option<End> {
         let mut chunk = [0; 64];
         while let Some(pipe) = &self.control {
             match read(pipe, &mut chunk) {
@@ -102,17 +203,32 @@ impl Run {
             self.runner.is_warm_now();
         }
         let end = self.said.iter().position(|&byte| byte == b'\n')?;
-        let code = std::str::from_utf8(&self.said[..end]).ok()?.strip_prefix('D')?.parse().ok()?;
-        Some(Exit::Code(code))
+        let line = std::str::from_utf8(&self.said[..end]).ok()?;
+        let is_interpreters = line.starts_with('X');
+        let code = line.strip_prefix(['D', 'X'])?.parse().ok()?;
+        Some(End { exit: Exit::Code(code), is_interpreters })
     }
 
-    /// Sends what the program had still written, and how it ended. The runner comes back from a rehearsal.
-    pub(crate) fn finish(mut self, exit: Exit, port: &mut Port) -> Result<Option<Runner>> {
+    /// Ctrl-C.
+    pub(crate) fn interrupt(&self) {
+        match (self.kind, self.started_ticks) {
+            // What earlier calls have started goes on.
+            (Kind::Call { .. }, Some(since)) => self.runner.cgroup.interrupt_since(self.runner.pid, since),
+            _ => self.runner.cgroup.interrupt(),
+        }
+    }
+
+    /// Sends what the program had still written, and how it ended. The runner comes back from a rehearsal, and from a call that it has
+    /// outlived.
+    pub(crate) fn finish(mut self, end: End, port: &mut Port) -> Result<Option<Runner>> {
         let process_us = self.started.elapsed().as_micros() as u64;
         self.stdout.drain(port)?;
         self.stderr.drain(port)?;
+        let is_call = matches!(self.kind, Kind::Call { .. });
         port.send(&GuestFrame::Finished(Finished {
-            exit,
+            run: self.id,
+            exit: end.exit,
+            state_lost: is_call && (self.state_lost || end.is_interpreters),
             stdout_bytes: self.stdout.bytes,
             stderr_bytes: self.stderr.bytes,
             spawn_us: self.runner.spawn_us.unwrap_or(process_us),
@@ -121,11 +237,28 @@ impl Run {
             memory_peak_bytes: self.meter.memory_peak_bytes(),
             oom_kills: self.meter.oom_kills(&self.runner.cgroup),
         }))?;
-        if !self.is_rehearsal {
-            return Ok(None);
+        match self.kind {
+            Kind::Rehearsal => program::clear_away()?,
+            Kind::Call { number } => {
+                program::clear_call_away(number);
+                if end.is_interpreters {
+                    return Ok(None);
+                }
+                self.runner.was_restored();
+            }
+            Kind::Beside => {
+                // What it has started was its own alone.
+                self.runner.cgroup.kill_all()?;
+                return Ok(None);
+            }
+            _ => return Ok(None),
         }
-        runner::clear_away()?;
         self.runner.control = self.control;
         Ok(Some(self.runner))
     }
+}
+
+/// Whether all programs are bounded together.
+pub(crate) fn is_in_session(kind: Kind) -> bool {
+    matches!(kind, Kind::Call { .. } | Kind::Beside)
 }

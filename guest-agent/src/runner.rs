@@ -1,13 +1,13 @@
 //! An interpreter that waits for its program: spawned as the user, warmed, told once to go.
 //!
 //! What the agent and a runner say to each other travels on two pipes of their own, never on the program's streams:
-//! the agent writes a line on the request pipe (`G`: go, the only program; `E`: the same, with an environment; `P`: a rehearsal,
-//! stay for another; at its end `+` instead of a newline: there is much memory); the runner writes `R` on the control pipe when
-//! it is warm and `D`, exit code, newline when the program has ended. A program that ends in any other way is seen by its exit.
+//! the agent writes a line on the request pipe: what it is about (`G`: go, the only program; `P`: a rehearsal, stay for another; `C` and a
+//! number: that call of a session, stay with what it leaves), and a letter for each thing to know (`e`: there is an environment; `i`:
+//! there is input; `+`: there is much memory). The runner writes `R` on the control pipe when it is warm, and when the program has ended
+//! `D`, exit code, newline; `X` instead where a call ends its interpreter. What ends in any other way is seen by its exit.
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -18,27 +18,23 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, fchown, pipe2};
 use sandbox_schemas::language::Language;
 use sandbox_schemas::limits;
+use sandbox_schemas::wire::{Execute, Kind};
 
-use crate::boot::{PROGRAM_DIR, RUNNER_DIR, WORKSPACE_DIR};
+use crate::boot::{RUNNER_DIR, WORKSPACE_DIR};
 use crate::cgroup::Cgroup;
 use crate::confine::{self, USER_GID, USER_UID};
 use crate::error::{Context, Result};
+use crate::program::{BASH_ENV, Folder, LaidOut};
 
 /// The descriptors in a runner. Far above those that programs open, or close by the dozen.
 const REQUEST_FD: RawFd = 1000;
 const CONTROL_FD: RawFd = 1001;
-
-/// A pipe's capacity, in bytes: what a program can write before the agent must read. Linux allows root more than the
-/// usual 64 KiB, and fewer switches between program and agent are what counts under TCG.
-pub(crate) const PIPE_BYTES: i32 = 1024 * 1024;
 
 /// From here on, in bytes, an interpreter need not be careful with its memory: its own limit is no larger.
 const ROOMY_BYTES: u64 = limits::MEMORY_MAX_MB * 1024 * 1024;
 
 /// What differs from language to language.
 struct Recipe {
-    /// File name of the program.
-    program: &'static str,
     /// File name and source of the runner.
     runner: (&'static str, &'static str),
     /// Interpreter and its arguments before the runner's, if it takes one, and the program's.
@@ -57,7 +53,6 @@ const STARTUP_VARIABLES_OF_ALL: &[&str] = &["LD_*", "LC_*", "LANG", "LANGUAGE", 
 fn recipe(language: Language) -> Recipe {
     match language {
         Language::Python => Recipe {
-            program: "main.py",
             runner: ("python.py", include_str!("../runners/python.py")),
             command: &["/usr/bin/python3", "/usr/local/lib/sandbox/start.pyc"],
             runner_variable: None,
@@ -65,7 +60,6 @@ fn recipe(language: Language) -> Recipe {
             runtime_variables: &[],
         },
         Language::Javascript => Recipe {
-            program: "main.js",
             runner: ("node.cjs", include_str!("../runners/node.cjs")),
             command: &[
                 "/usr/local/bin/node",
@@ -81,7 +75,6 @@ fn recipe(language: Language) -> Recipe {
             runtime_variables: &["NODE_ENV"],
         },
         Language::Shell => Recipe {
-            program: "main.sh",
             runner: ("bash.sh", include_str!("../runners/bash.sh")),
             command: &["/bin/bash"],
             runner_variable: Some(BASH_ENV),
@@ -101,9 +94,6 @@ fn recipe(language: Language) -> Recipe {
         },
     }
 }
-
-/// The runner sources a program's own, since bash was told of the runner by it.
-const BASH_ENV: &str = "BASH_ENV";
 
 /// Whether a warm interpreter would miss one of these variables.
 pub(crate) fn needs_own_start(language: Language, env: &[(String, String)]) -> bool {
@@ -125,56 +115,6 @@ fn is_identifier(name: &str) -> bool {
     !name.starts_with(|c: char| c.is_ascii_digit()) && name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_')
 }
 
-/// Lays out a program where its runner finds it. `env` is what an interpreter of its own was not started with. Whether there is
-/// an environment.
-pub(crate) fn lay_out(language: Language, code: &str, env: &[(String, String)], has_own_start: bool) -> Result<bool> {
-    let program = recipe(language).program;
-    // The other interpreters skip it themselves.
-    let code = if language == Language::Shell { code.strip_prefix('\u{feff}').unwrap_or(code) } else { code };
-    if language == Language::Shell && is_of_another_interpreter(code) {
-        write_for_user(SCRIPT, code.as_bytes())?;
-        let path = format!("{PROGRAM_DIR}/{SCRIPT}");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).context(format!("making {path} a program"))?;
-        write_for_user(program, format!("exec {path}\n").as_bytes())?;
-    } else {
-        write_for_user(program, code.as_bytes())?;
-    }
-    let mut variables = Vec::new();
-    for (name, value) in env.iter().filter(|(name, _)| !has_own_start || is_runners(language, name)) {
-        variables.extend_from_slice(format!("{name}={value}\0").as_bytes());
-    }
-    if !variables.is_empty() {
-        write_for_user("env", &variables)?;
-    }
-    Ok(!variables.is_empty())
-}
-
-/// What a shell program is called that names another interpreter than a shell in its first line: the kernel starts that.
-const SCRIPT: &str = "main";
-
-/// Whether the first line of a shell program says that it is none: `#!/usr/bin/env python3`.
-fn is_of_another_interpreter(code: &str) -> bool {
-    let Some(line) = code.lines().next().and_then(|line| line.strip_prefix("#!")) else { return false };
-    let mut words = line.split_whitespace().map(|word| word.rsplit('/').next().unwrap_or_default());
-    let first = words.next();
-    let name = if first == Some("env") { words.find(|word| !word.starts_with('-')) } else { first };
-    name.is_some_and(|name| !matches!(name, "bash" | "sh" | "dash" | ""))
-}
-
-/// Removes a program that was laid out, whatever it was renamed to.
-pub(crate) fn clear_away() -> Result<()> {
-    let files = fs::read_dir(PROGRAM_DIR).context(format!("reading {PROGRAM_DIR}"))?;
-    for file in files.flatten() {
-        fs::remove_file(file.path()).context(format!("removing {}", file.path().display()))?;
-    }
-    Ok(())
-}
-
-/// Whether an interpreter is told of its runner by this variable.
-fn is_runners(language: Language, name: &str) -> bool {
-    recipe(language).runner_variable == Some(name)
-}
-
 /// A spawned interpreter.
 pub(crate) struct Runner {
     pub(crate) language: Language,
@@ -192,7 +132,13 @@ pub(crate) struct Runner {
 }
 
 impl Runner {
-    pub(crate) fn spawn(language: Language, env: &[(String, String)]) -> Result<Runner> {
+    /// Its program will lie in `folder`; all its processes are in `cgroup`.
+    pub(crate) fn spawn(
+        language: Language,
+        env: &[(String, String)],
+        cgroup: Cgroup,
+        folder: &Folder,
+    ) -> Result<Runner> {
         let recipe = recipe(language);
         let (name, source) = recipe.runner;
         let runner_path = format!("{RUNNER_DIR}/{name}");
@@ -208,7 +154,6 @@ impl Runner {
         }
 
         let filter = confine::filter()?;
-        let cgroup = Cgroup::of(language)?;
         let join_file = cgroup.join_file();
         let spawned = Instant::now();
         #[allow(clippy::disallowed_methods, reason = "the agent's one place that starts a program")]
@@ -218,7 +163,7 @@ impl Runner {
             .arg0(recipe.command[0].rsplit('/').next().unwrap_or_default())
             .args(&recipe.command[1..])
             .args(recipe.runner_variable.is_none().then_some(&runner_path))
-            .arg(format!("{PROGRAM_DIR}/{}", recipe.program))
+            .arg(folder.program(language))
             .env_clear()
             .envs(base_environment())
             .envs(env.iter().map(|(name, value)| (name, value)))
@@ -266,17 +211,18 @@ impl Runner {
     }
 
     /// Lets it run the program that was laid out.
-    pub(crate) fn go(&mut self, is_rehearsal: bool, has_environment: bool, memory_bytes: u64) {
-        let word = match (is_rehearsal, has_environment) {
-            (true, _) => b'P',
-            (false, true) => b'E',
-            (false, false) => b'G',
+    pub(crate) fn go(&mut self, request: &Execute, laid_out: LaidOut) {
+        let mut line = match request.kind {
+            Kind::Only | Kind::Beside => String::from("G"),
+            Kind::Rehearsal => String::from("P"),
+            Kind::Call { number } => format!("C{number}"),
         };
-        // Bash wants a line.
-        let is_told = self.language == Language::Javascript && memory_bytes >= ROOMY_BYTES;
-        let word = [word, if is_told { b'+' } else { b'\n' }];
+        let is_roomy = self.language == Language::Javascript && request.memory_bytes >= ROOMY_BYTES;
+        let known = [(laid_out.has_environment, 'e'), (laid_out.has_input, 'i'), (is_roomy, '+')];
+        line.extend(known.iter().filter(|(is_so, _)| *is_so).map(|(_, letter)| letter));
+        line.push('\n');
         // A runner that died meanwhile is noticed by its exit.
-        let _ = nix::unistd::write(&self.request, &word);
+        let _ = nix::unistd::write(&self.request, line.as_bytes());
     }
 
     /// Ends an interpreter that is of no use; its memory is free afterwards.
@@ -285,7 +231,7 @@ impl Runner {
         let _ = waitpid(self.pid, None);
     }
 
-    /// Signals the program's process group.
+    /// Signals the interpreter's process group.
     pub(crate) fn signal(&self, signal: Signal) {
         // It may have ended already; that is reported by its exit.
         let _ = killpg(self.pid, signal);
@@ -315,13 +261,8 @@ fn user_pipe() -> Result<(OwnedFd, OwnedFd)> {
     let (read, write) = pipe2(OFlag::O_CLOEXEC).context("creating a pipe")?;
     fchown(&read, Some(USER_UID.into()), Some(USER_GID.into())).context("giving a pipe to the user")?;
     // A smaller pipe only means more switches.
-    let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES));
+    let _ = fcntl(&write, FcntlArg::F_SETPIPE_SZ(limits::PIPE_BYTES as i32));
     Ok((read, write))
-}
-
-fn write_for_user(name: &str, bytes: &[u8]) -> Result<()> {
-    let path = format!("{PROGRAM_DIR}/{name}");
-    fs::write(&path, bytes).context(format!("writing {path}"))
 }
 
 /// Gives a descriptor a number, in a child that is about to exec.
@@ -340,29 +281,5 @@ mod tests {
     fn v8_may_use_the_largest_memory_of_a_program() {
         let wanted = format!("--max-old-space-size={}", limits::MEMORY_MAX_MB);
         assert!(recipe(Language::Javascript).command.contains(&wanted.as_str()), "{wanted}");
-    }
-
-    #[test]
-    fn a_first_line_may_name_another_interpreter() {
-        for code in [
-            "#!/usr/bin/env python3\nprint(1)",
-            "#!/usr/bin/awk -f",
-            "#! /usr/bin/node\n",
-            "#!/usr/bin/env -S perl -w\n",
-        ] {
-            assert!(is_of_another_interpreter(code), "{code}");
-        }
-        for code in [
-            "",
-            "echo",
-            "#!/bin/bash -e\n",
-            "#!/usr/bin/env bash\n",
-            "#!/bin/sh",
-            "#!\n",
-            " #!/usr/bin/python3",
-            "# !/x",
-        ] {
-            assert!(!is_of_another_interpreter(code), "{code}");
-        }
     }
 }

@@ -23,13 +23,13 @@ pub struct ExecuteInput {
     #[serde(deserialize_with = "lenient::program")]
     pub code: String,
 
-    /// Seconds that the program may run, 30 if not given; then it is interrupted and killed. Example: `120`
-    #[serde(default = "default_timeout_seconds", deserialize_with = "lenient::integer")]
+    /// Seconds that the program may run, 30 if not given; then it is interrupted and killed. In the background 3600, and up to 86400.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "lenient::maybe_integer")]
     #[cfg_attr(
         feature = "json-schema",
-        schemars(range(min = limits::TIMEOUT_MIN_SECONDS, max = limits::TIMEOUT_MAX_SECONDS))
+        schemars(with = "u64", range(min = limits::TIMEOUT_MIN_SECONDS, max = limits::BACKGROUND_TIMEOUT_MAX_SECONDS))
     )]
-    pub timeout_seconds: u64,
+    pub timeout_seconds: Option<u64>,
 
     /// Environment variables of the program, at most 256. Example: `["MODE=test"]`
     // Published as a list: what converts schemas for strict models has no form for an object of any names. Such an object is
@@ -58,6 +58,15 @@ pub struct ExecuteInput {
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "lenient::absent_if_empty")]
     #[cfg_attr(feature = "json-schema", schemars(with = "String"))]
     pub environment_id: Option<String>,
+
+    /// Where to run: what `open_session` has returned. Without it, in a fresh VM that ends with the program.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "lenient::absent_if_empty")]
+    #[cfg_attr(feature = "json-schema", schemars(with = "String"))]
+    pub session_id: Option<String>,
+
+    /// Whether to answer at once with a `run_id`, and let the program run on as a process of its own: servers, watchers, long work.
+    #[serde(default)]
+    pub background: bool,
 }
 
 /// A field of an input that does not satisfy its limit.
@@ -82,37 +91,54 @@ impl ExecuteInput {
         ExecuteInput {
             language,
             code: code.into(),
-            timeout_seconds: default_timeout_seconds(),
+            timeout_seconds: None,
             env: BTreeMap::new(),
             stdin: String::new(),
             memory_mb: default_memory_mb(),
             packages: Vec::new(),
             environment_id: None,
+            session_id: None,
+            background: false,
         }
+    }
+
+    /// How long the program may run, in seconds.
+    pub fn timeout_seconds(&self) -> u64 {
+        self.timeout_seconds.unwrap_or(match self.background {
+            true => limits::BACKGROUND_TIMEOUT_DEFAULT_SECONDS,
+            false => limits::TIMEOUT_DEFAULT_SECONDS,
+        })
     }
 
     /// Checks every field and names the first that is wrong.
     pub fn validate(&self) -> Result<(), InvalidInput> {
         check_code(&self.code)?;
         check_notebook(self.language, &self.code)?;
-        check_range("timeout_seconds", self.timeout_seconds, limits::TIMEOUT_MIN_SECONDS, limits::TIMEOUT_MAX_SECONDS)?;
+        let longest =
+            if self.background { limits::BACKGROUND_TIMEOUT_MAX_SECONDS } else { limits::TIMEOUT_MAX_SECONDS };
+        check_range("timeout_seconds", self.timeout_seconds(), limits::TIMEOUT_MIN_SECONDS, longest)?;
         check_range("memory_mb", self.memory_mb, limits::MEMORY_MIN_MB, limits::MEMORY_MAX_MB)?;
         if self.stdin.len() > limits::STDIN_MAX_BYTES {
             return Err(too_large("stdin", self.stdin.len(), limits::STDIN_MAX_BYTES));
         }
         check_env(&self.env)?;
         check_packages(&self.packages)?;
-        match &self.environment_id {
-            Some(_) if !self.packages.is_empty() => Err(InvalidInput::new(
-                "environment_id",
-                "cannot be given together with packages; install the packages that are missing with install_packages",
-            )),
-            Some(id) => match id.parse::<EnvironmentId>() {
-                Ok(_) => Ok(()),
-                Err(reason) => Err(InvalidInput::new("environment_id", format!("is {id:?}, but {reason}"))),
-            },
-            None => Ok(()),
-        }
+        check_environment(&self.packages, self.environment_id.as_deref())
+    }
+}
+
+/// Packages by name or by what has them.
+pub(crate) fn check_environment(packages: &[String], environment_id: Option<&str>) -> Result<(), InvalidInput> {
+    match environment_id {
+        Some(_) if !packages.is_empty() => Err(InvalidInput::new(
+            "environment_id",
+            "cannot be given together with packages; install the packages that are missing with install_packages",
+        )),
+        Some(id) => match id.parse::<EnvironmentId>() {
+            Ok(_) => Ok(()),
+            Err(reason) => Err(InvalidInput::new("environment_id", format!("is {id:?}, but {reason}"))),
+        },
+        None => Ok(()),
     }
 }
 
@@ -148,7 +174,7 @@ fn check_notebook(language: Language, code: &str) -> Result<(), InvalidInput> {
     ))
 }
 
-fn check_range(field: &str, value: u64, min: u64, max: u64) -> Result<(), InvalidInput> {
+pub(crate) fn check_range(field: &str, value: u64, min: u64, max: u64) -> Result<(), InvalidInput> {
     if (min..=max).contains(&value) {
         return Ok(());
     }
@@ -189,12 +215,8 @@ pub(crate) fn check_packages(packages: &[String]) -> Result<(), InvalidInput> {
     Err(InvalidInput::new("packages", message))
 }
 
-fn too_large(field: &str, bytes: usize, max: usize) -> InvalidInput {
+pub(crate) fn too_large(field: &str, bytes: usize, max: usize) -> InvalidInput {
     InvalidInput::new(field, format!("is {bytes} bytes; at most {max} bytes are allowed"))
-}
-
-fn default_timeout_seconds() -> u64 {
-    limits::TIMEOUT_DEFAULT_SECONDS
 }
 
 fn default_memory_mb() -> u64 {
@@ -203,7 +225,7 @@ fn default_memory_mb() -> u64 {
 
 /// One name each. Their other names are understood, and would only have a model choose.
 #[cfg(feature = "json-schema")]
-fn language_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+pub(crate) fn language_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     let names = Language::ALL.map(Language::name);
     schemars::json_schema!({ "type": "string", "enum": names })
 }
@@ -228,8 +250,8 @@ mod tests {
         check(|i| i.code = "a\0b".into(), "code: has a NUL byte at offset 1; remove it or escape it");
         check(|i| i.code = "#".repeat(1024 * 1024), "valid");
         check(|i| i.code = "#".repeat(1024 * 1024 + 1), "code: is 1048577 bytes; at most 1048576 bytes are allowed");
-        check(|i| i.timeout_seconds = 0, "timeout_seconds: is 0; must be between 1 and 300");
-        check(|i| i.timeout_seconds = 301, "timeout_seconds: is 301; must be between 1 and 300");
+        check(|i| i.timeout_seconds = Some(0), "timeout_seconds: is 0; must be between 1 and 300");
+        check(|i| i.timeout_seconds = Some(301), "timeout_seconds: is 301; must be between 1 and 300");
         check(|i| i.memory_mb = 63, "memory_mb: is 63; must be between 64 and 2048");
         check(|i| i.memory_mb = 2049, "memory_mb: is 2049; must be between 64 and 2048");
         check(
@@ -294,7 +316,7 @@ mod tests {
         let read = |number: &str| {
             let json = format!(r#"{{"language":"python","code":"1","timeout_seconds":{number},"memory_mb":{number}}}"#);
             let input = serde_json::from_str::<ExecuteInput>(&json).map_err(|error| error.to_string())?;
-            assert_eq!(input.timeout_seconds, input.memory_mb);
+            assert_eq!(input.timeout_seconds, Some(input.memory_mb));
             Ok::<_, String>(input.memory_mb)
         };
         for (number, value) in [("100", 100), ("100.0", 100), ("1e2", 100), ("0.0", 0), ("-0.0", 0)] {

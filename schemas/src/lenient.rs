@@ -50,6 +50,18 @@ pub(crate) fn integer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64,
     deserializer.deserialize_any(Integer)
 }
 
+/// The same where it may be left out.
+pub(crate) fn maybe_integer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    integer(deserializer).map(Some)
+}
+
+/// A language where it may be left out. Adapters that fill in every argument send an empty one.
+pub(crate) fn maybe_language<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Language>, D::Error> {
+    let Some(name) = absent_if_empty(deserializer)? else { return Ok(None) };
+    let language = Language::from_name(&name);
+    language.map(Some).ok_or_else(|| de::Error::invalid_value(Unexpected::Str(&name), &"a language"))
+}
+
 fn whole(value: f64) -> Option<u64> {
     // Below that every integer has a float of its own. No limit is anywhere near.
     const EXACT_BELOW: f64 = 9_007_199_254_740_992.0;

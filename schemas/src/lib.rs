@@ -5,10 +5,12 @@
 pub mod language;
 pub mod limits;
 
+pub mod background;
 pub mod execute;
 pub mod install;
 mod lenient;
 pub mod outcome;
+pub mod session;
 pub mod status;
 
 pub mod tunnel;

@@ -88,6 +88,40 @@ pub const GUEST_FRAME_MAX_BYTES: usize = 128 * 1024;
 /// Output bytes in one frame. Below [`GUEST_FRAME_MAX_BYTES`], large enough that framing costs nothing.
 pub const OUTPUT_CHUNK_MAX_BYTES: usize = 64 * 1024;
 
+/// Input bytes of a run in one frame: as for output.
+pub const INPUT_CHUNK_MAX_BYTES: usize = 64 * 1024;
+
+/// Output of a run of a session that may be under way to whoever listens to it, in bytes. What lies in the program's pipes at its end
+/// comes on top of it ([`PIPE_BYTES`] each), so that this and two pipes are what a guest can make the host hold for a run.
+pub const OUTPUT_WINDOW_BYTES: u64 = 256 * 1024;
+
+/// Capacity of the pipes that a program writes to, in bytes. Linux allows root more than the usual 64 KiB, and fewer switches between
+/// program and agent are what counts under TCG.
+pub const PIPE_BYTES: usize = 1024 * 1024;
+
+/// Most runs of a session at once: a call in each language, and the rest in the background. A few servers and a watcher are what agents
+/// start; each is an interpreter of 10-50 MiB.
+pub const SESSION_RUNS_MAX: usize = 16;
+
+/// Longest `idle_timeout_seconds` of a session, in seconds.
+pub const IDLE_MAX_SECONDS: u64 = 24 * 60 * 60;
+
+/// `idle_timeout_seconds` when it is not given, in seconds: a model that thinks, or a person who reads, takes minutes; what is forgotten
+/// keeps a VM's memory from others.
+pub const IDLE_DEFAULT_SECONDS: u64 = 15 * 60;
+
+/// Longest `timeout_seconds` of a background run, in seconds.
+pub const BACKGROUND_TIMEOUT_MAX_SECONDS: u64 = 24 * 60 * 60;
+
+/// `timeout_seconds` of a background run when it is not given, in seconds: a server that is forgotten ends with its session, or so.
+pub const BACKGROUND_TIMEOUT_DEFAULT_SECONDS: u64 = 60 * 60;
+
+/// Longest `wait_seconds` of `get_run`, in seconds: clients give up on a silent call after a minute.
+pub const WAIT_MAX_SECONDS: u64 = 50;
+
+/// Output of a background run that is kept for who fetches it, in bytes: as much as a result can have.
+pub const BACKGROUND_OUTPUT_MAX_BYTES: usize = STDOUT_MAX_BYTES;
+
 /// Most packages of one request. A project's own requirements are 10 or 20; what they pull in is not counted.
 pub const PACKAGES_MAX: usize = 50;
 
@@ -152,6 +186,7 @@ const _: () = {
     assert!(OUTPUT_CHUNK_MAX_BYTES + 1024 < GUEST_FRAME_MAX_BYTES);
     assert!(TUNNEL_CHUNK_MAX_BYTES + 1024 < GUEST_FRAME_MAX_BYTES);
     assert!(TUNNEL_CHUNK_MAX_BYTES + 1024 < HOST_FRAME_MAX_BYTES);
+    assert!(INPUT_CHUNK_MAX_BYTES + 1024 < HOST_FRAME_MAX_BYTES);
     assert!(TIMEOUT_DEFAULT_SECONDS < 60);
 };
 

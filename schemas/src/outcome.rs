@@ -28,6 +28,10 @@ pub struct ExecuteOutcome {
     pub invalid_utf8: bool,
     /// Whether a process of the program was killed because `memory_mb` was used up.
     pub out_of_memory: bool,
+    /// In a session: whether an interpreter has ended, with this call or since the one before, and with it all variables of its language.
+    #[serde(default, skip_serializing_if = "is_false")]
+    #[cfg_attr(feature = "json-schema", schemars(with = "bool"))]
+    pub state_lost: bool,
     /// Where the time went, as the host saw it, in milliseconds.
     pub timing: Timing,
     /// From the program's start to its end, as the host saw it, in milliseconds. The same as `timing.execute_ms`.
@@ -61,6 +65,10 @@ pub struct ExecuteOutcome {
     pub accelerator: Accelerator,
 }
 
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
 /// Where a run's time went, in milliseconds. Monotonic, measured by the host.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "json-schema", derive(schemars::JsonSchema))]
@@ -89,6 +97,8 @@ pub enum ErrorCode {
     Capacity,
     /// The host lacks something (QEMU, the image, a permission); nothing ran. The message says what to do.
     NotInstalled,
+    /// What an id names is not there, or not any more; nothing ran. The message says which.
+    NotFound,
     /// Packages could not be installed; nothing ran, and nothing of them is kept. The message has the installer's reason.
     InstallFailed,
     /// The VM failed before the program started. Safe to try again.
@@ -110,6 +120,7 @@ impl ErrorCode {
             ErrorCode::Refused => "refused",
             ErrorCode::Capacity => "capacity",
             ErrorCode::NotInstalled => "not_installed",
+            ErrorCode::NotFound => "not_found",
             ErrorCode::InstallFailed => "install_failed",
             ErrorCode::FailedBeforeRun => "failed_before_run",
             ErrorCode::OutcomeUnknown => "outcome_unknown",

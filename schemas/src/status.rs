@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::accelerator::Accelerator;
+use crate::session::SessionStatus;
 
 /// Arguments of the tool `pool_status`: none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +45,8 @@ pub struct PoolStatus {
     pub cache: CacheSize,
     /// Where templates and images are asked for when they are not on the disk; none unless one is set.
     pub tiers: Vec<TierStatus>,
+    /// The sessions that are open, the oldest first.
+    pub sessions: Vec<SessionStatus>,
     /// The limits in force.
     pub limits: LimitsInForce,
 }
@@ -287,6 +290,8 @@ pub struct LimitsInForce {
     pub max_queued: u64,
     /// How long a call waits for a VM at most, in seconds.
     pub queue_deadline_seconds: u64,
+    /// Sessions that may be open at the same time. Each is one of the VMs.
+    pub max_sessions: u64,
 }
 
 #[cfg(test)]

@@ -5,9 +5,11 @@ use schemars::transform::RecursiveTransform;
 use schemars::{JsonSchema, Schema};
 use serde_json::{Value, json};
 
+use crate::background::{GetRunInput, InputSent, RunReport, RunStarted, SendInput, StopRunInput};
 use crate::execute::ExecuteInput;
 use crate::install::{InstallInput, InstallOutcome};
 use crate::outcome::ExecuteOutcome;
+use crate::session::{CloseInput, CloseOutcome, OpenInput, OpenOutcome};
 use crate::status::{PoolStatus, StatusInput};
 
 /// What a client is told of a tool.
@@ -40,10 +42,11 @@ pub struct Hints {
 
 /// What clients tell their model of this server as a whole. They cut it at 2 KB.
 pub const INSTRUCTIONS: &str = "Runs programs in throw-away virtual machines on the user's own computer. Call \
-    execute_code with a whole program; nothing is kept between calls, and there is no network: name the PyPI or npm packages that \
-    it needs in packages. A program that fails is a normal result: read its exit code and stderr. Errors of the sandbox itself \
-    begin with a code: invalid_input, refused, install_failed, capacity, not_installed and failed_before_run mean that nothing \
-    ran; outcome_unknown means that it may have.";
+    execute_code with a whole program; nothing is kept between calls, unless you name a session (open_session), which keeps \
+    variables and files. There is no network: name the PyPI or npm packages that \
+    a program needs in packages. A program that fails is a normal result: read its exit code and stderr. Errors of the sandbox itself \
+    begin with a code: invalid_input, not_found, refused, install_failed, capacity, not_installed and failed_before_run mean that \
+    nothing ran; outcome_unknown means that it may have.";
 
 /// Name of the tool that runs a program.
 pub const EXECUTE_CODE: &str = "execute_code";
@@ -54,25 +57,102 @@ pub const INSTALL_PACKAGES: &str = "install_packages";
 /// Name of the tool that tells how the sandbox is doing.
 pub const POOL_STATUS: &str = "pool_status";
 
+/// Name of the tool that opens a session.
+pub const OPEN_SESSION: &str = "open_session";
+
+/// Name of the tool that ends a session.
+pub const CLOSE_SESSION: &str = "close_session";
+
+/// Name of the tool that tells what has become of a program in the background.
+pub const GET_RUN: &str = "get_run";
+
+/// Name of the tool that writes to the standard input of a program in the background.
+pub const SEND_INPUT: &str = "send_input";
+
+/// Name of the tool that ends a program in the background.
+pub const STOP_RUN: &str = "stop_run";
+
 /// Every tool.
-pub const TOOLS: &[ToolSpec] = &[EXECUTE_CODE_SPEC, INSTALL_PACKAGES_SPEC, POOL_STATUS_SPEC];
+pub const TOOLS: &[ToolSpec] = &[
+    EXECUTE_CODE_SPEC,
+    OPEN_SESSION_SPEC,
+    CLOSE_SESSION_SPEC,
+    GET_RUN_SPEC,
+    SEND_INPUT_SPEC,
+    STOP_RUN_SPEC,
+    INSTALL_PACKAGES_SPEC,
+    POOL_STATUS_SPEC,
+];
 
 const EXECUTE_CODE_SPEC: ToolSpec = ToolSpec {
     name: EXECUTE_CODE,
     title: "Execute code",
     description: "Runs a Python, JavaScript/TypeScript or shell program in a fresh virtual machine on this computer and \
-        returns its exit code, stdout and stderr. Nothing is kept between calls. The program runs as a script in the \
-        empty, writable directory /workspace; without network (loopback works): name the packages that it needs in packages, \
-        instead of calling pip or npm. Print what you want to see: the value \
-        of a last expression is not shown. Python 3.13; Node.js LTS with top-level await, import and require; bash with git, \
+        returns its exit code, stdout and stderr. Nothing is kept between calls, except in a session: there variables, imports and \
+        files stay, and the value of a last expression is shown. The program runs as a script in the \
+        writable directory /workspace; without network (loopback works): name the packages that it needs in packages, \
+        instead of calling pip or npm. Print what you want to see. Python 3.13; Node.js LTS with top-level await, import and require; bash with git, \
         curl, jq, make and the usual tools. A program that fails \
         is a normal result with its exit code and stderr; one that runs for longer than timeout_seconds is ended, and says so. \
         Example: {\"language\": \"python\", \"packages\": [\"pandas\"], \"code\": \
         \"import pandas as pd\\nprint(pd.Series([1, 2, 6]).mean())\"}",
     input: input_schema_of::<ExecuteInput>,
-    output: schema_of::<ExecuteOutcome>,
+    output: || either(schema_of::<ExecuteOutcome>(), schema_of::<RunStarted>()),
     // Its program changes nothing outside its VM; packages that it names are fetched, and change the cache.
     hints: Hints { read_only: false, destructive: false, idempotent: false, open_world: true },
+};
+
+/// What a program does that runs in a VM that stays: nothing outside it.
+const WITHIN_A_VM: Hints = Hints { read_only: false, destructive: false, idempotent: false, open_world: false };
+
+const OPEN_SESSION_SPEC: ToolSpec = ToolSpec {
+    name: OPEN_SESSION,
+    title: "Open a session",
+    description: "Opens a virtual machine that stays for several calls of execute_code, and returns its session_id. All \
+        languages share its /workspace. Close it when the work is done; it ends by itself when it is not used for some time. \
+        Example: {\"packages\": [\"pandas\"]}",
+    input: input_schema_of::<OpenInput>,
+    output: schema_of::<OpenOutcome>,
+    hints: Hints { read_only: false, destructive: false, idempotent: false, open_world: true },
+};
+
+const CLOSE_SESSION_SPEC: ToolSpec = ToolSpec {
+    name: CLOSE_SESSION,
+    title: "Close a session",
+    description: "Ends a session, its programs and its files. Example: {\"session_id\": \"s-0123456789abcdef\"}",
+    input: input_schema_of::<CloseInput>,
+    output: schema_of::<CloseOutcome>,
+    hints: WITHIN_A_VM,
+};
+
+const GET_RUN_SPEC: ToolSpec = ToolSpec {
+    name: GET_RUN,
+    title: "Look at a background run",
+    description: "Returns the new output of a program that execute_code has started with background: true, and its exit code \
+        when it has ended. Its result is kept for 10 minutes. Example: {\"run_id\": \"r-0123456789abcdef\", \"wait_seconds\": 20}",
+    input: input_schema_of::<GetRunInput>,
+    output: schema_of::<RunReport>,
+    hints: WITHIN_A_VM,
+};
+
+const SEND_INPUT_SPEC: ToolSpec = ToolSpec {
+    name: SEND_INPUT,
+    title: "Write to a background run",
+    description: "Writes to the standard input of a program in the background, as for prompts and REPLs. \
+        Example: {\"run_id\": \"r-0123456789abcdef\", \"text\": \"yes\\n\"}",
+    input: input_schema_of::<SendInput>,
+    output: schema_of::<InputSent>,
+    hints: WITHIN_A_VM,
+};
+
+const STOP_RUN_SPEC: ToolSpec = ToolSpec {
+    name: STOP_RUN,
+    title: "Stop a background run",
+    description: "Interrupts a program in the background, kills it if it does not end, and returns its new output and exit \
+        code. Example: {\"run_id\": \"r-0123456789abcdef\"}",
+    input: input_schema_of::<StopRunInput>,
+    output: schema_of::<RunReport>,
+    hints: WITHIN_A_VM,
 };
 
 const INSTALL_PACKAGES_SPEC: ToolSpec = ToolSpec {
@@ -133,6 +213,11 @@ fn schema_of<T: JsonSchema>() -> Schema {
         schema.remove(name);
     }
     schema
+}
+
+/// One of two objects. MCP wants it to say that it is one.
+fn either(one: Schema, other: Schema) -> Schema {
+    schemars::json_schema!({ "type": "object", "anyOf": [one, other] })
 }
 
 /// Arguments as those take them that convert schemas for models, some of which know little of JSON Schema: always with

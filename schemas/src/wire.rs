@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::language::Language;
 
 /// Version of this protocol. Host and agent are built together; it catches an image that was mixed by hand.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;
+
+/// Names a run within its VM: the host counts them.
+pub type RunId = u32;
 
 /// Bytes of a frame's length prefix.
 pub const PREFIX_BYTES: usize = 4;
@@ -22,12 +25,29 @@ pub enum HostFrame {
     Hello(Hello),
     /// The wall clock, nanoseconds since the epoch: a VM that has waited is told it again.
     Clock(u64),
-    /// Run a program. One at a time; none after it, unless it was a rehearsal.
+    /// Run a program; what it is allowed beside others is in its [`Kind`].
     Execute(Execute),
-    /// Interrupt the run as Ctrl-C would (SIGINT to its process group).
-    Interrupt,
-    /// Kill every process of the run.
-    Kill,
+    /// The next bytes of a run's standard input, at most [`crate::limits::INPUT_CHUNK_MAX_BYTES`]. Only for [`Kind::Beside`].
+    Input {
+        /// Whose.
+        run: RunId,
+        /// May be none, where only the end is told.
+        #[serde(with = "serde_bytes")]
+        bytes: Vec<u8>,
+        /// Whether there will be no more.
+        is_last: bool,
+    },
+    /// So many bytes of a run's output more may be sent than [`Execute::window`] said.
+    Credit {
+        /// Whose.
+        run: RunId,
+        /// How many.
+        bytes: u64,
+    },
+    /// Interrupt a run as Ctrl-C would: SIGINT, or what its processes are likelier to hear.
+    Interrupt(RunId),
+    /// Kill every process of a run.
+    Kill(RunId),
     /// The next bytes of the tunnel, at most [`crate::limits::TUNNEL_CHUNK_MAX_BYTES`]. Only where the role has one.
     Tunnel(#[serde(with = "serde_bytes")] Vec<u8>),
 }
@@ -69,14 +89,15 @@ pub enum Role {
 /// A program and its limits, validated by the host.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Execute {
+    /// Its name in all that is said of it.
+    pub run: RunId,
     /// Which interpreter runs it.
     pub language: Language,
-    /// Whether it is a program of the host's own, run so that the next one finds everything touched and translated: the
-    /// interpreter stays, and waits for another.
-    pub is_rehearsal: bool,
+    /// What becomes of the interpreter, and what may run beside it.
+    pub kind: Kind,
     /// The program.
     pub code: String,
-    /// All that its standard input holds.
+    /// All that its standard input holds; of [`Kind::Beside`] only its beginning.
     pub stdin: String,
     /// Environment variables, name and value.
     pub env: Vec<(String, String)>,
@@ -86,6 +107,26 @@ pub struct Execute {
     pub stdout_max: u64,
     /// Bytes of stderr that the host keeps.
     pub stderr_max: u64,
+    /// Bytes of output that may be sent before there is [`HostFrame::Credit`] for more, so that a run to which nobody listens keeps no
+    /// other from being heard. What lies in its pipes at its end is sent all the same.
+    pub window: u64,
+}
+
+/// What a program is to its VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// The VM's only program, and its last: whatever else runs ends with it.
+    Only,
+    /// A program of the host's own, run so that the next one finds everything touched and translated: the interpreter stays, and
+    /// waits for another.
+    Rehearsal,
+    /// A call of a session: the interpreter stays, with what the program leaves in it. One at a time in a language.
+    Call {
+        /// The how manieth of its session it is, from 1 on: tracebacks say so.
+        number: u32,
+    },
+    /// A process of its own, beside all others.
+    Beside,
 }
 
 /// What the guest says. Untrusted.
@@ -94,19 +135,30 @@ pub enum GuestFrame {
     /// The interpreters that [`Hello`] asked for are warm.
     Ready,
     /// The program is handed to its interpreter now: from here on it may have run.
-    Started,
+    Started(RunId),
     /// Output, in order within a stream.
     Output {
+        /// Whose.
+        run: RunId,
         /// Which stream.
         stream: Stream,
         /// At most [`crate::limits::OUTPUT_CHUNK_MAX_BYTES`] bytes, as written.
         #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
+    /// So many bytes of what was given by [`HostFrame::Input`] are the program's to read now, or nobody's: it has closed the pipe.
+    Taken {
+        /// Whose.
+        run: RunId,
+        /// How many.
+        bytes: u64,
+    },
     /// The program has ended and all its output was sent.
     Finished(Finished),
     /// The guest could not do what it was asked; the program did not run.
     Failed {
+        /// Which one, where it is about one.
+        run: Option<RunId>,
         /// Why, for a person.
         reason: String,
     },
@@ -127,8 +179,12 @@ pub enum Stream {
 /// How a program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finished {
+    /// Which program.
+    pub run: RunId,
     /// Its exit status.
     pub exit: Exit,
+    /// Of a call: whether an interpreter has ended that held what earlier calls had left in it, with this one or before it.
+    pub state_lost: bool,
     /// All bytes written to stdout, those not sent included.
     pub stdout_bytes: u64,
     /// All bytes written to stderr, those not sent included.
@@ -217,7 +273,7 @@ mod tests {
     use crate::limits;
 
     fn output() -> GuestFrame {
-        GuestFrame::Output { stream: Stream::Stderr, bytes: vec![0xff, 0, 7] }
+        GuestFrame::Output { run: 1, stream: Stream::Stderr, bytes: vec![0xff, 0, 7] }
     }
 
     #[test]

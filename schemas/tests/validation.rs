@@ -131,6 +131,7 @@ fn what_is_meant_is_understood_beside_the_schema() {
 fn a_result_satisfies_the_output_schema() {
     let validator = validator(execute_code().output);
     let outcome = |exit_code, accelerator| ExecuteOutcome {
+        state_lost: false,
         exit_code,
         stdout: "42\n\u{fffd}".into(),
         stderr: String::new(),

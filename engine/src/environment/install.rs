@@ -24,7 +24,7 @@ use crate::environment::{Environment, InstallError};
 use crate::error::VmError;
 use crate::host::Host;
 use crate::qemu::{LaunchSpec, Slot};
-use crate::run::{OutputSink, Preparation, program, run};
+use crate::run::{OutputSink, Preparation, Terms, program, run};
 use crate::tunnel::{TunnelHandler, TunnelStream};
 use crate::vm::{Booting, hello};
 
@@ -164,7 +164,7 @@ pub(crate) async fn run_installer(
     words: &mut dyn OutputSink,
 ) -> Result<ExecuteOutcome, VmError> {
     let accepted = Instant::now();
-    let timeout = Duration::from_secs(request.timeout_seconds);
+    let timeout = Duration::from_secs(request.timeout_seconds());
     let Installation { writable_mb, parts, disk, handler } = installation;
     let mut spec = LaunchSpec { memory_mb: request.memory_mb + VM_OVERHEAD_MB, ..host.spec.clone() };
     let mut hello = hello(Vec::new())?;
@@ -184,7 +184,7 @@ pub(crate) async fn run_installer(
         warm_pool_hit: false,
         template_hit: false,
     };
-    run(vm, timeout, preparation, words).await
+    run(vm, Terms::of_call(timeout), preparation, words).await
 }
 
 /// What an installer is given where the largest VM has `most_mb`. Less than the least is for admission to refuse.
@@ -205,7 +205,7 @@ fn check_whole(stdout_bytes: u64) -> Result<(), String> {
 
 fn request(script: &str, requirements: &[Requirement], memory_mb: u64) -> ExecuteInput {
     ExecuteInput {
-        timeout_seconds: INSTALL_TIMEOUT_SECONDS,
+        timeout_seconds: Some(INSTALL_TIMEOUT_SECONDS),
         env: [("INSTALL_REGISTRY".into(), format!("http://127.0.0.1:{REGISTRY_PORT}"))].into(),
         stdin: requirements.iter().map(|requirement| format!("{requirement}\n")).collect(),
         memory_mb,

@@ -33,4 +33,4 @@ pub(crate) use clock::tsc_khz;
 pub(crate) use command::{Code, KVM_DEVICE, LaunchSpec, OPENS_RAM_READ_ONLY, Slot, Start, StartKind, arguments_to};
 pub(crate) use confinement::{confinement, tell};
 pub(crate) use monitor::{Monitor, STATE_MAX_BYTES};
-pub(crate) use process::{QemuProcess, starved};
+pub(crate) use process::{QemuProcess, private_memory_bytes, starved};

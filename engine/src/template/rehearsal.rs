@@ -6,9 +6,10 @@
 
 use sandbox_schemas::language::Language;
 use sandbox_schemas::limits::{MEMORY_MAX_MB, STDERR_MAX_BYTES, STDOUT_MAX_BYTES};
-use sandbox_schemas::wire::Execute;
+use sandbox_schemas::wire::{Execute, Kind};
 
 use crate::error::VmError;
+use crate::run::ONLY_RUN;
 use crate::vm::Program;
 
 /// A short program: what all programs do. Every clone that waits in the pool has rehearsed it.
@@ -77,13 +78,15 @@ pub(crate) fn program(language: Language, code: String) -> Result<Program, VmErr
 /// The same with so much memory, in MiB.
 pub(crate) fn program_within(memory_mb: u64, language: Language, code: String) -> Result<Program, VmError> {
     Program::new(Execute {
+        run: ONLY_RUN,
         language,
-        is_rehearsal: true,
+        kind: Kind::Rehearsal,
         code,
         stdin: String::new(),
         env: Vec::new(),
         memory_bytes: memory_mb * 1024 * 1024,
         stdout_max: STDOUT_MAX_BYTES as u64,
         stderr_max: STDERR_MAX_BYTES as u64,
+        window: u64::MAX,
     })
 }

@@ -125,6 +125,9 @@ settings! {
     max_concurrent_vms: Number<1, 1000> as "VMS" = Number::of(Limits::of_this_machine().vms),
         "by cores and memory, at most 10";
 
+    /// Sessions that may be open at the same time, background runs without one included; each keeps one of the VMs
+    max_sessions: Option<Number<0, 1000>> as "SESSIONS" = None, "all VMs but one";
+
     /// VMs that wait for a program, started in advance; 0 for none
     warm_pool_size: Number<0, 64> as "VMS" = Number::of(cores().min(4)), "one a processor, at most 4";
 
@@ -218,7 +221,9 @@ impl Settings {
     }
 
     pub(crate) fn limits(&self) -> Limits {
-        Limits { vms: self.max_concurrent_vms.value.get(), ..Limits::of_this_machine() }
+        let vms = self.max_concurrent_vms.value.get();
+        let sessions = self.max_sessions.value.map_or_else(|| Limits::sessions_of(vms), Number::get);
+        Limits { vms, sessions, ..Limits::of_this_machine() }
     }
 
     pub(crate) fn cache(&self) -> anyhow::Result<CacheDir> {

@@ -1,4 +1,4 @@
-//! `execute_code`: one program in one fresh VM.
+//! `execute_code`: one program, in a fresh VM or in a session.
 
 use std::time::Duration;
 
@@ -31,8 +31,20 @@ pub(crate) async fn call(call: ToolCall) -> Result<CallToolResult, ToolError> {
     })?;
     let engine = engine_for(&context).await?;
 
-    let timeout_seconds = input.timeout_seconds;
+    let timeout_seconds = input.timeout_seconds();
     let cancel = context.cancel.clone();
+    if input.background {
+        // What it writes is for `get_run`; what is told here is of packages that are installed for it.
+        let started = match call.progress_token {
+            Some(token) => {
+                let channel = Channel { token, era: &call.era, outbox: &context.outbox, cancel: &context.cancel };
+                let starting = |mut sink| async move { engine.execute_in_background(input, &mut sink, cancel).await };
+                progress::report(channel, starting).await
+            }
+            None => engine.execute_in_background(input, &mut Unheard, cancel).await,
+        };
+        return Ok(shown::result(call.results, started?));
+    }
     let outcome = match call.progress_token {
         Some(token) => {
             let channel = Channel { token, era: &call.era, outbox: &context.outbox, cancel: &context.cancel };
@@ -62,14 +74,7 @@ struct Executed {
 impl Shown for Executed {
     fn blocks(&mut self) -> Vec<Block> {
         let ExecuteOutcome { stdout, stderr, .. } = &mut self.outcome;
-        let (stdout, stderr) = (std::mem::take(stdout), std::mem::take(stderr));
-        let mut blocks = Vec::new();
-        if !stdout.is_empty() {
-            blocks.push(Block { field: Some("stdout"), text: stdout });
-        }
-        if !stderr.is_empty() {
-            blocks.push(Block { field: Some("stderr"), text: format!("stderr:\n{stderr}") });
-        }
+        let mut blocks = shown::streams(std::mem::take(stdout), std::mem::take(stderr));
         let unusual = self.unusual();
         if !unusual.is_empty() {
             blocks.push(Block { field: None, text: unusual.join("; ") });
@@ -89,6 +94,9 @@ impl Executed {
             unusual.push(format!("timed out after {} s", self.timeout_seconds));
         } else if outcome.exit_code != 0 {
             unusual.push(format!("exit code {}", outcome.exit_code));
+        }
+        if outcome.state_lost {
+            unusual.push("an interpreter has ended: its variables are lost, files are there".into());
         }
         if outcome.truncated {
             let (stdout, stderr) = (outcome.stdout_bytes, outcome.stderr_bytes);

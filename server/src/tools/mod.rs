@@ -1,8 +1,10 @@
 //! The tools: a row each in the table of `schemas`, and a function each here.
 
+mod background;
 mod execute_code;
 mod install_packages;
 mod pool_status;
+mod session;
 
 mod shown;
 
@@ -11,7 +13,10 @@ use std::sync::Arc;
 use rmcp::model::{CallToolResult, JsonObject, ProgressToken, Tool, ToolAnnotations};
 use sandbox_engine::{Engine, ExecuteError};
 use sandbox_schemas::outcome::ErrorCode;
-use sandbox_schemas::tools::{EXECUTE_CODE, INSTALL_PACKAGES, POOL_STATUS, TOOLS, ToolSpec};
+use sandbox_schemas::tools::{
+    CLOSE_SESSION, EXECUTE_CODE, GET_RUN, INSTALL_PACKAGES, OPEN_SESSION, POOL_STATUS, SEND_INPUT, STOP_RUN, TOOLS,
+    ToolSpec,
+};
 use schemars::Schema;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -38,13 +43,18 @@ pub(crate) fn list(results: Results) -> Vec<Tool> {
 
 /// Whether a tool runs something. What there is no tool for is answered at once.
 pub(crate) fn takes_time(name: &str) -> bool {
-    matches!(name, EXECUTE_CODE | INSTALL_PACKAGES)
+    matches!(name, EXECUTE_CODE | OPEN_SESSION | GET_RUN | STOP_RUN | INSTALL_PACKAGES)
 }
 
 /// Calls a tool; `None` when there is none of that name.
 pub(crate) async fn call(name: &str, call: ToolCall) -> Option<Result<CallToolResult, ToolError>> {
     Some(match name {
         EXECUTE_CODE => execute_code::call(call).await,
+        OPEN_SESSION => session::open(call).await,
+        CLOSE_SESSION => session::close(call).await,
+        GET_RUN => background::get_run(call).await,
+        SEND_INPUT => background::send_input(call).await,
+        STOP_RUN => background::stop_run(call).await,
         INSTALL_PACKAGES => install_packages::call(call).await,
         POOL_STATUS => pool_status::call(call).await,
         _ => return None,

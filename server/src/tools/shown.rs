@@ -28,6 +28,18 @@ pub(crate) trait Shown: Serialize {
     fn blocks(&mut self) -> Vec<Block>;
 }
 
+/// What a program has written.
+pub(crate) fn streams(stdout: String, stderr: String) -> Vec<Block> {
+    let mut blocks = Vec::new();
+    if !stdout.is_empty() {
+        blocks.push(Block { field: Some("stdout"), text: stdout });
+    }
+    if !stderr.is_empty() {
+        blocks.push(Block { field: Some("stderr"), text: format!("stderr:\n{stderr}") });
+    }
+    blocks
+}
+
 /// The result for who reads it.
 pub(crate) fn result(results: Results, mut shown: impl Shown) -> CallToolResult {
     if results == Results::Data {

@@ -1,0 +1,249 @@
+//! What an engine does for its callers: runs, sessions, installations.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use sandbox_schemas::background::RunStarted;
+use sandbox_schemas::environment::Omitted;
+use sandbox_schemas::execute::{ExecuteInput, InvalidInput};
+use sandbox_schemas::install::InstallOutcome;
+use sandbox_schemas::language::Language;
+use sandbox_schemas::limits::{MEMORY_MAX_MB, VM_OVERHEAD_MB};
+use sandbox_schemas::outcome::ExecuteOutcome;
+use sandbox_schemas::session::OpenInput;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::acquire::{Acquired, ENVIRONMENT_DEADLINE, ForSession, Vms, Wanted};
+use crate::environment::{Environment, Environments, InstallError};
+use crate::error::{ExecuteError, VmError};
+use crate::pool::layer_of;
+use crate::run::{OutputSink, Preparation, Terms, program, run};
+use crate::session::{Backgrounds, Ended, Opening, Session, Sessions};
+use crate::stats::Counted;
+
+/// Packages that are asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackageSet {
+    /// Whose packages they are.
+    pub language: Language,
+    /// As `install_packages` takes them.
+    pub packages: Vec<String>,
+}
+
+/// Where VMs and packages come from, and what of them is in use.
+#[derive(Debug)]
+pub(crate) struct Service {
+    pub(crate) vms: Vms,
+    pub(crate) environments: Arc<Environments>,
+    pub(crate) sessions: Sessions,
+    pub(crate) backgrounds: Backgrounds,
+    pub(crate) runs: TaskTracker,
+    /// Cancelled when nothing more is to be prepared.
+    pub(crate) closing: CancellationToken,
+}
+
+impl Service {
+    pub(crate) async fn execute(
+        &self,
+        accepted: Instant,
+        request: ExecuteInput,
+        sink: &mut dyn OutputSink,
+    ) -> Result<ExecuteOutcome, ExecuteError> {
+        if let Some(id) = &request.session_id {
+            let session = self.sessions.find(id)?;
+            return self.call(&session, accepted, request, sink).await;
+        }
+        let (packages, id) = (&request.packages, request.environment_id.as_deref());
+        let environment = self.environment(request.language, packages, id, sink).await?;
+        let _activity = self.vms.host.pool.begin(request.language, layer_of(environment.as_ref()));
+        let timeout = Duration::from_secs(request.timeout_seconds());
+        let (language, memory_mb) = (request.language, request.memory_mb + VM_OVERHEAD_MB);
+        let begin = program(request).map_err(ExecuteError::before_run)?;
+        let wanted = Wanted { accepted, language, environment, memory_mb, begin };
+        let started = self.vms.acquire(&wanted).await?;
+        let not_imported = self.not_imported(&wanted.environment, &started.preparation);
+        drop(wanted);
+        self.count_origin(&started.preparation);
+        let _running = Counted::new(&self.vms.stats.running);
+        let ended = run(started.vm, Terms::of_call(timeout), started.preparation, sink).await;
+        let mut outcome = told_of_memory(ended, memory_mb - VM_OVERHEAD_MB)?;
+        outcome.not_imported = not_imported;
+        Ok(outcome)
+    }
+
+    /// A program in a session.
+    async fn call(
+        &self,
+        session: &Arc<Session>,
+        accepted: Instant,
+        request: ExecuteInput,
+        sink: &mut dyn OutputSink,
+    ) -> Result<ExecuteOutcome, ExecuteError> {
+        check_packages_of(session, &request)?;
+        let _activity = self.vms.host.pool.begin(request.language, layer_of(session.environment.as_ref()));
+        let (timeout, language) = (Duration::from_secs(request.timeout_seconds()), request.language);
+        let call = session.start(accepted, request).await?;
+        let _running = Counted::new(&self.vms.stats.running);
+        let outcome = told_of_memory(call.run(Terms::of_call(timeout), sink).await, session.memory_mb)?;
+        if outcome.state_lost {
+            session.forget_told(language);
+        }
+        Ok(outcome)
+    }
+
+    pub(crate) async fn open_session(
+        &self,
+        accepted: Instant,
+        request: &OpenInput,
+        sink: &mut dyn OutputSink,
+    ) -> Result<Arc<Session>, ExecuteError> {
+        let taken = self.sessions.take_place()?;
+        let language = request.language.unwrap_or(Language::Python);
+        let (packages, id) = (&request.packages, request.environment_id.as_deref());
+        let environment = self.environment(language, packages, id, sink).await?;
+        let _activity = self.vms.host.pool.begin(language, layer_of(environment.as_ref()));
+        let memory_mb = request.memory_mb() + VM_OVERHEAD_MB;
+        let wanted = Wanted { accepted, language, environment, memory_mb, begin: ForSession };
+        let Acquired { vm, preparation } = self.vms.acquire(&wanted).await?;
+        self.count_origin(&preparation);
+        let opening = Opening {
+            environment: wanted.environment,
+            memory_mb: request.memory_mb(),
+            idle_timeout: Duration::from_secs(request.idle_timeout_seconds()),
+            preparation,
+        };
+        self.sessions.open(vm, opening, &self.runs, (taken, self.vms.host.admission.hold()))
+    }
+
+    pub(crate) async fn execute_in_background(
+        &self,
+        request: ExecuteInput,
+        sink: &mut dyn OutputSink,
+    ) -> Result<RunStarted, ExecuteError> {
+        let accepted = Instant::now();
+        let own = match &request.session_id {
+            Some(_) => None,
+            None => {
+                let opening = OpenInput {
+                    language: Some(request.language),
+                    packages: request.packages.clone(),
+                    environment_id: request.environment_id.clone(),
+                    memory_mb: Some(request.memory_mb),
+                    idle_timeout_seconds: None,
+                };
+                Some(self.open_session(accepted, &opening, sink).await?)
+            }
+        };
+        let session = match (&own, &request.session_id) {
+            (Some(session), _) => session.clone(),
+            (None, id) => self.sessions.find(id.as_deref().unwrap_or_default())?,
+        };
+        let ending = EndWith(own);
+        if ending.0.is_none() {
+            check_packages_of(&session, &request)?;
+        }
+        let timeout = Duration::from_secs(request.timeout_seconds());
+        let call = session.start(accepted, request).await?;
+        let run_id = self.backgrounds.begin(call, timeout, move || drop(ending))?;
+        Ok(RunStarted { run_id })
+    }
+
+    fn count_origin(&self, preparation: &Preparation) {
+        let origin = match preparation {
+            Preparation { warm_pool_hit: true, .. } => &self.vms.stats.from_pool,
+            Preparation { template_hit: true, .. } => &self.vms.stats.from_template,
+            _ => &self.vms.stats.booted,
+        };
+        origin.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The packages that a program finds, and has to import itself although templates have their packages imported.
+    fn not_imported(&self, environment: &Option<Arc<Environment>>, preparation: &Preparation) -> Vec<Omitted> {
+        match (environment, &self.vms.templates) {
+            (Some(environment), Some(templates)) if preparation.template_hit => templates.left_out(environment),
+            _ => Vec::new(),
+        }
+    }
+
+    pub(crate) async fn install(
+        &self,
+        set: &PackageSet,
+        sink: &mut dyn OutputSink,
+    ) -> Result<InstallOutcome, InstallError> {
+        let accepted = Instant::now();
+        let PackageSet { language, packages } = set;
+        let obtained = self.environments.obtain(&self.vms.host, &self.runs, *language, packages, sink).await?;
+        let installed = Instant::now();
+        let environment = &obtained.environment;
+        let template = match &self.vms.templates {
+            Some(templates) => templates.of(Some(environment), ENVIRONMENT_DEADLINE).await,
+            None => None,
+        };
+        self.vms.host.pool.keep(environment, false);
+        Ok(obtained.outcome(template.as_deref(), accepted, installed))
+    }
+
+    /// The packages that a program asks for.
+    async fn environment(
+        &self,
+        language: Language,
+        packages: &[String],
+        environment_id: Option<&str>,
+        sink: &mut dyn OutputSink,
+    ) -> Result<Option<Arc<Environment>>, InstallError> {
+        let environment = if let Some(id) = environment_id {
+            let id = id.parse().map_err(|_| InstallError::Unknown { id: id.to_owned() })?;
+            self.environments.find(id).await?
+        } else if packages.is_empty() {
+            return Ok(None);
+        } else {
+            self.environments.obtain(&self.vms.host, &self.runs, language, packages, sink).await?.environment
+        };
+        self.vms.host.pool.keep(&environment, false);
+        Ok(Some(environment))
+    }
+}
+
+/// A session that is of no use to anybody else.
+struct EndWith(Option<Arc<Session>>);
+
+impl Drop for EndWith {
+    fn drop(&mut self) {
+        if let Some(session) = &self.0 {
+            session.ask_to_end(Ended::Closed);
+        }
+    }
+}
+
+/// What a session has is decided when it is opened.
+fn check_packages_of(session: &Session, request: &ExecuteInput) -> Result<(), ExecuteError> {
+    let has = session.environment.as_ref().map(|environment| environment.id.to_string());
+    let field = match &request.environment_id {
+        Some(id) if has.as_ref() != Some(id) => "environment_id",
+        None if !request.packages.is_empty() => "packages",
+        _ => return Ok(()),
+    };
+    let message = "is given when the session is opened: open_session takes it, and another session has other packages";
+    Err(InvalidInput { field: field.into(), message: message.into() }.into())
+}
+
+/// The result of a program that was seen to start; one that was killed for its memory says so.
+fn told_of_memory(ended: Result<ExecuteOutcome, VmError>, memory_mb: u64) -> Result<ExecuteOutcome, ExecuteError> {
+    let mut outcome = ended.map_err(|error| ExecuteError::OutcomeUnknown { reason: error.to_string() })?;
+    if outcome.out_of_memory {
+        outcome.stderr.push_str(&out_of_memory(&outcome.stderr, memory_mb));
+    }
+    Ok(outcome)
+}
+
+/// A line for who reads what a program has said before the kernel ended it, which says nothing of that.
+fn out_of_memory(said: &str, memory_mb: u64) -> String {
+    let begin = if said.is_empty() || said.ends_with('\n') { "" } else { "\n" };
+    let advice = match memory_mb < MEMORY_MAX_MB {
+        true => format!("memory_mb may be up to {MEMORY_MAX_MB}"),
+        false => "no more can be had".into(),
+    };
+    format!("{begin}sandbox: out of memory: a process was killed at the limit of {memory_mb} MiB; {advice}\n")
+}

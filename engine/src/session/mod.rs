@@ -1,0 +1,30 @@
+//! Sessions: VMs that stay for several programs of one caller.
+//!
+//! ```text
+//! Sessions (ids, how many) --> Session (calls, turns) --> Call: one program, from its turn to its end
+//!                                   |                       | ^
+//!                                   '--> Owner <------------' | frames of that program
+//!                                        (the VM, its wire) --'
+//! ```
+//!
+//! The owner is a task that holds the VM. It reads all that the guest says, and never waits for whoever listens: what may be under
+//! way to a listener is bounded by what the guest was granted. When the owner ends, the VM is gone.
+
+// In the order in which to read them.
+mod sessions;
+
+#[allow(clippy::module_inception, reason = "a session is what this is about")]
+mod session;
+
+mod background;
+
+mod call;
+mod owner;
+mod state;
+
+mod id;
+
+pub(crate) use background::Backgrounds;
+pub(crate) use session::{Opening, Session};
+pub(crate) use sessions::Sessions;
+pub(crate) use state::Ended;

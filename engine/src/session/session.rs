@@ -1,0 +1,202 @@
+//! One session: its VM, its calls in their order, and what they have in common.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use sandbox_schemas::execute::ExecuteInput;
+use sandbox_schemas::language::Language;
+use sandbox_schemas::limits::{OUTPUT_WINDOW_BYTES, STDERR_MAX_BYTES, STDOUT_MAX_BYTES};
+use sandbox_schemas::session::SessionStatus;
+use sandbox_schemas::wire::{Execute, Kind, RunId};
+use tokio_util::task::TaskTracker;
+
+use crate::environment::Environment;
+use crate::error::{ExecuteError, VmError};
+use crate::qemu::private_memory_bytes;
+use crate::run::Preparation;
+use crate::session::call::{Call, Link};
+use crate::session::id::Id;
+use crate::session::owner::{self, Commands};
+use crate::session::state::{Ended, State, lock};
+use crate::vm::{Open, Program};
+
+/// What a session is opened with.
+pub(crate) struct Opening {
+    pub(crate) environment: Option<Arc<Environment>>,
+    pub(crate) memory_mb: u64,
+    pub(crate) idle_timeout: Duration,
+    pub(crate) preparation: Preparation,
+}
+
+/// A session. It ends with the last who holds it, or before.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) id: Id,
+    pub(crate) environment: Option<Arc<Environment>>,
+    pub(crate) memory_mb: u64,
+    /// How its VM was come by.
+    pub(crate) preparation: Preparation,
+    opened: Instant,
+    process: Option<u32>,
+    state: Arc<State>,
+    commands: Commands,
+    /// Whose turn it is to use an interpreter that stays, in the order in which they came.
+    turns: HashMap<Language, Arc<tokio::sync::Mutex<()>>>,
+    book: Mutex<Book>,
+    runs: AtomicU64,
+}
+
+/// What is counted, and what calls have set for those after them.
+#[derive(Debug, Default)]
+struct Book {
+    next_run: RunId,
+    calls: u32,
+    /// All environment variables that calls have brought.
+    env: BTreeMap<String, String>,
+    /// Those that the interpreter of a language has not been told yet.
+    untold: HashMap<Language, BTreeMap<String, String>>,
+}
+
+impl Session {
+    /// Takes over a VM. `keep` is dropped when the session ends.
+    pub(super) fn open(id: Id, vm: Open, opening: Opening, tasks: &TaskTracker, keep: impl Send + 'static) -> Session {
+        let state = Arc::new(State::new(opening.idle_timeout));
+        let process = vm.process_id();
+        Session {
+            id,
+            environment: opening.environment,
+            opened: Instant::now(),
+            memory_mb: opening.memory_mb,
+            preparation: opening.preparation,
+            process,
+            commands: owner::spawn(vm, state.clone(), tasks, keep),
+            state,
+            turns: Language::ALL.into_iter().map(|language| (language, Arc::default())).collect(),
+            book: Mutex::default(),
+            runs: AtomicU64::new(0),
+        }
+    }
+
+    /// Hands a program over when its turn has come.
+    pub(crate) async fn start(&self, accepted: Instant, request: ExecuteInput) -> Result<Call, ExecuteError> {
+        let in_use = self.state.begin_use();
+        let turn = match request.background {
+            true => None,
+            false => self.turn(request.language).await,
+        };
+        if let Some(why) = self.state.ended() {
+            return Err(self.gone(&why));
+        }
+        let link = Link { state: self.state.clone(), commands: self.commands.clone(), _in_use: in_use, turn };
+        let execute = self.enter(request);
+        let run = execute.run;
+        let program = Program::new(execute).map_err(ExecuteError::before_run)?;
+        let preparation = Preparation { accepted, ..self.preparation };
+        self.runs.fetch_add(1, Ordering::Relaxed);
+        Call::start(link, run, program, preparation).await.map_err(|error| match (error, self.state.ended()) {
+            // It was handed over, and nobody knows how far it came.
+            (VmError::Ended(reason), Some(_)) => {
+                ExecuteError::OutcomeUnknown { reason: format!("the VM ended{reason}") }
+            }
+            (error, _) => ExecuteError::before_run(error),
+        })
+    }
+
+    async fn turn(&self, language: Language) -> Option<tokio::sync::OwnedMutexGuard<()>> {
+        let turn = self.turns.get(&language)?.clone();
+        tokio::select! {
+            turn = turn.lock_owned() => Some(turn),
+            // No turn will come.
+            _ = self.state.has_ended() => None,
+        }
+    }
+
+    /// A request as the guest gets it.
+    fn enter(&self, request: ExecuteInput) -> Execute {
+        let mut book = lock(&self.book);
+        book.next_run += 1;
+        let run = book.next_run;
+        for (name, value) in request.env {
+            for language in Language::ALL {
+                book.untold.entry(language).or_default().insert(name.clone(), value.clone());
+            }
+            book.env.insert(name, value);
+        }
+        let is_call = !request.background;
+        let (kind, env) = match is_call {
+            true => {
+                book.calls += 1;
+                (Kind::Call { number: book.calls }, book.untold.remove(&request.language).unwrap_or_default())
+            }
+            false => (Kind::Beside, book.env.clone()),
+        };
+        Execute {
+            run,
+            language: request.language,
+            kind,
+            code: request.code,
+            stdin: request.stdin,
+            env: env.into_iter().collect(),
+            memory_bytes: self.memory_mb * 1024 * 1024,
+            stdout_max: if is_call { STDOUT_MAX_BYTES as u64 } else { u64::MAX },
+            stderr_max: if is_call { STDERR_MAX_BYTES as u64 } else { u64::MAX },
+            window: OUTPUT_WINDOW_BYTES,
+        }
+    }
+
+    /// The interpreter of a language is another, which has been told nothing.
+    pub(crate) fn forget_told(&self, language: Language) {
+        let mut book = lock(&self.book);
+        let env = book.env.clone();
+        book.untold.insert(language, env);
+    }
+
+    /// Ends it. What runs in it ends with it.
+    pub(crate) async fn close(&self, why: Ended) {
+        self.state.ask_to_end(why);
+        self.state.has_ended().await;
+    }
+
+    /// The same, without waiting.
+    pub(crate) fn ask_to_end(&self, why: Ended) {
+        self.state.ask_to_end(why);
+    }
+
+    /// Waits for its end.
+    pub(super) async fn has_ended(&self) -> Ended {
+        self.state.has_ended().await
+    }
+
+    /// Programs that it has run, and those that run now.
+    pub(crate) fn runs(&self) -> (u64, u64) {
+        (self.runs.load(Ordering::Relaxed), self.state.in_use().0)
+    }
+
+    pub(crate) fn status(&self) -> SessionStatus {
+        let (running, idle) = self.state.in_use();
+        SessionStatus {
+            session_id: self.id.to_string(),
+            age_seconds: seconds(self.opened.elapsed()),
+            idle_seconds: seconds(idle),
+            runs: self.runs.load(Ordering::Relaxed),
+            running,
+            memory_limit_mb: self.memory_mb,
+            private_memory_mb: self
+                .process
+                .map(private_memory_bytes)
+                .filter(|&bytes| bytes > 0)
+                .map(|bytes| bytes as f64 / (1024.0 * 1024.0)),
+        }
+    }
+
+    pub(super) fn gone(&self, why: &Ended) -> ExecuteError {
+        ExecuteError::NotFound { reason: format!("session_id: {} {why}", self.id) }
+    }
+}
+
+/// With milliseconds: more would be noise in a document.
+fn seconds(time: Duration) -> f64 {
+    time.as_millis() as f64 / 1000.0
+}
