@@ -32,7 +32,7 @@ pub(crate) async fn engine(uses_templates: bool) -> Engine {
         accelerator: AcceleratorChoice::Tcg,
         warm_pool_size: 0,
         uses_templates,
-        limits: Limits { vms: 2, memory_mb: 1_000_000, waiting: 8, wait: Duration::from_secs(300) },
+        limits: Limits { vms: 2, memory_mb: 1_000_000, waiting: 8, wait: Duration::from_secs(300), sessions: 1 },
         cache,
     };
     Engine::start(config).await.unwrap()

@@ -73,7 +73,7 @@ async fn install(
     cancel: CancellationToken,
 ) -> Result<ExecuteOutcome, ExecuteError> {
     let mut request = ExecuteInput::new(language, code);
-    request.timeout_seconds = 300;
+    request.timeout_seconds = Some(300);
     let installation = Installation { writable_mb: 1500, parts: 0, disk: None, handler: Arc::new(handler) };
     engine.run_installer(installation, request, &mut Text::default(), cancel).await
 }
@@ -320,7 +320,7 @@ async fn a_program_that_transfers_is_interrupted_in_time() {
         cat <&3 >/dev/null
     "#;
     let mut request = ExecuteInput::new(Language::Shell, code);
-    request.timeout_seconds = 30;
+    request.timeout_seconds = Some(30);
     let installation = Installation { writable_mb: 1500, parts: 0, disk: None, handler: Arc::new(handler) };
     let begun = Instant::now();
     let outcome =

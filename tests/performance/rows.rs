@@ -53,6 +53,12 @@ pub(crate) const ALL: &[Row] = &[
     Row::time("pool hit, Python asyncio.run", 200, |subject| pooled(subject, ASYNCIO)),
     Row::time("pool hit, Python subprocess.run", 200, |subject| pooled(subject, SUBPROCESS)),
     Row::time("pool hit, shell with four pipes", 200, |subject| pooled(subject, PIPES)),
+    Row::time("session, a call, Python print", 200, |subject| in_session(subject, PYTHON)),
+    Row::time("session, a call, JavaScript console.log", 200, |subject| in_session(subject, JAVASCRIPT)),
+    Row::time("session, a call, shell echo", 200, |subject| in_session(subject, SHELL)),
+    Row::time("session, opened from the pool, and its first call", 200, opened),
+    Row { name: "session, 1,000 calls: the last 100 against the first", unit: "x", most: 1, prepare: long_session },
+    Row { name: "private memory of a session that has printed", unit: "MB", most: 3, prepare: session_memory },
     Row::time("template, Python print", 200, |subject| unpooled(subject, &[], PYTHON)),
     Row::time("template, JavaScript console.log", 200, |subject| unpooled(subject, &[], JAVASCRIPT)),
     Row::time("template, shell echo", 200, |subject| unpooled(subject, &[], SHELL)),
@@ -79,6 +85,55 @@ fn pooled(subject: &Subject, (language, code): (&'static str, &'static str)) -> 
         let (outcome, waited) = server.run(language, code);
         assert_eq!(outcome["warm_pool_hit"], true, "{outcome}");
         waited
+    })
+}
+
+/// In a session that has run the same before.
+fn in_session(subject: &Subject, (language, code): (&'static str, &'static str)) -> Sampler {
+    let mut server = subject.start(&["--warm-pool-size", "0"]);
+    let session = server.open();
+    (0..10).for_each(|_| drop(server.run_in(&session, language, code)));
+    Box::new(move || server.run_in(&session, language, code).1)
+}
+
+fn opened(subject: &Subject) -> Sampler {
+    let mut server = subject.start(&["--warm-pool-size", "1"]);
+    server.run(PYTHON.0, PYTHON.1);
+    Box::new(move || {
+        server.wait_for_pool(1);
+        let begun = Instant::now();
+        let session = server.open();
+        server.run_in(&session, PYTHON.0, PYTHON.1);
+        let took = milliseconds(begun.elapsed());
+        server.call("close_session", &json!({"session_id": session}));
+        took
+    })
+}
+
+fn long_session(subject: &Subject) -> Sampler {
+    let mut server = subject.start(&["--warm-pool-size", "0"]);
+    Box::new(move || {
+        let session = server.open();
+        let times: Vec<f64> = (0..1000).map(|_| server.run_in(&session, PYTHON.0, PYTHON.1).1).collect();
+        let median = |times: &[f64]| {
+            let mut times = times.to_vec();
+            times.sort_by(f64::total_cmp);
+            times[times.len() / 2]
+        };
+        // The first ones wait for what is translated then.
+        median(&times[900..]) / median(&times[20..120])
+    })
+}
+
+fn session_memory(subject: &Subject) -> Sampler {
+    let mut server = subject.start(&["--warm-pool-size", "0"]);
+    Box::new(move || {
+        let session = server.open();
+        (0..5).for_each(|_| drop(server.run_in(&session, PYTHON.0, PYTHON.1)));
+        let status = server.call("pool_status", &json!({}));
+        let mebibytes = status["sessions"][0]["private_memory_mb"].as_f64().unwrap();
+        server.call("close_session", &json!({"session_id": session}));
+        mebibytes * 1024.0 * 1024.0 / 1e6
     })
 }
 

@@ -62,9 +62,23 @@ impl Server {
         result(&self.receive())
     }
 
+    /// A new session; its id.
+    pub(crate) fn open(&mut self) -> String {
+        self.call("open_session", &json!({}))["session_id"].as_str().expect("a session").into()
+    }
+
     /// A run's result, and how long a client has waited for it in milliseconds: from the request's last byte to the result's.
     pub(crate) fn run(&mut self, language: &str, code: &str) -> (Value, f64) {
-        self.send("execute_code", &json!({"language": language, "code": code}));
+        self.execute(&json!({"language": language, "code": code}))
+    }
+
+    /// The same in a session.
+    pub(crate) fn run_in(&mut self, session: &str, language: &str, code: &str) -> (Value, f64) {
+        self.execute(&json!({"language": language, "code": code, "session_id": session}))
+    }
+
+    fn execute(&mut self, arguments: &Value) -> (Value, f64) {
+        self.send("execute_code", arguments);
         let sent = Instant::now();
         let line = self.receive();
         let waited = sent.elapsed();

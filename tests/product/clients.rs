@@ -56,7 +56,16 @@ fn the_rust_sdk_lists_and_calls() {
         let tools = client.service.list_all_tools().await.unwrap();
         assert_eq!(
             tools.iter().map(|tool| tool.name.as_ref()).collect::<Vec<_>>(),
-            ["execute_code", "install_packages", "pool_status"]
+            [
+                "execute_code",
+                "open_session",
+                "close_session",
+                "get_run",
+                "send_input",
+                "stop_run",
+                "install_packages",
+                "pool_status"
+            ]
         );
         let result = call(&client, json!({"language": "python", "code": "print(6*7)"})).await;
         assert_eq!(result.is_error, Some(false));

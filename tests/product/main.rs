@@ -12,6 +12,7 @@
 
 use sandbox_tests::{harness, weed};
 
+mod background;
 mod bad_input;
 mod bucket;
 mod bundle;
@@ -35,6 +36,7 @@ mod protocol;
 mod python;
 mod results;
 mod sdks;
+mod sessions;
 mod settings;
 mod shell;
 mod streaming;

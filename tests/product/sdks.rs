@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use crate::harness::command;
 
 /// What a client does, in this order; each says so.
-const STEPS: &str = "listing call stream cancel error parallel warning end";
+const STEPS: &str = "listing call session stream cancel error parallel warning end";
 
 /// The adapters, in this order; each says so once it has passed.
 const ADAPTERS: &str = "openai_agents google_genai mcpadapt langchain pydantic_ai";

@@ -13,7 +13,7 @@ const COUNT = { language: "python", code: "import time\nfor n in range(4):\n    
 
 export async function run(peer) {
   const deadline = setTimeout(() => { throw new Error("the client hangs"); }, DEADLINE_MS);
-  for (const step of [listing, call, stream, cancel, error, parallel, warning]) {
+  for (const step of [listing, call, session, stream, cancel, error, parallel, warning]) {
     await step(peer);
     console.log(step.name);
   }
@@ -47,6 +47,33 @@ async function call(peer) {
   assert.deepEqual([outcome.stdout, outcome.exit_code], ["42\n", 0]);
   const failed = await execute(peer, { language: "shell", code: "echo oh >&2; exit 3" });
   assert.deepEqual([failed.stderr, failed.exit_code], ["oh\n", 3]);
+}
+
+/** A task of several calls, a program beside them, and its end. */
+async function session(peer) {
+  const use = async (name, args) => {
+    const result = await peer.call(name, args);
+    assert(!result.isError, JSON.stringify(result));
+    return result.structuredContent;
+  };
+  const { session_id } = await use("open_session", {});
+  const run = (language, code, rest) => execute(peer, { session_id, language, code, ...rest });
+  assert.equal((await run("javascript", "const x = 6; require('fs').writeFileSync('f', '7'); x")).stdout, "6\n");
+  const code = "process.stdin.on('data', (line) => console.log(line * 6))";
+  const { run_id } = await run("javascript", code, { background: true });
+  assert.equal((await run("shell", "cat f")).stdout, "7");
+  await use("send_input", { run_id, text: "7\n", end: true });
+  let heard = "";
+  let report;
+  do {
+    report = await use("get_run", { run_id, wait_seconds: 20 });
+    heard += report.stdout;
+  } while (report.running);
+  assert.deepEqual([heard, report.exit_code], ["42\n", 0]);
+  assert.equal((await run("javascript", "x * 7")).stdout, "42\n");
+  await use("close_session", { session_id });
+  const gone = await peer.call("execute_code", { session_id, language: "python", code: "1" });
+  assert(gone.isError && gone.content[0].text.startsWith("not_found: "), JSON.stringify(gone));
 }
 
 async function stream(peer) {

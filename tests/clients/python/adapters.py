@@ -33,7 +33,16 @@ from smolagents.tools import validate_tool_arguments
 TOOL = "execute_code"
 PROGRAM = {"language": "python", "code": "print(6*7)"}
 # Of a model that may leave out nothing, and to which no schema says that it may send null.
-EMPTY = {"env": [], "environment_id": "", "memory_mb": 512, "packages": [], "stdin": "", "timeout_seconds": 120}
+EMPTY = {
+    "background": False,
+    "env": [],
+    "environment_id": "",
+    "memory_mb": 512,
+    "packages": [],
+    "session_id": "",
+    "stdin": "",
+    "timeout_seconds": 120,
+}
 NULLS = dict.fromkeys(EMPTY)
 CALLS = [PROGRAM | optional for optional in ({}, NULLS, NULLS | {"environment_id": ""}, EMPTY)]
 

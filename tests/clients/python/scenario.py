@@ -16,7 +16,7 @@ DEADLINE_SECONDS = 120
 
 async def run(peer):
     with anyio.fail_after(DEADLINE_SECONDS):
-        for step in (listing, call, stream, cancel, error, parallel, warning):
+        for step in (listing, call, session, stream, cancel, error, parallel, warning):
             await step(peer)
             print(step.__name__, flush=True)
 
@@ -41,6 +41,30 @@ async def call(peer):
     assert (outcome["stdout"], outcome["exit_code"]) == ("42\n", 0), outcome
     failed = await execute(peer, {"language": "shell", "code": "echo oh >&2; exit 3"})
     assert (failed["stderr"], failed["exit_code"]) == ("oh\n", 3), failed
+
+
+async def session(peer):
+    """A task of several calls, a program beside them, and its end."""
+
+    async def use(name, **arguments):
+        result = await peer.call(name, arguments)
+        assert not result.get("isError"), result
+        return result["structuredContent"]
+
+    opened = {"session_id": (await use("open_session"))["session_id"]}
+    assert (await execute(peer, opened | {"language": "python", "code": "x = 6\nopen('f', 'w').write('7')"}))["stdout"] == "1\n"
+    code = "import sys\nfor line in sys.stdin: print(int(line) * 6, flush=True)"
+    run = {"run_id": (await execute(peer, opened | {"language": "python", "code": code, "background": True}))["run_id"]}
+    assert (await execute(peer, opened | {"language": "shell", "code": "cat f"}))["stdout"] == "7"
+    await use("send_input", **run, text="7\n", end=True)
+    heard = ""
+    while (report := await use("get_run", **run, wait_seconds=20))["running"]:
+        heard += report["stdout"]
+    assert (heard + report["stdout"], report["exit_code"]) == ("42\n", 0), (heard, report)
+    assert (await execute(peer, opened | {"language": "python", "code": "x * 7"}))["stdout"] == "42\n"
+    await use("close_session", **opened)
+    result = await peer.call("execute_code", opened | {"language": "python", "code": "x"})
+    assert result["isError"] and result["content"][0]["text"].startswith("not_found: "), result
 
 
 async def stream(peer):
