@@ -311,7 +311,12 @@ fn one_call_a_language_at_a_time_and_others_beside_it() {
     assert_eq!((&first["id"], &fields(&first)["stdout"]), (&json!(13), &json!("beside\n")));
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     let both = answers(&mut session.server, 2);
-    assert_eq!(fields(&both[&12])["stdout"], "[1, 2]\n");
+    let second = fields(&both[&12]);
+    assert_eq!(second["stdout"], "[1, 2]\n");
+    // What it has waited for is its turn, and no VM.
+    let timing = |name: &str| second["timing"][name].as_f64().unwrap();
+    assert!(timing("setup_ms") > 1000.0 && timing("boot_ms") == 0.0, "{second}");
+    assert!(timing("total_ms") >= timing("setup_ms") + timing("execute_ms"), "{second}");
 }
 
 #[test]

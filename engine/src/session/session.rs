@@ -93,7 +93,8 @@ impl Session {
         let execute = self.enter(request);
         let run = execute.run;
         let program = Program::new(execute).map_err(ExecuteError::before_run)?;
-        let preparation = Preparation { accepted, ..self.preparation };
+        // Its VM was there: a call waits for its turn alone.
+        let preparation = Preparation { accepted, setup: accepted.elapsed(), boot: Duration::ZERO, ..self.preparation };
         self.runs.fetch_add(1, Ordering::Relaxed);
         Call::start(link, run, program, preparation).await.map_err(|error| match (error, self.state.ended()) {
             // It was handed over, and nobody knows how far it came.
