@@ -76,7 +76,7 @@ fn what_the_schema_refuses_we_refuse() {
         with("environment_id", json!(1)),
     ];
     let not_numbers = [json!("thirty"), json!(30.5), json!(-1), json!(-1.0), json!(1e30), Value::Null, json!(true)];
-    for number in not_numbers.into_iter().chain([json!(0), json!(301), json!(301.0)]) {
+    for number in not_numbers.into_iter().chain([json!(0), json!(86_401), json!(86_401.0)]) {
         inputs.push(with("timeout_seconds", number));
     }
     inputs.extend([json!(63), json!(2049), json!(64.5)].map(|number| with("memory_mb", number)));
@@ -92,6 +92,8 @@ fn only_what_a_schema_cannot_say_is_left_to_us() {
     let validator = validator(execute_code().input);
     for (input, expected) in [
         (with("colour", json!("red")), "unknown field `colour`"),
+        // Only a run in the background may take longer.
+        (with("timeout_seconds", json!(301)), "timeout_seconds: is 301; must be between 1 and 300"),
         (with("code", json!("")), "code: is empty"),
         (with("code", json!("#".repeat(limits::CODE_MAX_BYTES + 1))), "code: is 1048577 bytes"),
         (with("stdin", json!("x".repeat(limits::STDIN_MAX_BYTES + 1))), "stdin: is 4194305 bytes"),
@@ -119,7 +121,8 @@ fn what_is_meant_is_understood_beside_the_schema() {
         assert_eq!(read(with("language", json!(name))), plain);
     }
     assert_eq!(read(with("environment_id", json!(""))), plain);
-    assert_eq!(read(with("timeout_seconds", json!("30"))), plain);
+    assert_eq!(read(with("session_id", json!(""))), plain);
+    assert_eq!(read(with("timeout_seconds", json!("30"))).timeout_seconds, Some(30));
     assert_eq!(read(with("packages", json!("pandas"))).packages, ["pandas"]);
     assert_eq!(read(with("env", json!({ "A": 1, "B": null }))), read(with("env", json!(["A=1"]))));
     assert_eq!(read(with("code", json!("```python\nprint(1)\n```"))).code, "\nprint(1)\n");
