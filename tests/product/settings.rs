@@ -10,11 +10,12 @@ use crate::harness::{DEADLINE, Server, command, execute_request, pipe_through};
 
 /// A setting's values in a file, in the environment and as a flag, as TOML has them. Each differs from the next, and the
 /// first from the default where that does not depend on the machine.
-const SAMPLES: [(&str, [&str; 3]); 27] = [
+const SAMPLES: [(&str, [&str; 3]); 28] = [
     ("accel", [r#""kvm""#, r#""auto""#, r#""tcg""#]),
     ("require_kvm", ["true", "false", "true"]),
     ("qemu", [r#""/file/qemu""#, r#""/variable/qemu""#, r#""/flag/qemu""#]),
     ("max_concurrent_vms", ["501", "502", "503"]),
+    ("max_sessions", ["1", "2", "3"]),
     ("warm_pool_size", ["61", "62", "63"]),
     ("templates", ["false", "true", "false"]),
     ("cache_dir", [r#""/file/cache""#, r#""/variable/cache""#, r#""/flag/cache""#]),
