@@ -296,9 +296,8 @@ fn one_call_a_language_at_a_time_and_others_beside_it() {
     let mut session = Session::open();
     session.check("python", "import time; x = []", "");
     session.check("shell", ":", "");
-    let begun = Instant::now();
     let calls = [
-        (11, "python", "time.sleep(2); x.append(1)", 30),
+        (11, "python", "time.sleep(4); x.append(1)", 30),
         // It waits for longer than it may run.
         (12, "python", "x.append(2); x", 1),
         (13, "shell", "echo beside", 30),
@@ -309,7 +308,6 @@ fn one_call_a_language_at_a_time_and_others_beside_it() {
     }
     let first = session.server.receive();
     assert_eq!((&first["id"], &fields(&first)["stdout"]), (&json!(13), &json!("beside\n")));
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
     let both = answers(&mut session.server, 2);
     let second = fields(&both[&12]);
     assert_eq!(second["stdout"], "[1, 2]\n");
