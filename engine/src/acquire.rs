@@ -110,7 +110,7 @@ const WAITING_MEMORY_MB: u64 = MEMORY_DEFAULT_MB + VM_OVERHEAD_MB;
 
 /// How long a guest that was ready may take to lay a program out and say that it starts: milliseconds, if it is not hung.
 /// What waits may be lost by a hang of the whole machine, and is not waited for as long.
-const START_DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const START_DEADLINE: Duration = Duration::from_secs(30);
 const WAKE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How often a VM of the pool rehearses each language. Under TCG each time translates what the last one has not met, and that

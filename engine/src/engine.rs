@@ -17,7 +17,6 @@ use sandbox_schemas::session::{CloseOutcome, OpenInput, OpenOutcome};
 use sandbox_schemas::status::{
     CacheSize, ImageDigests, LimitsInForce, PoolStatus, TemplateState, TemplateStatus, VmCounts,
 };
-use sandbox_schemas::wire::Stream;
 use sandbox_store::CacheDir;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -30,7 +29,7 @@ use crate::error::{ExecuteError, StartError};
 use crate::host::Host;
 use crate::pool::Pool;
 use crate::qemu::{Code, LaunchSpec, Qemu, Slot, Start, confinement, tell, tsc_khz};
-use crate::run::OutputSink;
+use crate::run::{OutputSink, Unheard};
 use crate::service::{PackageSet, Service};
 use crate::session::{Backgrounds, Ended, Sessions};
 use crate::stats::Stats;
@@ -322,11 +321,4 @@ async fn keep_warm(engine: Arc<Service>, sets: Vec<PackageSet>) {
             Err(error) => tracing::warn!(%error, ?packages, "a set that shall be warm cannot be had"),
         }
     }
-}
-
-/// Nobody listens.
-struct Unheard;
-
-impl OutputSink for Unheard {
-    fn output(&mut self, _: Stream, _: &str) {}
 }

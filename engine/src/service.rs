@@ -123,8 +123,12 @@ impl Service {
         sink: &mut dyn OutputSink,
     ) -> Result<RunStarted, ExecuteError> {
         let accepted = Instant::now();
-        let own = match &request.session_id {
-            Some(_) => None,
+        let (session, own) = match &request.session_id {
+            Some(id) => {
+                let session = self.sessions.find(id)?;
+                check_packages_of(&session, &request)?;
+                (session, None)
+            }
             None => {
                 let opening = OpenInput {
                     language: Some(request.language),
@@ -133,20 +137,13 @@ impl Service {
                     memory_mb: Some(request.memory_mb),
                     idle_timeout_seconds: None,
                 };
-                Some(self.open_session(accepted, &opening, sink).await?)
+                let session = self.open_session(accepted, &opening, sink).await?;
+                (session.clone(), Some(EndWith(session)))
             }
         };
-        let session = match (&own, &request.session_id) {
-            (Some(session), _) => session.clone(),
-            (None, id) => self.sessions.find(id.as_deref().unwrap_or_default())?,
-        };
-        let ending = EndWith(own);
-        if ending.0.is_none() {
-            check_packages_of(&session, &request)?;
-        }
         let timeout = Duration::from_secs(request.timeout_seconds());
         let call = session.start(accepted, request).await?;
-        let run_id = self.backgrounds.begin(call, timeout, move || drop(ending))?;
+        let run_id = self.backgrounds.begin(call, timeout, move || drop(own))?;
         Ok(RunStarted { run_id })
     }
 
@@ -207,13 +204,11 @@ impl Service {
 }
 
 /// A session that is of no use to anybody else.
-struct EndWith(Option<Arc<Session>>);
+struct EndWith(Arc<Session>);
 
 impl Drop for EndWith {
     fn drop(&mut self) {
-        if let Some(session) = &self.0 {
-            session.ask_to_end(Ended::Closed);
-        }
+        self.0.ask_to_end(Ended::Closed);
     }
 }
 

@@ -7,20 +7,18 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use sandbox_schemas::outcome::ExecuteOutcome;
-use sandbox_schemas::wire::{GuestFrame, HostFrame, RunId, Stream};
+use sandbox_schemas::wire::{GuestFrame, HostFrame, RunId};
 use tokio::runtime::Handle;
 use tokio::sync::OwnedMutexGuard;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
+use crate::acquire::START_DEADLINE;
 use crate::error::VmError;
-use crate::run::{OutputSink, Preparation, Started, Terms, run};
+use crate::run::{OutputSink, Preparation, Started, Terms, Unheard, run};
 use crate::session::owner::{Command, Commands};
 use crate::session::state::{Ended, InUse, State};
 use crate::vm::{Program, unexpected};
 use crate::wire::encode;
-
-/// How long a guest may take to lay a program out and say that it starts: milliseconds, if it is not hung.
-const START_DEADLINE: Duration = Duration::from_secs(30);
 
 /// So much output is taken in before the guest is granted as much again.
 const GRANT_BYTES: u64 = 64 * 1024;
@@ -206,13 +204,6 @@ impl Drop for Call {
         };
         runtime.spawn(async move { left.run(Terms::of_call(Duration::ZERO), &mut Unheard).await });
     }
-}
-
-/// Nobody listens.
-struct Unheard;
-
-impl OutputSink for Unheard {
-    fn output(&mut self, _: Stream, _: &str) {}
 }
 
 /// The standard input of a program that runs beside others.
