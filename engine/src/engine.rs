@@ -9,15 +9,18 @@ use sandbox_packages::GatewayConfig;
 use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::background::{InputSent, RunReport, RunStarted};
 use sandbox_schemas::execute::ExecuteInput;
+use sandbox_schemas::files::{ListInput, ListOutcome, ListedFile, ReadInput, ReadOutcome, WriteOutcome};
 use sandbox_schemas::image::BootImage;
 use sandbox_schemas::install::InstallOutcome;
-use sandbox_schemas::limits::{MEMORY_MIN_MB, VM_OVERHEAD_MB};
+use sandbox_schemas::limits::{MEMORY_MIN_MB, TOLD_FILES_MAX, VM_OVERHEAD_MB};
 use sandbox_schemas::outcome::ExecuteOutcome;
 use sandbox_schemas::session::{CloseOutcome, OpenInput, OpenOutcome};
 use sandbox_schemas::status::{
     CacheSize, ImageDigests, LimitsInForce, PoolStatus, TemplateState, TemplateStatus, VmCounts,
 };
+use sandbox_schemas::wire::Entry;
 use sandbox_store::CacheDir;
+use tokio::io::AsyncWrite;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -29,9 +32,10 @@ use crate::error::{ExecuteError, StartError};
 use crate::host::Host;
 use crate::pool::Pool;
 use crate::qemu::{Code, LaunchSpec, Qemu, Slot, Start, confinement, tell, tsc_khz};
+use crate::request::{FileSource, Request};
 use crate::run::{OutputSink, Unheard};
 use crate::service::{PackageSet, Service};
-use crate::session::{Backgrounds, Ended, Sessions};
+use crate::session::{Backgrounds, Ended, Sessions, contents_of_part};
 use crate::stats::Stats;
 use crate::template::Templates;
 
@@ -173,12 +177,13 @@ impl Engine {
     /// once the process is gone; [`Engine::shut_down`] waits for that. A cancel, or a drop, does the same at once.
     pub async fn execute(
         &self,
-        request: ExecuteInput,
+        request: impl Into<Request>,
         sink: &mut dyn OutputSink,
         cancel: CancellationToken,
     ) -> Result<ExecuteOutcome, ExecuteError> {
         let _token = self.0.runs.token();
-        request.validate()?;
+        let request = request.into();
+        request.input.validate()?;
         let accepted = Instant::now();
         let outcome = unless(&cancel, self.0.execute(accepted, request, sink), ExecuteError::Cancelled).await;
         match &outcome {
@@ -220,15 +225,70 @@ impl Engine {
         Ok(CloseOutcome { runs, ended_runs })
     }
 
+    /// Puts a file into a session. It appears when it is whole.
+    pub async fn write_file(
+        &self,
+        session: &str,
+        file: FileSource,
+        cancel: CancellationToken,
+    ) -> Result<WriteOutcome, ExecuteError> {
+        let session = self.0.sessions.find(session)?;
+        let size_bytes = unless(&cancel, session.store(file), ExecuteError::Cancelled).await?;
+        Ok(WriteOutcome { size_bytes })
+    }
+
+    /// Takes a file out of a session, or a part of it, to where bytes can be written; how much there is of it.
+    pub async fn fetch_file(
+        &self,
+        request: &ReadInput,
+        to: impl AsyncWrite + Unpin,
+        cancel: CancellationToken,
+    ) -> Result<ReadOutcome, ExecuteError> {
+        let (offset, length) = (request.offset.unwrap_or(0), request.length.unwrap_or(u64::MAX));
+        let session = self.0.sessions.find(&request.session_id)?;
+        let fetching = session.fetch(request.path.clone(), offset, length, to);
+        let size_bytes = unless(&cancel, fetching, ExecuteError::Cancelled).await?;
+        let next = size_bytes.min(offset.saturating_add(length));
+        Ok(ReadOutcome { size_bytes, next, ..ReadOutcome::default() })
+    }
+
+    /// Reads a file of a session, or a part of it.
+    pub async fn read_file(&self, request: &ReadInput, cancel: CancellationToken) -> Result<ReadOutcome, ExecuteError> {
+        let (offset, length, mut bytes) = (request.offset.unwrap_or(0), request.length(), Vec::new());
+        let session = self.0.sessions.find(&request.session_id)?;
+        let fetching = session.fetch(request.path.clone(), offset, length, &mut bytes);
+        let size_bytes = unless(&cancel, fetching, ExecuteError::Cancelled).await?;
+        Ok(contents_of_part(bytes, offset, size_bytes))
+    }
+
+    /// What is in a folder of a session.
+    pub async fn list_files(
+        &self,
+        request: &ListInput,
+        cancel: CancellationToken,
+    ) -> Result<ListOutcome, ExecuteError> {
+        let path = request.path.clone().unwrap_or_else(|| ".".into());
+        let session = self.0.sessions.find(&request.session_id)?;
+        let listing = session.list(path, request.recursive);
+        let (mut entries, is_cut) = unless(&cancel, listing, ExecuteError::Cancelled).await?;
+        let truncated = is_cut || entries.len() > TOLD_FILES_MAX;
+        entries.sort_by(|one, other| one.name.cmp(&other.name));
+        entries.truncate(TOLD_FILES_MAX);
+        let told =
+            |Entry { name, kind, size }: Entry| ListedFile { path: name, kind: kind.name().into(), size_bytes: size };
+        Ok(ListOutcome { files: entries.into_iter().map(told).collect(), truncated })
+    }
+
     /// Starts a program that runs on in the background, in its session or in a VM of its own. What it is named by.
     pub async fn execute_in_background(
         &self,
-        request: ExecuteInput,
+        request: impl Into<Request>,
         sink: &mut dyn OutputSink,
         cancel: CancellationToken,
     ) -> Result<RunStarted, ExecuteError> {
         let _token = self.0.runs.token();
-        request.validate()?;
+        let request = request.into();
+        request.input.validate()?;
         unless(&cancel, self.0.execute_in_background(request, sink), ExecuteError::Cancelled).await
     }
 

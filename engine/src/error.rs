@@ -80,6 +80,12 @@ pub enum ExecuteError {
         /// How much waits.
         reason: String,
     },
+    /// A file could not be put where it should be, or taken from where it is.
+    #[error("{reason}")]
+    File {
+        /// Which, and why.
+        reason: String,
+    },
     /// What an id names is not there, or not any more; nothing ran.
     #[error("{reason}")]
     NotFound {
@@ -137,7 +143,7 @@ impl ExecuteError {
     /// The stable code that clients branch on; a cancelled call has no answer, and so none.
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
-            ExecuteError::Invalid(_) => Some(ErrorCode::InvalidInput),
+            ExecuteError::Invalid(_) | ExecuteError::File { .. } => Some(ErrorCode::InvalidInput),
             ExecuteError::Capacity { .. } | ExecuteError::Unread { .. } => Some(ErrorCode::Capacity),
             ExecuteError::NotFound { .. } => Some(ErrorCode::NotFound),
             ExecuteError::Install(error) => error.code(),

@@ -15,6 +15,8 @@
 mod engine;
 mod service;
 
+mod request;
+
 mod acquire;
 
 mod accelerate;
@@ -52,6 +54,7 @@ pub use admission::Limits;
 pub use engine::{Engine, EngineConfig};
 pub use environment::{InstallError, Installation};
 pub use error::{ExecuteError, StartError};
+pub use request::{FileSource, Request};
 pub use run::OutputSink;
 pub use sandbox_schemas::tunnel::Target;
 pub use sandbox_schemas::wire::Stream;

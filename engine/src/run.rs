@@ -355,6 +355,8 @@ fn outcome(
         warm_pool_hit: preparation.warm_pool_hit,
         template_hit: preparation.template_hit,
         not_imported: Vec::new(),
+        files: Vec::new(),
+        unmatched: Vec::new(),
         accelerator: preparation.accelerator,
     }
 }

@@ -9,7 +9,7 @@ use sandbox_schemas::environment::Omitted;
 use sandbox_schemas::execute::{ExecuteInput, InvalidInput};
 use sandbox_schemas::install::InstallOutcome;
 use sandbox_schemas::language::Language;
-use sandbox_schemas::limits::{MEMORY_MAX_MB, VM_OVERHEAD_MB};
+use sandbox_schemas::limits::{IDLE_DEFAULT_SECONDS, MEMORY_MAX_MB, VM_OVERHEAD_MB};
 use sandbox_schemas::outcome::ExecuteOutcome;
 use sandbox_schemas::session::OpenInput;
 use tokio_util::sync::CancellationToken;
@@ -19,9 +19,11 @@ use crate::acquire::{Acquired, ENVIRONMENT_DEADLINE, ForSession, Vms, Wanted};
 use crate::environment::{Environment, Environments, InstallError};
 use crate::error::{ExecuteError, VmError};
 use crate::pool::layer_of;
+use crate::request::Request;
 use crate::run::{OutputSink, Preparation, Terms, program, run};
-use crate::session::{Backgrounds, Ended, Opening, Session, Sessions};
+use crate::session::{Backgrounds, Ended, Id, Opening, Outputs, Session, Sessions};
 use crate::stats::Counted;
+use crate::vm::Open;
 
 /// Packages that are asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,13 +50,18 @@ impl Service {
     pub(crate) async fn execute(
         &self,
         accepted: Instant,
-        request: ExecuteInput,
+        request: Request,
         sink: &mut dyn OutputSink,
     ) -> Result<ExecuteOutcome, ExecuteError> {
-        if let Some(id) = &request.session_id {
+        if let Some(id) = &request.input.session_id {
             let session = self.sessions.find(id)?;
+            check_packages_of(&session, &request.input)?;
             return self.call(&session, accepted, request, sink).await;
         }
+        if !(request.files.is_empty() && request.input.outputs.is_empty()) {
+            return self.execute_with_files(accepted, request, sink).await;
+        }
+        let request = request.input;
         let (packages, id) = (&request.packages, request.environment_id.as_deref());
         let environment = self.environment(request.language, packages, id, sink).await?;
         let _activity = self.vms.host.pool.begin(request.language, layer_of(environment.as_ref()));
@@ -73,22 +80,53 @@ impl Service {
         Ok(outcome)
     }
 
-    /// A program in a session.
+    /// A program in a VM that stays until the files that it leaves are taken out.
+    async fn execute_with_files(
+        &self,
+        accepted: Instant,
+        request: Request,
+        sink: &mut dyn OutputSink,
+    ) -> Result<ExecuteOutcome, ExecuteError> {
+        let input = &request.input;
+        let acquired = self.acquire_open(accepted, &opening_for(input), sink).await?;
+        let (environment, preparation) = (acquired.environment, acquired.preparation);
+        let not_imported = self.not_imported(&environment, &preparation);
+        let opening = Opening {
+            environment,
+            memory_mb: input.memory_mb,
+            idle_timeout: Duration::from_secs(IDLE_DEFAULT_SECONDS),
+            preparation,
+            is_for_one: true,
+        };
+        let id = Id::new("v").map_err(ExecuteError::before_run)?;
+        let session = Arc::new(Session::open(id, acquired.vm, opening, &self.runs, ()));
+        let _own = EndWith(session.clone());
+        let mut outcome = self.call(&session, accepted, request, sink).await?;
+        outcome.not_imported = not_imported;
+        Ok(outcome)
+    }
+
+    /// A program in a VM that stays, with the files that it finds and those that it leaves.
     async fn call(
         &self,
         session: &Arc<Session>,
         accepted: Instant,
-        request: ExecuteInput,
+        request: Request,
         sink: &mut dyn OutputSink,
     ) -> Result<ExecuteOutcome, ExecuteError> {
-        check_packages_of(session, &request)?;
-        let _activity = self.vms.host.pool.begin(request.language, layer_of(session.environment.as_ref()));
-        let (timeout, language) = (Duration::from_secs(request.timeout_seconds()), request.language);
+        let input = &request.input;
+        let outputs = Outputs::new(&input.outputs)?;
+        let _activity = self.vms.host.pool.begin(input.language, layer_of(session.environment.as_ref()));
+        let (timeout, language) = (Duration::from_secs(input.timeout_seconds()), input.language);
         let call = session.start(accepted, request).await?;
+        let _turn = call.turn();
         let _running = Counted::new(&self.vms.stats.running);
-        let outcome = told_of_memory(call.run(Terms::of_call(timeout), sink).await, session.memory_mb)?;
+        let mut outcome = told_of_memory(call.run(Terms::of_call(timeout), sink).await, session.memory_mb)?;
         if outcome.state_lost {
             session.forget_told(language);
+        }
+        if !outputs.is_empty() {
+            outputs.gather(session, &mut outcome).await;
         }
         Ok(outcome)
     }
@@ -100,6 +138,24 @@ impl Service {
         sink: &mut dyn OutputSink,
     ) -> Result<Arc<Session>, ExecuteError> {
         let taken = self.sessions.take_place()?;
+        let ForStay { vm, preparation, environment } = self.acquire_open(accepted, request, sink).await?;
+        let opening = Opening {
+            environment,
+            memory_mb: request.memory_mb(),
+            idle_timeout: Duration::from_secs(request.idle_timeout_seconds()),
+            preparation,
+            is_for_one: false,
+        };
+        self.sessions.open(vm, opening, &self.runs, (taken, self.vms.host.admission.hold()))
+    }
+
+    /// A VM that stays.
+    async fn acquire_open(
+        &self,
+        accepted: Instant,
+        request: &OpenInput,
+        sink: &mut dyn OutputSink,
+    ) -> Result<ForStay, ExecuteError> {
         let language = request.language.unwrap_or(Language::Python);
         let (packages, id) = (&request.packages, request.environment_id.as_deref());
         let environment = self.environment(language, packages, id, sink).await?;
@@ -108,40 +164,28 @@ impl Service {
         let wanted = Wanted { accepted, language, environment, memory_mb, begin: ForSession };
         let Acquired { vm, preparation } = self.vms.acquire(&wanted).await?;
         self.count_origin(&preparation);
-        let opening = Opening {
-            environment: wanted.environment,
-            memory_mb: request.memory_mb(),
-            idle_timeout: Duration::from_secs(request.idle_timeout_seconds()),
-            preparation,
-        };
-        self.sessions.open(vm, opening, &self.runs, (taken, self.vms.host.admission.hold()))
+        Ok(ForStay { vm, preparation, environment: wanted.environment })
     }
 
     pub(crate) async fn execute_in_background(
         &self,
-        request: ExecuteInput,
+        request: Request,
         sink: &mut dyn OutputSink,
     ) -> Result<RunStarted, ExecuteError> {
         let accepted = Instant::now();
-        let (session, own) = match &request.session_id {
+        let input = &request.input;
+        let (session, own) = match &input.session_id {
             Some(id) => {
                 let session = self.sessions.find(id)?;
-                check_packages_of(&session, &request)?;
+                check_packages_of(&session, input)?;
                 (session, None)
             }
             None => {
-                let opening = OpenInput {
-                    language: Some(request.language),
-                    packages: request.packages.clone(),
-                    environment_id: request.environment_id.clone(),
-                    memory_mb: Some(request.memory_mb),
-                    idle_timeout_seconds: None,
-                };
-                let session = self.open_session(accepted, &opening, sink).await?;
+                let session = self.open_session(accepted, &opening_for(input), sink).await?;
                 (session.clone(), Some(EndWith(session)))
             }
         };
-        let timeout = Duration::from_secs(request.timeout_seconds());
+        let timeout = Duration::from_secs(input.timeout_seconds());
         let call = session.start(accepted, request).await?;
         let run_id = self.backgrounds.begin(call, timeout, move || drop(own))?;
         Ok(RunStarted { run_id })
@@ -200,6 +244,24 @@ impl Service {
         };
         self.vms.host.pool.keep(&environment, false);
         Ok(Some(environment))
+    }
+}
+
+/// A VM that stays, and what it has.
+struct ForStay {
+    vm: Open,
+    preparation: Preparation,
+    environment: Option<Arc<Environment>>,
+}
+
+/// What a program needs of a VM that stays for it.
+fn opening_for(input: &ExecuteInput) -> OpenInput {
+    OpenInput {
+        language: Some(input.language),
+        packages: input.packages.clone(),
+        environment_id: input.environment_id.clone(),
+        memory_mb: Some(input.memory_mb),
+        idle_timeout_seconds: None,
     }
 }
 

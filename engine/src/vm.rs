@@ -480,6 +480,8 @@ pub(crate) fn unexpected(expected: &str, found: &GuestFrame) -> VmError {
         GuestFrame::Started(_) => "started",
         GuestFrame::Output { .. } => "output",
         GuestFrame::Taken { .. } => "that input was taken",
+        GuestFrame::Listed { .. } => "what is in a folder",
+        GuestFrame::Transferred { .. } => "that a file is whole",
         GuestFrame::Finished(_) => "finished",
         GuestFrame::Failed { .. } => "failed",
         GuestFrame::Tunnel(_) => "a tunnel's bytes",

@@ -20,6 +20,7 @@ use crate::port::Port;
 use crate::program::Folder;
 use crate::run::{End, Run, is_in_session};
 use crate::runner::{Runner, needs_own_start};
+use crate::transfer::Transfer;
 use crate::tunnel::Tunnel;
 use crate::{boot, cgroup, identity};
 
@@ -31,6 +32,8 @@ pub(crate) struct Agent {
     /// Languages that [`Hello`] asked for and that are not warm yet.
     warming: Vec<Language>,
     runs: Vec<Run>,
+    /// Files that come or go.
+    transfers: Vec<Transfer>,
     /// Only in a VM that is a session.
     session: Option<Session>,
     /// Parts of the second disk that are mounted.
@@ -97,6 +100,7 @@ impl Agent {
             runners: Vec::new(),
             warming: Vec::new(),
             runs: Vec::new(),
+            transfers: Vec::new(),
             session: None,
             parts: 0,
             role: Role::Runs,
@@ -114,7 +118,11 @@ impl Agent {
                     return Ok(());
                 }
                 while let Some(frame) = self.port.next_frame()? {
-                    let run = if let HostFrame::Execute(request) = &frame { Some(request.run) } else { None };
+                    let run = match &frame {
+                        HostFrame::Execute(request) => Some(request.run),
+                        HostFrame::File { run, .. } => Some(*run),
+                        _ => None,
+                    };
                     if let Err(error) = self.obey(frame) {
                         self.port.send(&GuestFrame::Failed { run, reason: error.to_string() })?;
                     }
@@ -122,6 +130,7 @@ impl Agent {
             }
             self.hear_runners(&woken)?;
             self.serve_runs(&woken)?;
+            self.serve_transfers()?;
             self.serve_tunnel(&woken)?;
             if woken.by(&self.children) {
                 self.reap()?;
@@ -149,9 +158,12 @@ impl Agent {
             fds.extend(run.control().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
             fds.extend(run.stdin().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLOUT)));
         }
+        if self.transfers.iter().any(Transfer::is_ready) {
+            until = Some(now);
+        }
         let timeout = until.map_or(PollTimeout::NONE, |until| {
             // Rounded up: waking early would only mean to wait again.
-            let milliseconds = until.saturating_duration_since(now).as_millis() + 1;
+            let milliseconds = until.saturating_duration_since(now).as_millis() + u128::from(until > now);
             PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX)
         });
         match poll(&mut fds, timeout) {
@@ -168,6 +180,14 @@ impl Agent {
             HostFrame::Hello(hello) => self.greet(&hello),
             HostFrame::Clock(realtime_ns) => identity::set_clock(realtime_ns),
             HostFrame::Execute(request) => self.execute(request),
+            HostFrame::File { run, memory_bytes, wish } => {
+                self.fit_writable(memory_bytes);
+                self.transfers.extend(Transfer::begin(run, wish, &mut self.port)?);
+                Ok(())
+            }
+            HostFrame::Input { run, bytes, is_last } if self.transfers.iter().any(|known| known.id == run) => {
+                self.transfer(run, |transfer, port| transfer.give(&bytes, is_last, port))
+            }
             HostFrame::Input { run, bytes, is_last } => match self.runs.iter_mut().find(|known| known.id == run) {
                 Some(run) => run.give(&bytes, is_last, &mut self.port),
                 // It has ended meanwhile, as with the next three.
@@ -175,6 +195,7 @@ impl Agent {
             },
             HostFrame::Credit { run, bytes } => {
                 self.runs.iter_mut().filter(|known| known.id == run).for_each(|run| run.credit(bytes));
+                self.transfers.iter_mut().filter(|known| known.id == run).for_each(|known| known.credit(bytes));
                 Ok(())
             }
             HostFrame::Interrupt(run) => {
@@ -182,6 +203,8 @@ impl Agent {
                 Ok(())
             }
             HostFrame::Kill(run) => {
+                // A file that nobody wants any more.
+                self.transfer(run, |_, _| Err(Error::new("a file", "it was given up")))?;
                 self.runs.iter().filter(|known| known.id == run).try_for_each(|run| run.runner.cgroup.kill_all())
             }
             HostFrame::Tunnel(bytes) => match &mut self.tunnel {
@@ -329,6 +352,25 @@ impl Agent {
             }
         }
         ended.into_iter().try_for_each(|(run, end)| self.finish(run, end))
+    }
+
+    /// Sends a chunk of each file that is wanted.
+    fn serve_transfers(&mut self) -> Result<()> {
+        let ready: Vec<_> = self.transfers.iter().filter(|known| known.is_ready()).map(|known| known.id).collect();
+        ready.into_iter().try_for_each(|run| self.transfer(run, Transfer::pump))
+    }
+
+    /// Goes on with a file; one that fails, or is whole, is done with.
+    fn transfer(&mut self, run: RunId, go_on: impl FnOnce(&mut Transfer, &mut Port) -> Result<bool>) -> Result<()> {
+        let Some(index) = self.transfers.iter().position(|known| known.id == run) else { return Ok(()) };
+        let done = go_on(&mut self.transfers[index], &mut self.port);
+        if !matches!(done, Ok(false)) {
+            self.transfers.swap_remove(index);
+        }
+        match done {
+            Ok(_) => Ok(()),
+            Err(error) => self.port.send(&GuestFrame::Failed { run: Some(run), reason: error.to_string() }),
+        }
     }
 
     fn serve_tunnel(&mut self, woken: &Woken) -> Result<()> {

@@ -27,6 +27,7 @@ mod runner;
 
 mod output;
 mod run;
+mod transfer;
 
 mod tunnel;
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::environment::EnvironmentId;
+use crate::files::{FileInput, check_files, check_outputs};
 use crate::language::Language;
 use crate::lenient;
 use crate::limits;
@@ -67,6 +68,14 @@ pub struct ExecuteInput {
     /// Whether to answer at once with a `run_id`, and let the program run on as a process of its own: servers, watchers, long work.
     #[serde(default)]
     pub background: bool,
+
+    /// Files that the program finds. Example: `[{"path": "in.csv", "text": "a,b"}]`
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "lenient::files")]
+    pub files: Vec<FileInput>,
+
+    /// Files to return when it has ended, by patterns. Example: `["plot.png", "out/**/*.csv"]`
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "lenient::texts")]
+    pub outputs: Vec<String>,
 }
 
 /// A field of an input that does not satisfy its limit.
@@ -99,6 +108,8 @@ impl ExecuteInput {
             environment_id: None,
             session_id: None,
             background: false,
+            files: Vec::new(),
+            outputs: Vec::new(),
         }
     }
 
@@ -123,6 +134,12 @@ impl ExecuteInput {
         }
         check_env(&self.env)?;
         check_packages(&self.packages)?;
+        check_files(&self.files)?;
+        check_outputs(&self.outputs)?;
+        if self.background && !self.outputs.is_empty() {
+            let message = "cannot be given together with background; read_file reads a session's files at any time";
+            return Err(InvalidInput::new("outputs", message));
+        }
         check_environment(&self.packages, self.environment_id.as_deref())
     }
 }

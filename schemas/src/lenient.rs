@@ -10,6 +10,7 @@ use std::fmt;
 use serde::de::{self, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use crate::files::FileInput;
 use crate::language::Language;
 
 /// A language by any of its names, in upper or lower case.
@@ -96,6 +97,38 @@ pub(crate) fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<St
         }
     }
     deserializer.deserialize_any(Texts)
+}
+
+/// A truth value; `null` is none, and so none.
+pub(crate) fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    Ok(Option::<bool>::deserialize(deserializer)?.unwrap_or(false))
+}
+
+/// A list of files. A model that may leave nothing out sends an empty text.
+pub(crate) fn files<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<FileInput>, D::Error> {
+    struct Files;
+
+    impl<'de> Visitor<'de> for Files {
+        type Value = Vec<FileInput>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of objects with path and text, base64 or host_path")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+            let is_absent = text.trim().is_empty();
+            if is_absent { Ok(Vec::new()) } else { Err(E::invalid_type(Unexpected::Str(text), &self)) }
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+            let mut files = Vec::new();
+            while let Some(file) = items.next_element()? {
+                files.push(file);
+            }
+            Ok(files)
+        }
+    }
+    deserializer.deserialize_any(Files)
 }
 
 /// The strings between the brackets of a JSON array that has no escapes in them. No name of a package has any.

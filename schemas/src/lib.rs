@@ -7,6 +7,7 @@ pub mod limits;
 
 pub mod background;
 pub mod execute;
+pub mod files;
 pub mod install;
 mod lenient;
 pub mod outcome;

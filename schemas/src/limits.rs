@@ -103,6 +103,27 @@ pub const PIPE_BYTES: usize = 1024 * 1024;
 /// start; each is an interpreter of 10-50 MiB.
 pub const SESSION_RUNS_MAX: usize = 16;
 
+/// Largest file that is in a message itself, in bytes: as stdin. Larger ones come from a folder of the host.
+pub const FILE_INLINE_MAX_BYTES: usize = STDIN_MAX_BYTES;
+
+/// Most files, and patterns of files, of one call.
+pub const FILES_MAX: usize = 100;
+
+/// What a call returns of the files that it has left, in bytes: as much as it can bring. The others are only named.
+pub const OUTPUTS_MAX_BYTES: u64 = FILE_INLINE_MAX_BYTES as u64;
+
+/// What `read_file` returns if not told otherwise, in bytes: more is seldom what a model wants to pay for.
+pub const FILE_READ_DEFAULT_BYTES: u64 = 100_000;
+
+/// Longest path of a file, in bytes: the kernel takes no longer one.
+pub const PATH_MAX_BYTES: usize = 4096;
+
+/// Most entries of a folder, and of those within, that are looked at: more than a project has, its packages included.
+pub const LISTED_FILES_MAX: usize = 20_000;
+
+/// Most that `list_files` tells of them. A longer list is of no use to anybody.
+pub const TOLD_FILES_MAX: usize = 1000;
+
 /// Longest `idle_timeout_seconds` of a session, in seconds.
 pub const IDLE_MAX_SECONDS: u64 = 24 * 60 * 60;
 

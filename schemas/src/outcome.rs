@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::accelerator::Accelerator;
 use crate::environment::Omitted;
+use crate::files::OutputFile;
 
 /// Result of the tool `execute_code`: the program ran, whatever came of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,6 +33,14 @@ pub struct ExecuteOutcome {
     #[serde(default, skip_serializing_if = "is_false")]
     #[cfg_attr(feature = "json-schema", schemars(with = "bool"))]
     pub state_lost: bool,
+    /// The files that `outputs` named, by path; absent where it named none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "json-schema", schemars(with = "Vec<OutputFile>"))]
+    pub files: Vec<OutputFile>,
+    /// Of `outputs`, those that no file matches; absent where there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[cfg_attr(feature = "json-schema", schemars(with = "Vec<String>"))]
+    pub unmatched: Vec<String>,
     /// Where the time went, as the host saw it, in milliseconds.
     pub timing: Timing,
     /// From the program's start to its end, as the host saw it, in milliseconds. The same as `timing.execute_ms`.

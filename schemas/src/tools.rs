@@ -1,12 +1,13 @@
 //! The tools that the server advertises, one row each. `schemas/tools/*.json` is generated from here and golden-tested.
 
 use schemars::generate::SchemaSettings;
-use schemars::transform::RecursiveTransform;
+use schemars::transform::{RecursiveTransform, Transform};
 use schemars::{JsonSchema, Schema};
 use serde_json::{Value, json};
 
 use crate::background::{GetRunInput, InputSent, RunReport, RunStarted, SendInput, StopRunInput};
 use crate::execute::ExecuteInput;
+use crate::files::{ListInput, ListOutcome, ReadInput, ReadOutcome, WriteInput, WriteOutcome};
 use crate::install::{InstallInput, InstallOutcome};
 use crate::outcome::ExecuteOutcome;
 use crate::session::{CloseInput, CloseOutcome, OpenInput, OpenOutcome};
@@ -72,6 +73,15 @@ pub const SEND_INPUT: &str = "send_input";
 /// Name of the tool that ends a program in the background.
 pub const STOP_RUN: &str = "stop_run";
 
+/// Name of the tool that puts a file into a session.
+pub const WRITE_FILE: &str = "write_file";
+
+/// Name of the tool that takes a file out of a session.
+pub const READ_FILE: &str = "read_file";
+
+/// Name of the tool that tells what files a session has.
+pub const LIST_FILES: &str = "list_files";
+
 /// Every tool.
 pub const TOOLS: &[ToolSpec] = &[
     EXECUTE_CODE_SPEC,
@@ -80,6 +90,9 @@ pub const TOOLS: &[ToolSpec] = &[
     GET_RUN_SPEC,
     SEND_INPUT_SPEC,
     STOP_RUN_SPEC,
+    WRITE_FILE_SPEC,
+    READ_FILE_SPEC,
+    LIST_FILES_SPEC,
     INSTALL_PACKAGES_SPEC,
     POOL_STATUS_SPEC,
 ];
@@ -91,7 +104,8 @@ const EXECUTE_CODE_SPEC: ToolSpec = ToolSpec {
         returns its exit code, stdout and stderr. Nothing is kept between calls, except in a session: there variables, imports and \
         files stay, and the value of a last expression is shown. The program runs as a script in the \
         writable directory /workspace; without network (loopback works): name the packages that it needs in packages, \
-        instead of calling pip or npm. Print what you want to see. Python 3.13; Node.js LTS with top-level await, import and require; bash with git, \
+        instead of calling pip or npm. Print what you want to see; files that you want \
+        back, name in outputs. Python 3.13; Node.js LTS with top-level await, import and require; bash with git, \
         curl, jq, make and the usual tools. A program that fails \
         is a normal result with its exit code and stderr; one that runs for longer than timeout_seconds is ended, and says so. \
         Example: {\"language\": \"python\", \"packages\": [\"pandas\"], \"code\": \
@@ -153,6 +167,36 @@ const STOP_RUN_SPEC: ToolSpec = ToolSpec {
     input: input_schema_of::<StopRunInput>,
     output: schema_of::<RunReport>,
     hints: WITHIN_A_VM,
+};
+
+const WRITE_FILE_SPEC: ToolSpec = ToolSpec {
+    name: WRITE_FILE,
+    title: "Write a file",
+    description: "Puts a file into a session, in the place of one that is there. \
+        Example: {\"session_id\": \"s-0123456789abcdef\", \"path\": \"in.csv\", \"text\": \"a,b\\n1,2\\n\"}",
+    input: input_schema_of::<WriteInput>,
+    output: schema_of::<WriteOutcome>,
+    hints: WITHIN_A_VM,
+};
+
+const READ_FILE_SPEC: ToolSpec = ToolSpec {
+    name: READ_FILE,
+    title: "Read a file",
+    description: "Returns a file of a session: text, a picture, or base64. \
+        Example: {\"session_id\": \"s-0123456789abcdef\", \"path\": \"plot.png\"}",
+    input: input_schema_of::<ReadInput>,
+    output: schema_of::<ReadOutcome>,
+    // Where a folder of the user's is shared for writing, it may replace what is there.
+    hints: Hints { read_only: false, destructive: true, idempotent: true, open_world: false },
+};
+
+const LIST_FILES_SPEC: ToolSpec = ToolSpec {
+    name: LIST_FILES,
+    title: "List files",
+    description: "Lists the files of a session. Example: {\"session_id\": \"s-0123456789abcdef\", \"recursive\": true}",
+    input: input_schema_of::<ListInput>,
+    output: schema_of::<ListOutcome>,
+    hints: Hints { read_only: true, destructive: false, idempotent: true, open_world: false },
 };
 
 const INSTALL_PACKAGES_SPEC: ToolSpec = ToolSpec {
@@ -225,15 +269,17 @@ fn either(one: Schema, other: Schema) -> Schema {
 /// descriptions tell.
 fn input_schema_of<T: JsonSchema>() -> Schema {
     let mut schema = schema_of::<T>();
-    schema.remove("additionalProperties");
-    let Some(fields) = schema.as_object_mut() else { return schema };
-    let properties = fields.entry("properties").or_insert_with(|| json!({}));
-    for property in
-        properties.as_object_mut().into_iter().flatten().filter_map(|(_, property)| property.as_object_mut())
-    {
-        property.remove("default");
+    RecursiveTransform(plain).transform(&mut schema);
+    if let Some(fields) = schema.as_object_mut() {
+        fields.entry("properties").or_insert_with(|| json!({}));
     }
     schema
+}
+
+fn plain(schema: &mut Schema) {
+    for keyword in ["additionalProperties", "default"] {
+        schema.remove(keyword);
+    }
 }
 
 /// `uint64`, `double` and the like are schemars' own; strict validators refuse a format that they do not know.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::language::Language;
 
 /// Version of this protocol. Host and agent are built together; it catches an image that was mixed by hand.
-pub const PROTOCOL_VERSION: u32 = 5;
+pub const PROTOCOL_VERSION: u32 = 6;
 
 /// Names a run within its VM: the host counts them.
 pub type RunId = u32;
@@ -27,7 +27,17 @@ pub enum HostFrame {
     Clock(u64),
     /// Run a program; what it is allowed beside others is in its [`Kind`].
     Execute(Execute),
-    /// The next bytes of a run's standard input, at most [`crate::limits::INPUT_CHUNK_MAX_BYTES`]. Only for [`Kind::Beside`].
+    /// A file that is wanted, or that comes. It has a number among the runs.
+    File {
+        /// Its number.
+        run: RunId,
+        /// As [`Execute::memory_bytes`]: the space that there is for files goes by it.
+        memory_bytes: u64,
+        /// What is wished for.
+        wish: FileWish,
+    },
+    /// The next bytes of a run's standard input, at most [`crate::limits::INPUT_CHUNK_MAX_BYTES`]. Only for [`Kind::Beside`]; and of a file
+    /// that comes.
     Input {
         /// Whose.
         run: RunId,
@@ -50,6 +60,72 @@ pub enum HostFrame {
     Kill(RunId),
     /// The next bytes of the tunnel, at most [`crate::limits::TUNNEL_CHUNK_MAX_BYTES`]. Only where the role has one.
     Tunnel(#[serde(with = "serde_bytes")] Vec<u8>),
+}
+
+/// What is wished for of a VM's files. Paths are the user's: absolute, or from `/workspace` on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FileWish {
+    /// A file comes, by [`HostFrame::Input`]; it appears when it is whole, in the place of one that is there.
+    Store {
+        /// Where.
+        path: String,
+        /// Whether it may be executed.
+        executable: bool,
+    },
+    /// A file is wanted; it comes as the output of its number.
+    Fetch {
+        /// Which.
+        path: String,
+        /// From which byte on.
+        offset: u64,
+        /// How many bytes at most.
+        length: u64,
+        /// As [`Execute::window`].
+        window: u64,
+    },
+    /// What is in a folder.
+    List {
+        /// Which.
+        path: String,
+        /// Whether what is in folders within is told as well.
+        recursive: bool,
+    },
+}
+
+/// What is in a folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Its path from that folder on; what is not UTF-8 stands as U+FFFD.
+    pub name: String,
+    /// What it is.
+    pub kind: EntryKind,
+    /// Its size, in bytes.
+    pub size: u64,
+}
+
+/// What a name stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EntryKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Folder,
+    /// A symbolic link.
+    Link,
+    /// A FIFO, a socket, a device.
+    Other,
+}
+
+impl EntryKind {
+    /// How `list_files` calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            EntryKind::File => "file",
+            EntryKind::Folder => "folder",
+            EntryKind::Link => "link",
+            EntryKind::Other => "other",
+        }
+    }
 }
 
 /// What makes a VM itself, and what it shall have ready.
@@ -152,6 +228,20 @@ pub enum GuestFrame {
         run: RunId,
         /// How many.
         bytes: u64,
+    },
+    /// Something in a folder that was asked for.
+    Listed {
+        /// The number of the wish.
+        run: RunId,
+        /// What.
+        entry: Entry,
+    },
+    /// What was wished for of files is done.
+    Transferred {
+        /// The number of the wish.
+        run: RunId,
+        /// The whole size of the file, in bytes; of a folder, 1 if it has more than was told.
+        size: u64,
     },
     /// The program has ended and all its output was sent.
     Finished(Finished),

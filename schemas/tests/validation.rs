@@ -6,6 +6,7 @@ use jsonschema::Validator;
 use sandbox_schemas::accelerator::Accelerator;
 use sandbox_schemas::environment::Omitted;
 use sandbox_schemas::execute::ExecuteInput;
+use sandbox_schemas::files::{Contents, OutputFile};
 use sandbox_schemas::limits;
 use sandbox_schemas::outcome::{ExecuteOutcome, Timing};
 use sandbox_schemas::tools::{EXECUTE_CODE, TOOLS, ToolSpec};
@@ -47,6 +48,8 @@ fn what_we_accept_the_schema_accepts() {
         with("env", json!(["A=b=c", "é="])),
         with("env", json!(variables)),
         with("packages", json!(["pandas"])),
+        with("files", json!([{"path": "a", "text": ""}, {"path": "b", "base64": "eA==", "executable": true}])),
+        with("outputs", json!(["out/**"])),
     ];
     inputs.extend(["python", "javascript", "shell"].map(|name| with("language", json!(name))));
     inputs.extend([json!(1), json!(300), json!(30.0), json!(3e1)].map(|number| with("timeout_seconds", number)));
@@ -153,6 +156,13 @@ fn a_result_satisfies_the_output_schema() {
         warm_pool_hit: false,
         template_hit: false,
         not_imported: vec![Omitted { name: "seaborn".into(), reason: "it starts a thread".into() }],
+        files: vec![OutputFile {
+            path: "a".into(),
+            size_bytes: 1,
+            contents: Contents { text: Some("b".into()), ..Contents::default() },
+            omitted: None,
+        }],
+        unmatched: vec!["*.csv".into()],
         accelerator,
     };
     for exit_code in [-1, 0, 137, 255] {
@@ -178,7 +188,8 @@ fn a_result_satisfies_the_output_schema() {
         let mut lacking = good.clone();
         lacking.as_object_mut().unwrap().remove(field);
         let may_lack =
-            ["spawn_ms", "process_ms", "cpu_time_ms", "memory_peak_mb", "not_imported"].contains(&field.as_str());
+            ["spawn_ms", "process_ms", "cpu_time_ms", "memory_peak_mb", "not_imported", "files", "unmatched"];
+        let may_lack = may_lack.contains(&field.as_str());
         assert_eq!(validator.is_valid(&lacking), may_lack, "{field}");
         let mut unknown = good.clone();
         unknown[field] = json!(null);

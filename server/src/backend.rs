@@ -12,6 +12,7 @@ use sandbox_store::limits_behind_words;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
 use crate::settings::{Results, Settings};
+use crate::share::Share;
 
 /// Why there is no engine.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +71,11 @@ impl Backend {
     /// Who reads results, where somebody has set that.
     pub(crate) fn results(&self) -> Option<Results> {
         self.settings.results.value
+    }
+
+    /// Folders of the host that files are taken from and put to.
+    pub(crate) fn shares(&self) -> Vec<Share> {
+        self.settings.share.value.0.clone()
     }
 
     pub(crate) fn new(settings: Settings) -> Self {

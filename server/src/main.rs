@@ -20,6 +20,7 @@ mod mcp;
 mod rpc;
 
 mod settings;
+mod share;
 
 mod ulimits;
 

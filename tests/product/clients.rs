@@ -63,6 +63,9 @@ fn the_rust_sdk_lists_and_calls() {
                 "get_run",
                 "send_input",
                 "stop_run",
+                "write_file",
+                "read_file",
+                "list_files",
                 "install_packages",
                 "pool_status"
             ]

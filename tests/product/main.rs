@@ -23,6 +23,7 @@ mod confinement;
 mod containment;
 mod ending;
 mod eras;
+mod files;
 mod host_limits;
 mod javascript;
 mod lifecycle;

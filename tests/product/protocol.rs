@@ -143,7 +143,7 @@ fn by_name(tools: &Value) -> BTreeMap<String, Value> {
 
 #[test]
 fn the_tools_are_those_of_the_golden_files_and_of_the_command() {
-    let mut server = Server::initialized();
+    let mut server = Server::start_as(command().args(["--share", "/tmp:rw"]));
     server.send(&request(1, "tools/list", json!({})));
     assert_eq!(by_name(&server.receive()["result"]["tools"]), golden_tools());
 

@@ -40,6 +40,9 @@ pub(crate) struct Call {
     is_left: bool,
 }
 
+/// The right to use an interpreter that stays. It is passed on when nobody holds it any more.
+pub(super) type Turn = Arc<OwnedMutexGuard<()>>;
+
 /// What ties a call to its session.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -47,8 +50,8 @@ pub(super) struct Link {
     pub(super) commands: Commands,
     /// Keeps it from being idle.
     pub(super) _in_use: InUse,
-    /// The right to use an interpreter that stays; none for a program that has its own.
-    pub(super) turn: Option<OwnedMutexGuard<()>>,
+    /// None for a program that has an interpreter of its own.
+    pub(super) turn: Option<Turn>,
 }
 
 impl Link {
@@ -94,6 +97,11 @@ impl Call {
     pub(crate) async fn run(self, terms: Terms, sink: &mut dyn OutputSink) -> Result<ExecuteOutcome, VmError> {
         let preparation = self.preparation;
         run(self, terms, preparation, sink).await
+    }
+
+    /// Its turn, for who has something to do when it has ended, and before another begins.
+    pub(crate) fn turn(&self) -> impl Sized + Send + use<> {
+        self.link.turn.clone()
     }
 
     /// How the program's input is written to.

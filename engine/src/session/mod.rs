@@ -18,6 +18,11 @@ mod session;
 
 mod background;
 
+mod files;
+mod outputs;
+
+mod contents;
+
 mod call;
 mod owner;
 mod state;
@@ -25,6 +30,9 @@ mod state;
 mod id;
 
 pub(crate) use background::Backgrounds;
+pub(crate) use contents::of_part as contents_of_part;
+pub(crate) use id::Id;
+pub(crate) use outputs::Outputs;
 pub(crate) use session::{Opening, Session};
 pub(crate) use sessions::Sessions;
 pub(crate) use state::Ended;

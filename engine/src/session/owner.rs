@@ -106,6 +106,7 @@ impl Owner {
     fn pass_on(&mut self, frame: GuestFrame) -> Result<(), VmError> {
         let run = match &frame {
             GuestFrame::Started(run) | GuestFrame::Output { run, .. } | GuestFrame::Taken { run, .. } => *run,
+            GuestFrame::Listed { run, .. } | GuestFrame::Transferred { run, .. } => *run,
             GuestFrame::Finished(finished) => finished.run,
             GuestFrame::Failed { run: Some(run), .. } => *run,
             other => return Err(crate::vm::unexpected("something of a run", other)),
@@ -117,7 +118,8 @@ impl Owner {
             let left = listener.allowed.checked_sub(bytes.len() as u64);
             listener.allowed = left.ok_or_else(|| VmError::Protocol("it sends more than it was granted".into()))?;
         }
-        let is_last = matches!(frame, GuestFrame::Finished(_) | GuestFrame::Failed { .. });
+        let is_last =
+            matches!(frame, GuestFrame::Finished(_) | GuestFrame::Transferred { .. } | GuestFrame::Failed { .. });
         // Who listens may have gone.
         let _ = listener.frames.send(frame);
         if is_last {

@@ -9,14 +9,17 @@ use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::language::Language;
 use sandbox_schemas::limits::{OUTPUT_WINDOW_BYTES, STDERR_MAX_BYTES, STDOUT_MAX_BYTES};
 use sandbox_schemas::session::SessionStatus;
-use sandbox_schemas::wire::{Execute, Kind, RunId};
+use sandbox_schemas::wire::{Entry, Execute, FileWish, Kind, RunId};
+use tokio::io::AsyncWrite;
 use tokio_util::task::TaskTracker;
 
 use crate::environment::Environment;
 use crate::error::{ExecuteError, VmError};
 use crate::qemu::private_memory_bytes;
+use crate::request::{FileSource, Request};
 use crate::run::Preparation;
-use crate::session::call::{Call, Link};
+use crate::session::call::{Call, Link, Turn};
+use crate::session::files::Transfer;
 use crate::session::id::Id;
 use crate::session::owner::{self, Commands};
 use crate::session::state::{Ended, State, lock};
@@ -28,6 +31,8 @@ pub(crate) struct Opening {
     pub(crate) memory_mb: u64,
     pub(crate) idle_timeout: Duration,
     pub(crate) preparation: Preparation,
+    /// Whether its VM is for one program alone, as a script runs.
+    pub(crate) is_for_one: bool,
 }
 
 /// A session. It ends with the last who holds it, or before.
@@ -38,6 +43,7 @@ pub(crate) struct Session {
     pub(crate) memory_mb: u64,
     /// How its VM was come by.
     pub(crate) preparation: Preparation,
+    is_for_one: bool,
     opened: Instant,
     process: Option<u32>,
     state: Arc<State>,
@@ -61,7 +67,7 @@ struct Book {
 
 impl Session {
     /// Takes over a VM. `keep` is dropped when the session ends.
-    pub(super) fn open(id: Id, vm: Open, opening: Opening, tasks: &TaskTracker, keep: impl Send + 'static) -> Session {
+    pub(crate) fn open(id: Id, vm: Open, opening: Opening, tasks: &TaskTracker, keep: impl Send + 'static) -> Session {
         let state = Arc::new(State::new(opening.idle_timeout));
         let process = vm.process_id();
         Session {
@@ -70,6 +76,7 @@ impl Session {
             opened: Instant::now(),
             memory_mb: opening.memory_mb,
             preparation: opening.preparation,
+            is_for_one: opening.is_for_one,
             process,
             commands: owner::spawn(vm, state.clone(), tasks, keep),
             state,
@@ -80,12 +87,16 @@ impl Session {
     }
 
     /// Hands a program over when its turn has come.
-    pub(crate) async fn start(&self, accepted: Instant, request: ExecuteInput) -> Result<Call, ExecuteError> {
+    pub(crate) async fn start(&self, accepted: Instant, request: Request) -> Result<Call, ExecuteError> {
+        let Request { input: request, files } = request;
         let in_use = self.state.begin_use();
         let turn = match request.background {
             true => None,
             false => self.turn(request.language).await,
         };
+        for file in files {
+            self.store(file).await?;
+        }
         if let Some(why) = self.state.ended() {
             return Err(self.gone(&why));
         }
@@ -105,10 +116,10 @@ impl Session {
         })
     }
 
-    async fn turn(&self, language: Language) -> Option<tokio::sync::OwnedMutexGuard<()>> {
+    async fn turn(&self, language: Language) -> Option<Turn> {
         let turn = self.turns.get(&language)?.clone();
         tokio::select! {
-            turn = turn.lock_owned() => Some(turn),
+            turn = turn.lock_owned() => Some(Arc::new(turn)),
             // No turn will come.
             _ = self.state.has_ended() => None,
         }
@@ -127,6 +138,7 @@ impl Session {
         }
         let is_call = !request.background;
         let (kind, env) = match is_call {
+            true if self.is_for_one => (Kind::Only, book.env.clone()),
             true => {
                 book.calls += 1;
                 (Kind::Call { number: book.calls }, book.untold.remove(&request.language).unwrap_or_default())
@@ -140,11 +152,55 @@ impl Session {
             code: request.code,
             stdin: request.stdin,
             env: env.into_iter().collect(),
-            memory_bytes: self.memory_mb * 1024 * 1024,
+            memory_bytes: self.memory_bytes(),
             stdout_max: if is_call { STDOUT_MAX_BYTES as u64 } else { u64::MAX },
             stderr_max: if is_call { STDERR_MAX_BYTES as u64 } else { u64::MAX },
             window: OUTPUT_WINDOW_BYTES,
         }
+    }
+
+    /// Puts a file into the VM; its size. It appears when it is whole.
+    pub(crate) async fn store(&self, file: FileSource) -> Result<u64, ExecuteError> {
+        let FileSource { path, executable, contents } = file;
+        self.transfer(FileWish::Store { path, executable })?.store(contents).await
+    }
+
+    /// Takes a file out of the VM, or `length` bytes of it from `offset` on; its whole size.
+    pub(crate) async fn fetch(
+        &self,
+        path: String,
+        offset: u64,
+        length: u64,
+        to: impl AsyncWrite + Unpin,
+    ) -> Result<u64, ExecuteError> {
+        self.transfer(FileWish::Fetch { path, offset, length, window: OUTPUT_WINDOW_BYTES })?.fetch(to).await
+    }
+
+    /// What is in a folder, and whether there is more than is told.
+    pub(crate) async fn list(&self, path: String, recursive: bool) -> Result<(Vec<Entry>, bool), ExecuteError> {
+        self.transfer(FileWish::List { path, recursive })?.list().await
+    }
+
+    fn transfer(&self, wish: FileWish) -> Result<Transfer, ExecuteError> {
+        if let Some(why) = self.state.ended() {
+            return Err(self.gone(&why));
+        }
+        let run = {
+            let mut book = lock(&self.book);
+            book.next_run += 1;
+            book.next_run
+        };
+        Transfer::begin(
+            (run, self.memory_bytes()),
+            wish,
+            self.state.clone(),
+            self.commands.clone(),
+            self.state.begin_use(),
+        )
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        self.memory_mb * 1024 * 1024
     }
 
     /// The interpreter of a language is another, which has been told nothing.

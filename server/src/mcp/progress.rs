@@ -39,16 +39,17 @@ pub(crate) struct Channel<'a> {
     pub(crate) cancel: &'a CancellationToken,
 }
 
-/// Runs the work that is made with a sink, and reports what comes there until it is done.
-pub(crate) async fn report<T, F>(channel: Channel<'_>, work: impl FnOnce(Gathered) -> F) -> T
+/// Runs the work that is made with a sink, and reports what comes there until it is done, to whoever has asked for that.
+pub(crate) async fn report<T, F>(channel: Option<Channel<'_>>, work: impl FnOnce(Sink) -> F) -> T
 where
     F: Future<Output = T>,
 {
+    let Some(channel) = channel else { return work(Sink(None)).await };
     let gathered = Gathered::default();
     let mut reporter = Reporter { gathered: gathered.clone(), channel, sent_characters: 0, last: None };
     let mut ticks = tokio::time::interval_at(Instant::now() + FIRST_AFTER, EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut work = std::pin::pin!(work(gathered));
+    let mut work = std::pin::pin!(work(Sink(Some(gathered))));
     let result = loop {
         tokio::select! {
             biased;
@@ -61,16 +62,24 @@ where
     result
 }
 
-/// Takes the output of a call whose client wants no progress: all of it is in the result.
-pub(crate) struct Unheard;
+/// Takes output from the engine. Where the client wants no progress, all of it is in the result alone.
+pub(crate) struct Sink(Option<Gathered>);
 
-impl OutputSink for Unheard {
-    fn output(&mut self, _: Stream, _: &str) {}
+impl OutputSink for Sink {
+    fn output(&mut self, _: Stream, text: &str) {
+        if let Some(gathered) = &self.0 {
+            gathered.lock().text.push_str(text);
+        }
+    }
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        self.0.as_ref().map_or(Poll::Ready(()), |gathered| gathered.poll_ready(context))
+    }
 }
 
-/// Takes output from the engine.
+/// Output that was not told yet.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Gathered(Arc<Mutex<Pile>>);
+struct Gathered(Arc<Mutex<Pile>>);
 
 #[derive(Debug, Default)]
 struct Pile {
@@ -82,13 +91,9 @@ struct Pile {
     waker: Option<Waker>,
 }
 
-impl OutputSink for Gathered {
-    fn output(&mut self, _: Stream, text: &str) {
-        self.lock().text.push_str(text);
-    }
-
+impl Gathered {
     /// A client that does not read throttles its program. One that reads never does, however much there is.
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<()> {
+    fn poll_ready(&self, context: &mut Context<'_>) -> Poll<()> {
         let mut pile = self.lock();
         if pile.is_stuck && pile.text.len() >= BACKLOG_MAX_BYTES {
             pile.waker = Some(context.waker().clone());
@@ -96,9 +101,7 @@ impl OutputSink for Gathered {
         }
         Poll::Ready(())
     }
-}
 
-impl Gathered {
     /// What has come, up to one notification's worth.
     fn take(&self) -> String {
         let mut pile = self.lock();
@@ -245,7 +248,7 @@ mod tests {
         let token = ProgressToken(rmcp::model::NumberOrString::Number(1));
         let channel = Channel { token, era: &Era::Bare, outbox: &outbox, cancel: &cancel };
         let prints = script.prints.to_vec();
-        report(channel, |mut sink| async move {
+        report(Some(channel), |mut sink| async move {
             for (at, bytes) in prints {
                 tokio::time::sleep_until(after(at)).await;
                 std::future::poll_fn(|context| sink.poll_ready(context)).await;

@@ -1,6 +1,6 @@
 //! The settings on the command line.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
 use clap::builder::OsStringValueParser;
@@ -54,7 +54,8 @@ fn arguments(spec: &Spec) -> Vec<Arg> {
     } else {
         // A negative number is ours to refuse.
         let argument = argument.value_name(spec.placeholder).value_parser(OsStringValueParser::new());
-        vec![argument.allow_negative_numbers(true)]
+        let argument = argument.allow_negative_numbers(true);
+        vec![if spec.is_list { argument.action(ArgAction::Append) } else { argument }]
     }
 }
 
@@ -77,8 +78,8 @@ impl FromArgMatches for Flags {
 fn given(spec: &Spec, matches: &ArgMatches) -> Option<Given> {
     let flag = spec.flag();
     if !spec.is_switch {
-        let text = matches.get_one::<OsString>(spec.key)?;
-        return Some(Given::text(spec.key, text.clone(), Origin::Flag(flag)));
+        let texts: Vec<_> = matches.get_many::<OsString>(spec.key)?.map(OsString::as_os_str).collect();
+        return Some(Given::text(spec.key, texts.join(OsStr::new(" | ")), Origin::Flag(flag)));
     }
     if matches.get_flag(spec.key) {
         return Some(Given::text(spec.key, "true".into(), Origin::Flag(flag)));

@@ -27,8 +27,9 @@ pub(crate) use given::{Origin, SettingError};
 pub(crate) use sources::ConfigFile;
 pub(crate) use value::Results;
 
+use crate::share::Share;
 use sources::Sources;
-use value::{LogFilter, Name, Names, Number, PackageSets, PackageSources, Prefix, RegistryUrl, Value};
+use value::{LogFilter, Name, Names, Number, PackageSets, PackageSources, Prefix, RegistryUrl, Shares, Value};
 
 /// A setting's value, and who has set it.
 #[derive(Debug, Clone)]
@@ -51,6 +52,8 @@ pub(crate) struct Spec {
     pub(crate) is_switch: bool,
     /// The least and the most that a number may be.
     pub(crate) bounds: Option<(u32, u32)>,
+    /// Whether it is several, with `|` between them; its flag may be given several times.
+    pub(crate) is_list: bool,
 }
 
 impl Spec {
@@ -89,6 +92,7 @@ macro_rules! settings {
             default: $words,
             is_switch: <$type>::IS_SWITCH,
             bounds: <$type>::BOUNDS,
+            is_list: <$type>::IS_LIST,
         },)+];
 
         impl Settings {
@@ -193,6 +197,9 @@ settings! {
     /// Sets of packages that a VM waits with from the start on, such as `python numpy pandas | javascript lodash`
     warm_sets: PackageSets as "SETS" = PackageSets::default(), "none";
 
+    /// Folders of this computer that `write_file` may take from by path, and with `:rw` `read_file` may write to, with ` | ` between them
+    share: Shares as "DIR[:rw]" = Shares::default(), "none";
+
     /// What a result is: `model`, what a person would see in a terminal, and figures in `_meta`; `data`, fields for a program
     results: Option<Results> as "model|data" = None, "model for a client that introduces itself, data for a bare request";
 
@@ -209,6 +216,7 @@ impl Settings {
 
     /// What only a look at the host shows to be wrong. Told at the start, to whoever sets the server up, rather than to a model with each call.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
+        self.share.value.0.iter().try_for_each(Share::check)?;
         match self.cache() {
             Ok(_) => self.packages()?.check().map_err(Into::into),
             // Whether anything will be kept or installed is not known yet.

@@ -9,6 +9,8 @@ use sandbox_schemas::language::Language;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+use crate::share::Share;
+
 /// A type of settings.
 pub(crate) trait Value: Sized {
     /// How TOML calls it.
@@ -19,6 +21,9 @@ pub(crate) trait Value: Sized {
 
     /// The least and the most that a number may be.
     const BOUNDS: Option<(u32, u32)> = None;
+
+    /// Whether it is several, with `|` between them.
+    const IS_LIST: bool = false;
 
     /// What may be written, as the end of "must be".
     fn allowed() -> String;
@@ -214,6 +219,7 @@ pub(crate) struct PackageSets(pub(crate) Vec<PackageSet>);
 
 impl Value for PackageSets {
     const TOML_TYPE: &'static str = "string";
+    const IS_LIST: bool = true;
 
     fn allowed() -> String {
         "sets such as `python numpy pandas>=2 | javascript lodash`".into()
@@ -233,6 +239,36 @@ impl Value for PackageSets {
     fn to_toml(&self) -> Option<String> {
         let set = |set: &PackageSet| format!("{} {}", set.language, set.packages.join(" "));
         (!self.0.is_empty()).then(|| quoted(&self.0.iter().map(set).collect::<Vec<_>>().join(" | ")))
+    }
+}
+
+/// Folders of the host, with `|` between them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Shares(pub(crate) Vec<Share>);
+
+impl Value for Shares {
+    const TOML_TYPE: &'static str = "string";
+    const IS_LIST: bool = true;
+
+    fn allowed() -> String {
+        "folders such as `/home/me/data | /home/me/out:rw` (`~` is not expanded: write it out)".into()
+    }
+
+    fn parse(text: &OsStr, base: &Path) -> Option<Self> {
+        let share = |text: &str| {
+            let (folder, is_writable) = match text.trim().strip_suffix(":rw") {
+                Some(folder) => (folder, true),
+                None => (text.trim(), false),
+            };
+            let folder = Option::<PathBuf>::parse(folder.trim().as_ref(), base)??;
+            Some(Share { folder, is_writable })
+        };
+        text.to_str()?.split('|').map(share).collect::<Option<_>>().map(Shares)
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        let share = |share: &Share| format!("{}{}", share.folder.display(), if share.is_writable { ":rw" } else { "" });
+        (!self.0.is_empty()).then(|| quoted(&self.0.iter().map(share).collect::<Vec<_>>().join(" | ")))
     }
 }
 

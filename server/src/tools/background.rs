@@ -5,16 +5,15 @@ use std::time::Duration;
 use rmcp::model::CallToolResult;
 use sandbox_engine::ExecuteError;
 use sandbox_schemas::background::{GetRunInput, InputSent, RunReport, RunStarted, SendInput, StopRunInput};
-use sandbox_schemas::outcome::ErrorCode;
 use schemars::schema_for;
 
 use crate::mcp::tool_error::ToolError;
 use crate::tools::shown::{self, Block, Shown};
-use crate::tools::{ToolCall, engine_for, parse_arguments};
+use crate::tools::{ToolCall, engine_for, invalid};
 
-pub(crate) async fn get_run(call: ToolCall) -> Result<CallToolResult, ToolError> {
-    let input: GetRunInput = parse_arguments(call.arguments, || schema_for!(GetRunInput))?;
-    input.validate().map_err(|error| ToolError::new(ErrorCode::InvalidInput, error.to_string()))?;
+pub(crate) async fn get_run(mut call: ToolCall) -> Result<CallToolResult, ToolError> {
+    let input: GetRunInput = call.input(|| schema_for!(GetRunInput))?;
+    input.validate().map_err(|error| invalid(error.to_string()))?;
     let engine = engine_for(&call.context).await?;
     let wait = Duration::from_secs(input.wait_seconds.unwrap_or(0));
     let report = engine.background_run(&input.run_id, input.since, wait);
@@ -22,28 +21,28 @@ pub(crate) async fn get_run(call: ToolCall) -> Result<CallToolResult, ToolError>
     Ok(shown::result(call.results, report?))
 }
 
-pub(crate) async fn send_input(call: ToolCall) -> Result<CallToolResult, ToolError> {
-    let input: SendInput = parse_arguments(call.arguments, || schema_for!(SendInput))?;
-    input.validate().map_err(|error| ToolError::new(ErrorCode::InvalidInput, error.to_string()))?;
+pub(crate) async fn send_input(mut call: ToolCall) -> Result<CallToolResult, ToolError> {
+    let input: SendInput = call.input(|| schema_for!(SendInput))?;
+    input.validate().map_err(|error| invalid(error.to_string()))?;
     let engine = engine_for(&call.context).await?;
     Ok(shown::result(call.results, engine.send_input(&input.run_id, &input.text, input.end)?))
 }
 
-pub(crate) async fn stop_run(call: ToolCall) -> Result<CallToolResult, ToolError> {
-    let StopRunInput { run_id } = parse_arguments(call.arguments, || schema_for!(StopRunInput))?;
+pub(crate) async fn stop_run(mut call: ToolCall) -> Result<CallToolResult, ToolError> {
+    let StopRunInput { run_id } = call.input(|| schema_for!(StopRunInput))?;
     let engine = engine_for(&call.context).await?;
     Ok(shown::result(call.results, engine.stop_run(&run_id).await?))
 }
 
 impl Shown for RunStarted {
     fn blocks(&mut self) -> Vec<Block> {
-        vec![Block { field: None, text: format!("run_id: {}", self.run_id) }]
+        vec![Block::text(format!("run_id: {}", self.run_id))]
     }
 }
 
 impl Shown for InputSent {
     fn blocks(&mut self) -> Vec<Block> {
-        vec![Block { field: None, text: "sent".into() }]
+        vec![Block::text("sent".into())]
     }
 }
 
@@ -61,7 +60,7 @@ impl Shown for RunReport {
             (None, Some(code)) => words.push(format!("exit code {code}")),
             (None, None) => words.push("running".into()),
         }
-        blocks.push(Block { field: None, text: words.join("; ") });
+        blocks.push(Block::text(words.join("; ")));
         blocks
     }
 }

@@ -1,65 +1,48 @@
 //! `execute_code`: one program, in a fresh VM or in a session.
 
-use std::time::Duration;
-
 use rmcp::model::CallToolResult;
-use sandbox_engine::ExecuteError;
+use sandbox_engine::{ExecuteError, Request};
 use sandbox_schemas::execute::ExecuteInput;
+use sandbox_schemas::files::{Contents, FileInput, OutputFile};
 use sandbox_schemas::outcome::{ErrorCode, ExecuteOutcome};
 use schemars::schema_for;
 use serde::Serialize;
 
-use crate::mcp::progress::{self, Channel, Unheard};
+use crate::mcp::progress;
 use crate::mcp::tool_error::ToolError;
 use crate::tools::shown::{self, Block, Shown};
-use crate::tools::{ToolCall, engine_for, parse_arguments, reinstall};
+use crate::tools::{ToolCall, engine_for, files, hold, invalid, reinstall};
 
-/// When another call has probably ended, after one was refused for what all of them hold.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-
-pub(crate) async fn call(call: ToolCall) -> Result<CallToolResult, ToolError> {
-    let input: ExecuteInput = parse_arguments(call.arguments, || schema_for!(ExecuteInput))?;
+pub(crate) async fn call(mut call: ToolCall) -> Result<CallToolResult, ToolError> {
+    let mut input: ExecuteInput = call.input(|| schema_for!(ExecuteInput))?;
     // Before the engine is asked for: bad input is bad input also where nothing is installed.
-    input.validate().map_err(|error| ToolError::new(ErrorCode::InvalidInput, error.to_string()))?;
-    let context = call.context;
-    let _held = context.backend.hold(size_bytes(&input)).ok_or_else(|| ToolError {
-        retry_after: Some(RETRY_AFTER),
-        ..ToolError::new(
-            ErrorCode::Capacity,
-            "the calls that run and wait hold as much code, stdin and environment as they may",
-        )
-    })?;
-    let engine = engine_for(&context).await?;
+    input.validate().map_err(|error| invalid(error.to_string()))?;
+    let _held = hold(&call.context, size_bytes(&input))?;
+    let engine = engine_for(&call.context).await?;
 
-    let timeout_seconds = input.timeout_seconds();
-    let cancel = context.cancel.clone();
-    if input.background {
-        // What it writes is for `get_run`; what is told here is of packages that are installed for it.
-        let started = match call.progress_token {
-            Some(token) => {
-                let channel = Channel { token, era: &call.era, outbox: &context.outbox, cancel: &context.cancel };
-                let starting = |mut sink| async move { engine.execute_in_background(input, &mut sink, cancel).await };
-                progress::report(channel, starting).await
-            }
-            None => engine.execute_in_background(input, &mut Unheard, cancel).await,
-        };
-        return Ok(shown::result(call.results, started?));
+    let (timeout_seconds, background) = (input.timeout_seconds(), input.background);
+    let mut files = Vec::new();
+    for (index, file) in std::mem::take(&mut input.files).into_iter().enumerate() {
+        let source = files::source(&call.context, file).await;
+        files.push(source.map_err(|error| invalid(format!("files[{index}].{error}")))?);
     }
-    let outcome = match call.progress_token {
-        Some(token) => {
-            let channel = Channel { token, era: &call.era, outbox: &context.outbox, cancel: &context.cancel };
-            let execution = |mut sink| async move { engine.execute(input, &mut sink, cancel).await };
-            progress::report(channel, execution).await
-        }
-        None => engine.execute(input, &mut Unheard, cancel).await,
-    };
-    Ok(shown::result(call.results, Executed { outcome: outcome?, timeout_seconds }))
+    let request = Request { input, files };
+    let cancel = call.context.cancel.clone();
+    if background {
+        // What it writes is for `get_run`; what is told here is of packages that are installed for it.
+        let starting = |mut sink| async move { engine.execute_in_background(request, &mut sink, cancel).await };
+        return Ok(shown::result(call.results, progress::report(call.channel(), starting).await?));
+    }
+    let execution = |mut sink| async move { engine.execute(request, &mut sink, cancel).await };
+    let outcome = progress::report(call.channel(), execution).await?;
+    Ok(shown::result(call.results, Executed { outcome, timeout_seconds }))
 }
 
 /// What a call holds while it waits.
 fn size_bytes(input: &ExecuteInput) -> usize {
     let env: usize = input.env.iter().map(|(name, value)| name.len() + value.len()).sum();
-    input.code.len() + input.stdin.len() + env
+    let files: usize = input.files.iter().map(FileInput::inline_bytes).sum();
+    input.code.len() + input.stdin.len() + env + files
 }
 
 /// A program that ran, and for how long it might.
@@ -75,13 +58,27 @@ impl Shown for Executed {
     fn blocks(&mut self) -> Vec<Block> {
         let ExecuteOutcome { stdout, stderr, .. } = &mut self.outcome;
         let mut blocks = shown::streams(std::mem::take(stdout), std::mem::take(stderr));
+        blocks.extend(self.outcome.files.iter().flat_map(file));
         let unusual = self.unusual();
         if !unusual.is_empty() {
-            blocks.push(Block { field: None, text: unusual.join("; ") });
+            blocks.push(Block::text(unusual.join("; ")));
         } else if blocks.is_empty() {
-            blocks.push(Block { field: None, text: "(no output)".into() });
+            blocks.push(Block::text("(no output)".into()));
         }
         blocks
+    }
+}
+
+/// A file that was left: its name, and what can be seen of it. All of it is in the figures.
+fn file(file: &OutputFile) -> Vec<Block> {
+    let OutputFile { path, size_bytes, contents: Contents { text, base64, mime_type }, omitted } = file;
+    match (text, base64, mime_type, omitted) {
+        (Some(text), ..) => vec![Block::text(format!("{path}:\n{text}"))],
+        (None, Some(base64), Some(mime_type), _) => {
+            vec![Block::text(format!("{path}:")), Block::picture(base64.clone(), mime_type)]
+        }
+        (.., Some(reason)) => vec![Block::text(format!("{path}: {size_bytes} bytes; {reason}"))],
+        _ => vec![Block::text(format!("{path}: {size_bytes} bytes"))],
     }
 }
 
@@ -97,6 +94,9 @@ impl Executed {
         }
         if outcome.state_lost {
             unusual.push("an interpreter has ended: its variables are lost, files are there".into());
+        }
+        if !outcome.unmatched.is_empty() {
+            unusual.push(format!("no file matches {}", outcome.unmatched.join(", ")));
         }
         if outcome.truncated {
             let (stdout, stderr) = (outcome.stdout_bytes, outcome.stderr_bytes);

@@ -7,28 +7,20 @@ use sandbox_schemas::install::{InstallInput, InstallOutcome};
 use sandbox_schemas::outcome::ErrorCode;
 use schemars::schema_for;
 
-use crate::mcp::progress::{self, Channel, Unheard};
+use crate::mcp::progress;
 use crate::mcp::tool_error::ToolError;
 use crate::tools::shown::{self, Block, Shown};
-use crate::tools::{ToolCall, engine_for, parse_arguments, reinstall};
+use crate::tools::{ToolCall, engine_for, invalid, reinstall};
 
-pub(crate) async fn call(call: ToolCall) -> Result<CallToolResult, ToolError> {
-    let input: InstallInput = parse_arguments(call.arguments, || schema_for!(InstallInput))?;
-    input.validate().map_err(|error| ToolError::new(ErrorCode::InvalidInput, error.to_string()))?;
+pub(crate) async fn call(mut call: ToolCall) -> Result<CallToolResult, ToolError> {
+    let input: InstallInput = call.input(|| schema_for!(InstallInput))?;
+    input.validate().map_err(|error| invalid(error.to_string()))?;
     let InstallInput { language, packages } = input;
-    let context = call.context;
-    let engine = engine_for(&context).await?;
+    let engine = engine_for(&call.context).await?;
     let set = PackageSet { language, packages };
-    let cancel = context.cancel.clone();
-    let outcome = match call.progress_token {
-        Some(token) => {
-            let channel = Channel { token, era: &call.era, outbox: &context.outbox, cancel: &context.cancel };
-            let installation = |mut sink| async move { engine.install(&set, &mut sink, cancel).await };
-            progress::report(channel, installation).await
-        }
-        None => engine.install(&set, &mut Unheard, cancel).await,
-    };
-    Ok(shown::result(call.results, outcome?))
+    let cancel = call.context.cancel.clone();
+    let installation = |mut sink| async move { engine.install(&set, &mut sink, cancel).await };
+    Ok(shown::result(call.results, progress::report(call.channel(), installation).await?))
 }
 
 impl Shown for InstallOutcome {
@@ -44,7 +36,7 @@ impl Shown for InstallOutcome {
         for Omitted { name, reason } in &self.skipped {
             text.push_str(&format!("\nleft out: {name}: {reason}"));
         }
-        vec![Block { field: None, text }]
+        vec![Block::text(text)]
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod background;
 mod execute_code;
+mod files;
 mod install_packages;
 mod pool_status;
 mod session;
@@ -9,22 +10,29 @@ mod session;
 mod shown;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rmcp::model::{CallToolResult, JsonObject, ProgressToken, Tool, ToolAnnotations};
 use sandbox_engine::{Engine, ExecuteError};
 use sandbox_schemas::outcome::ErrorCode;
 use sandbox_schemas::tools::{
-    CLOSE_SESSION, EXECUTE_CODE, GET_RUN, INSTALL_PACKAGES, OPEN_SESSION, POOL_STATUS, SEND_INPUT, STOP_RUN, TOOLS,
-    ToolSpec,
+    CLOSE_SESSION, EXECUTE_CODE, GET_RUN, INSTALL_PACKAGES, LIST_FILES, OPEN_SESSION, POOL_STATUS, READ_FILE,
+    SEND_INPUT, STOP_RUN, TOOLS, ToolSpec, WRITE_FILE,
 };
 use schemars::Schema;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::context::CallContext;
+use crate::mcp::progress::Channel;
 use crate::mcp::protocol::Era;
 use crate::mcp::tool_error::ToolError;
 use crate::settings::Results;
+use crate::share::Share;
+
+/// When another call has probably ended, after one was refused for what all of them hold.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// A call of a tool.
 pub(crate) struct ToolCall {
@@ -36,14 +44,27 @@ pub(crate) struct ToolCall {
     pub(crate) context: CallContext,
 }
 
+impl ToolCall {
+    /// Where its client wants to hear how far it is.
+    fn channel(&self) -> Option<Channel<'_>> {
+        let (token, context) = (self.progress_token.clone()?, &self.context);
+        Some(Channel { token, era: &self.era, outbox: &context.outbox, cancel: &context.cancel })
+    }
+
+    /// Its arguments as the tool's input, or an error that names the field and its limit.
+    fn input<T: DeserializeOwned>(&mut self, schema: fn() -> Schema) -> Result<T, ToolError> {
+        parse_arguments(std::mem::take(&mut self.arguments), schema)
+    }
+}
+
 /// Every tool, as clients see it.
-pub(crate) fn list(results: Results) -> Vec<Tool> {
-    TOOLS.iter().map(|spec| describe(spec, results)).collect()
+pub(crate) fn list(results: Results, shares: &[Share]) -> Vec<Tool> {
+    TOOLS.iter().map(|spec| describe(spec, results, shares)).collect()
 }
 
 /// Whether a tool runs something. What there is no tool for is answered at once.
 pub(crate) fn takes_time(name: &str) -> bool {
-    matches!(name, EXECUTE_CODE | OPEN_SESSION | GET_RUN | STOP_RUN | INSTALL_PACKAGES)
+    matches!(name, EXECUTE_CODE | OPEN_SESSION | GET_RUN | STOP_RUN | WRITE_FILE | READ_FILE | INSTALL_PACKAGES)
 }
 
 /// Calls a tool; `None` when there is none of that name.
@@ -55,27 +76,46 @@ pub(crate) async fn call(name: &str, call: ToolCall) -> Option<Result<CallToolRe
         GET_RUN => background::get_run(call).await,
         SEND_INPUT => background::send_input(call).await,
         STOP_RUN => background::stop_run(call).await,
+        WRITE_FILE => files::write(call).await,
+        READ_FILE => files::read(call).await,
+        LIST_FILES => files::list(call).await,
         INSTALL_PACKAGES => install_packages::call(call).await,
         POOL_STATUS => pool_status::call(call).await,
         _ => return None,
     })
 }
 
-fn describe(spec: &ToolSpec, results: Results) -> Tool {
+fn describe(spec: &ToolSpec, results: Results, shares: &[Share]) -> Tool {
+    let mut input = object((spec.input)());
+    if shares.is_empty() {
+        drop_host_path(&mut input);
+    }
+    let only_reads = spec.name == READ_FILE && !shares.iter().any(|share| share.is_writable);
     let annotations = ToolAnnotations::from_raw(
         Some(spec.title.to_string()),
-        Some(spec.hints.read_only),
-        Some(spec.hints.destructive),
+        Some(spec.hints.read_only || only_reads),
+        Some(spec.hints.destructive && !only_reads),
         Some(spec.hints.idempotent),
         Some(spec.hints.open_world),
     );
-    let tool = Tool::new_with_raw(spec.name, Some(spec.description.into()), Arc::new(object((spec.input)())))
+    let tool = Tool::new_with_raw(spec.name, Some(spec.description.into()), Arc::new(input))
         .with_title(spec.title)
         .with_annotations(annotations);
     match results {
         Results::Data => tool.with_raw_output_schema(Arc::new(object((spec.output)()))),
         // What a model reads has no fields, and each schema is paid for with every conversation.
         Results::Model => tool,
+    }
+}
+
+/// Takes what names a file of the host out of a schema, where no such name can be given.
+fn drop_host_path(schema: &mut JsonObject) {
+    let Some(Value::Object(properties)) = schema.get_mut("properties") else { return };
+    properties.remove("host_path");
+    for property in properties.values_mut() {
+        if let Some(Value::Object(items)) = property.get_mut("items") {
+            drop_host_path(items);
+        }
     }
 }
 
@@ -97,6 +137,21 @@ async fn engine_for(context: &CallContext) -> Result<Engine, ToolError> {
     engine.map_err(|error| ToolError::new(error.code(), error.message()))
 }
 
+/// Lets a call hold its input, until the permit is dropped.
+fn hold(context: &CallContext, input_bytes: usize) -> Result<OwnedSemaphorePermit, ToolError> {
+    context.backend.hold(input_bytes).ok_or_else(|| ToolError {
+        retry_after: Some(RETRY_AFTER),
+        ..ToolError::new(
+            ErrorCode::Capacity,
+            "the calls that run and wait hold as much code, stdin, environment and files as they may",
+        )
+    })
+}
+
+fn invalid(message: impl Into<String>) -> ToolError {
+    ToolError::new(ErrorCode::InvalidInput, message)
+}
+
 /// What the engine found to be gone, and what to do: it does not know how it is made.
 fn reinstall(code: ErrorCode, message: String) -> String {
     match code {
@@ -105,7 +160,6 @@ fn reinstall(code: ErrorCode, message: String) -> String {
     }
 }
 
-/// The arguments as the tool's input, or an error that names the field and its limit.
 fn parse_arguments<T: DeserializeOwned>(mut arguments: JsonObject, schema: fn() -> Schema) -> Result<T, ToolError> {
     if arguments.values().any(Value::is_null) {
         drop_absent(&mut arguments, &schema().to_value());

@@ -6,11 +6,11 @@ use sandbox_schemas::status::{PoolStatus, StatusInput};
 use schemars::schema_for;
 
 use crate::mcp::tool_error::ToolError;
+use crate::tools::ToolCall;
 use crate::tools::shown::{self, Block, Shown};
-use crate::tools::{ToolCall, parse_arguments};
 
-pub(crate) async fn call(call: ToolCall) -> Result<CallToolResult, ToolError> {
-    let StatusInput {} = parse_arguments(call.arguments, || schema_for!(StatusInput))?;
+pub(crate) async fn call(mut call: ToolCall) -> Result<CallToolResult, ToolError> {
+    let StatusInput {} = call.input(|| schema_for!(StatusInput))?;
     let engine = call
         .context
         .backend
@@ -24,6 +24,6 @@ impl Shown for PoolStatus {
     fn blocks(&mut self) -> Vec<Block> {
         // Nobody asks for it but to see all of it.
         let text = serde_json::to_string(self).unwrap_or_default();
-        vec![Block { field: None, text }]
+        vec![Block::text(text)]
     }
 }

@@ -15,11 +15,43 @@ const OUTCOME_KEY: &str = "sandbox-mcp/outcome";
 /// Where in that is said which block of the content has the text of a field.
 const BLOCKS_KEY: &str = "blocks";
 
-/// A block of text.
+/// A block of text, or a picture.
 pub(crate) struct Block {
     /// The field whose text it has, behind a line of its own that says so where it is not the first thing that a reader expects.
     pub(crate) field: Option<&'static str>,
+    /// Of a picture, base64.
     pub(crate) text: String,
+    /// Of a picture, what kind it is.
+    mime_type: Option<String>,
+}
+
+impl Block {
+    /// Words of ours.
+    pub(crate) fn text(text: String) -> Block {
+        Block { field: None, text, mime_type: None }
+    }
+
+    /// The text of a field.
+    pub(crate) fn of(field: &'static str, text: String) -> Block {
+        Block { field: Some(field), text, mime_type: None }
+    }
+
+    /// A picture.
+    pub(crate) fn picture(base64: String, mime_type: &str) -> Block {
+        Block { field: None, text: base64, mime_type: Some(mime_type.to_owned()) }
+    }
+
+    /// The same block, as that of a field.
+    pub(crate) fn of_field(self, field: &'static str) -> Block {
+        Block { field: Some(field), ..self }
+    }
+
+    fn into_content(self) -> ContentBlock {
+        match self.mime_type {
+            Some(mime_type) => ContentBlock::image(self.text, mime_type),
+            None => ContentBlock::text(self.text),
+        }
+    }
 }
 
 /// A result that can be shown.
@@ -32,10 +64,10 @@ pub(crate) trait Shown: Serialize {
 pub(crate) fn streams(stdout: String, stderr: String) -> Vec<Block> {
     let mut blocks = Vec::new();
     if !stdout.is_empty() {
-        blocks.push(Block { field: Some("stdout"), text: stdout });
+        blocks.push(Block::of("stdout", stdout));
     }
     if !stderr.is_empty() {
-        blocks.push(Block { field: Some("stderr"), text: format!("stderr:\n{stderr}") });
+        blocks.push(Block::of("stderr", format!("stderr:\n{stderr}")));
     }
     blocks
 }
@@ -55,8 +87,7 @@ pub(crate) fn result(results: Results, mut shown: impl Shown) -> CallToolResult 
     }
     let mut meta = MetaObject::new();
     meta.insert(OUTCOME_KEY.into(), outcome);
-    CallToolResult::success(blocks.into_iter().map(|block| ContentBlock::text(block.text)).collect())
-        .with_meta(Some(meta))
+    CallToolResult::success(blocks.into_iter().map(Block::into_content).collect()).with_meta(Some(meta))
 }
 
 fn to_value(shown: &impl Serialize) -> Value {

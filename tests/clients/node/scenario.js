@@ -71,6 +71,11 @@ async function session(peer) {
   } while (report.running);
   assert.deepEqual([heard, report.exit_code], ["42\n", 0]);
   assert.equal((await run("javascript", "x * 7")).stdout, "42\n");
+  await use("write_file", { session_id, path: "data/ü 1.csv", text: "a,b\n1,2\n" });
+  assert.equal((await use("read_file", { session_id, path: "data/ü 1.csv", offset: 4 })).text, "1,2\n");
+  assert.deepEqual((await use("list_files", { session_id, path: "data" })).files.map(({ path }) => path), ["ü 1.csv"]);
+  const left = await run("shell", "cp in out.bin", { files: [{ path: "in", base64: "/wD+" }], outputs: ["out*"] });
+  assert.deepEqual(left.files, [{ path: "out.bin", size_bytes: 3, base64: "/wD+" }]);
   await use("close_session", { session_id });
   const gone = await peer.call("execute_code", { session_id, language: "python", code: "1" });
   assert(gone.isError && gone.content[0].text.startsWith("not_found: "), JSON.stringify(gone));

@@ -62,6 +62,13 @@ async def session(peer):
         heard += report["stdout"]
     assert (heard + report["stdout"], report["exit_code"]) == ("42\n", 0), (heard, report)
     assert (await execute(peer, opened | {"language": "python", "code": "x * 7"}))["stdout"] == "42\n"
+    await use("write_file", **opened, path="data/ü 1.csv", text="a,b\n1,2\n")
+    assert (await use("read_file", **opened, path="data/ü 1.csv", offset=4))["text"] == "1,2\n"
+    assert [file["path"] for file in (await use("list_files", **opened, path="data"))["files"]] == ["ü 1.csv"]
+    files = {"files": [{"path": "in", "base64": "/wD+"}], "outputs": ["out*"]}
+    code = "open('out.bin', 'wb').write(open('in', 'rb').read()[::-1]);"
+    (left,) = (await execute(peer, opened | files | {"language": "python", "code": code}))["files"]
+    assert (left["path"], left["base64"]) == ("out.bin", "/gD/"), left
     await use("close_session", **opened)
     result = await peer.call("execute_code", opened | {"language": "python", "code": "x"})
     assert result["isError"] and result["content"][0]["text"].startswith("not_found: "), result

@@ -1,0 +1,150 @@
+//! One file that is put into a VM or taken out of it, or a folder that is listed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sandbox_schemas::limits::{INPUT_CHUNK_MAX_BYTES, LISTED_FILES_MAX};
+use sandbox_schemas::wire::{Entry, FileWish, GuestFrame, HostFrame, RunId};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+use crate::error::{ExecuteError, VmError};
+use crate::session::owner::{Command, Commands};
+use crate::session::state::{InUse, State};
+use crate::vm::unexpected;
+use crate::wire::encode;
+
+/// Bytes that may be under way to a guest: it takes them into its memory as they come.
+const UNDER_WAY_MAX_BYTES: u64 = 1024 * 1024;
+
+/// So much is taken in before the guest is granted as much again.
+const GRANT_BYTES: u64 = 64 * 1024;
+
+/// How long a guest may do nothing with a file that it has all of, or wants to send: milliseconds, if it is not hung.
+const MOVEMENT_DEADLINE: Duration = Duration::from_secs(30);
+
+/// One file under way.
+#[derive(Debug)]
+pub(super) struct Transfer {
+    run: RunId,
+    state: Arc<State>,
+    commands: Commands,
+    frames: UnboundedReceiver<GuestFrame>,
+    is_done: bool,
+    _in_use: InUse,
+}
+
+impl Transfer {
+    pub(super) fn begin(
+        (run, memory_bytes): (RunId, u64),
+        wish: FileWish,
+        state: Arc<State>,
+        commands: Commands,
+        in_use: InUse,
+    ) -> Result<Transfer, ExecuteError> {
+        let (listener, frames) = unbounded_channel();
+        let begun = encode(&HostFrame::File { run, memory_bytes, wish }).map_err(ExecuteError::before_run)?;
+        let transfer = Transfer { run, state, commands, frames, is_done: false, _in_use: in_use };
+        transfer.tell(Command::Begin { run, frames: begun, listener });
+        Ok(transfer)
+    }
+
+    /// Sends a file; its size.
+    pub(super) async fn store(mut self, mut source: impl AsyncRead + Unpin) -> Result<u64, ExecuteError> {
+        match self.next().await? {
+            GuestFrame::Started(_) => {}
+            other => return Err(ExecuteError::before_run(unexpected("started", &other))),
+        }
+        let mut under_way = 0_u64;
+        loop {
+            let mut bytes = Vec::with_capacity(INPUT_CHUNK_MAX_BYTES);
+            let mut limited = (&mut source).take(INPUT_CHUNK_MAX_BYTES as u64);
+            limited.read_to_end(&mut bytes).await.map_err(|error| source_fault(&error))?;
+            let is_last = bytes.len() < INPUT_CHUNK_MAX_BYTES;
+            under_way += bytes.len() as u64;
+            let frame =
+                encode(&HostFrame::Input { run: self.run, bytes, is_last }).map_err(ExecuteError::before_run)?;
+            self.tell(Command::Post(frame));
+            while is_last || under_way > UNDER_WAY_MAX_BYTES {
+                match self.next().await? {
+                    GuestFrame::Taken { bytes, .. } => under_way = under_way.saturating_sub(bytes),
+                    GuestFrame::Transferred { size, .. } if is_last => return Ok(size),
+                    other => return Err(ExecuteError::before_run(unexpected("that a file was taken", &other))),
+                }
+            }
+        }
+    }
+
+    /// Takes a file; its whole size.
+    pub(super) async fn fetch(mut self, mut to: impl AsyncWrite + Unpin) -> Result<u64, ExecuteError> {
+        let mut ungranted = 0;
+        loop {
+            match self.next().await? {
+                GuestFrame::Started(_) => {}
+                GuestFrame::Output { bytes, .. } => {
+                    to.write_all(&bytes).await.map_err(|error| source_fault(&error))?;
+                    ungranted += bytes.len() as u64;
+                    if ungranted >= GRANT_BYTES {
+                        let (run, bytes) = (self.run, std::mem::take(&mut ungranted));
+                        let frames = encode(&HostFrame::Credit { run, bytes }).map_err(ExecuteError::before_run)?;
+                        self.tell(Command::Grant { run, bytes, frames });
+                    }
+                }
+                GuestFrame::Transferred { size, .. } => return Ok(size),
+                other => return Err(ExecuteError::before_run(unexpected("a file", &other))),
+            }
+        }
+    }
+
+    /// What is in a folder, and whether there is more.
+    pub(super) async fn list(mut self) -> Result<(Vec<Entry>, bool), ExecuteError> {
+        let mut entries = Vec::new();
+        loop {
+            match self.next().await? {
+                GuestFrame::Listed { entry, .. } if entries.len() < LISTED_FILES_MAX => entries.push(entry),
+                GuestFrame::Transferred { size, .. } => return Ok((entries, size > 0)),
+                other => return Err(ExecuteError::before_run(unexpected("what is in a folder", &other))),
+            }
+        }
+    }
+
+    async fn next(&mut self) -> Result<GuestFrame, ExecuteError> {
+        let heard = tokio::time::timeout(MOVEMENT_DEADLINE, self.frames.recv()).await;
+        let Some(frame) = heard.map_err(|_| ExecuteError::before_run(VmError::Deadline(MOVEMENT_DEADLINE)))? else {
+            self.is_done = true;
+            let why = self.state.ended().map_or_else(String::new, |why| format!(": its session {why}"));
+            return Err(ExecuteError::before_run(VmError::Ended(why)));
+        };
+        match frame {
+            GuestFrame::Failed { reason, .. } => {
+                self.is_done = true;
+                Err(ExecuteError::File { reason })
+            }
+            GuestFrame::Transferred { .. } => {
+                self.is_done = true;
+                Ok(frame)
+            }
+            frame => Ok(frame),
+        }
+    }
+
+    fn tell(&self, command: Command) {
+        // A session that has ended is noticed by the end of what it says.
+        let _ = self.commands.send(command);
+    }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        // No half file stays.
+        if !self.is_done
+            && let Ok(frame) = encode(&HostFrame::Kill(self.run))
+        {
+            self.tell(Command::Post(frame));
+        }
+    }
+}
+
+fn source_fault(error: &std::io::Error) -> ExecuteError {
+    ExecuteError::File { reason: error.to_string() }
+}

@@ -1,0 +1,133 @@
+//! `write_file`, `read_file` and `list_files`: the files of a session.
+
+use std::io::Cursor;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use rmcp::model::CallToolResult;
+use sandbox_engine::{Engine, FileSource};
+use sandbox_schemas::files::{
+    Contents, FileInput, ListInput, ListOutcome, ListedFile, ReadInput, ReadOutcome, WriteInput, WriteOutcome,
+};
+use schemars::schema_for;
+use tokio::fs::File;
+use tokio::io::AsyncWriteExt;
+
+use crate::context::CallContext;
+use crate::mcp::tool_error::ToolError;
+use crate::share;
+use crate::tools::shown::{self, Block, Shown};
+use crate::tools::{ToolCall, engine_for, hold, invalid};
+
+pub(crate) async fn write(mut call: ToolCall) -> Result<CallToolResult, ToolError> {
+    let input: WriteInput = call.input(|| schema_for!(WriteInput))?;
+    let (session_id, file) = input.into_parts();
+    file.validate().map_err(|error| invalid(error.to_string()))?;
+    let context = &call.context;
+    let _held = hold(context, file.inline_bytes())?;
+    let engine = engine_for(context).await?;
+    let source = source(context, file).await.map_err(invalid)?;
+    let written = engine.write_file(&session_id, source, context.cancel.clone()).await?;
+    Ok(shown::result(call.results, written))
+}
+
+pub(crate) async fn read(mut call: ToolCall) -> Result<CallToolResult, ToolError> {
+    let input: ReadInput = call.input(|| schema_for!(ReadInput))?;
+    input.validate().map_err(|error| invalid(error.to_string()))?;
+    let engine = engine_for(&call.context).await?;
+    let read = match &input.host_path {
+        Some(host_path) => put_on_host(&call.context, &engine, &input, host_path.clone()).await?,
+        None => engine.read_file(&input, call.context.cancel.clone()).await?,
+    };
+    Ok(shown::result(call.results, read))
+}
+
+pub(crate) async fn list(mut call: ToolCall) -> Result<CallToolResult, ToolError> {
+    let input: ListInput = call.input(|| schema_for!(ListInput))?;
+    input.validate().map_err(|error| invalid(error.to_string()))?;
+    let engine = engine_for(&call.context).await?;
+    let listed = engine.list_files(&input, call.context.cancel.clone()).await?;
+    Ok(shown::result(call.results, listed))
+}
+
+/// Where what a file shall hold comes from. What is wrong with that is an error for a model to read.
+pub(super) async fn source(context: &CallContext, file: FileInput) -> Result<FileSource, String> {
+    let FileInput { path, text, base64, host_path, executable } = file;
+    let contents: Box<dyn tokio::io::AsyncRead + Send + Sync + Unpin> = match (base64, host_path) {
+        (Some(base64), _) => {
+            let bytes = BASE64_STANDARD.decode(base64.trim());
+            Box::new(Cursor::new(bytes.map_err(|error| format!("base64: {error}"))?))
+        }
+        (None, Some(host_path)) => {
+            let shares = context.backend.shares();
+            Box::new(File::from_std(on_host(move || share::open(&shares, &host_path)).await?))
+        }
+        (None, None) => Box::new(Cursor::new(text.unwrap_or_default())),
+    };
+    Ok(FileSource { path, executable, contents })
+}
+
+async fn put_on_host(
+    context: &CallContext,
+    engine: &Engine,
+    input: &ReadInput,
+    host_path: String,
+) -> Result<ReadOutcome, ToolError> {
+    let shares = context.backend.shares();
+    let incoming = on_host(move || share::create(&shares, &host_path)).await.map_err(invalid)?;
+    let mut file = File::from_std(incoming.file().map_err(invalid)?);
+    let read = engine.fetch_file(input, &mut file, context.cancel.clone()).await?;
+    let fault = |error: std::io::Error| invalid(format!("host_path: {error}"));
+    file.flush().await.map_err(fault)?;
+    on_host(move || incoming.finish()).await.map_err(invalid)?;
+    Ok(read)
+}
+
+/// What the host's disk may take time for.
+async fn on_host<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, share::Refusal> + Send + 'static,
+) -> Result<T, share::Refusal> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string()))
+}
+
+/// What is in a file as a block, or what can be said of it.
+fn block(contents: &mut Contents, size_bytes: u64) -> Block {
+    match (contents.text.take(), contents.base64.take(), &contents.mime_type) {
+        (Some(text), ..) => Block::of("text", text),
+        (None, Some(base64), Some(mime_type)) => Block::picture(base64, mime_type).of_field("base64"),
+        (None, Some(base64), None) => Block::of("base64", base64),
+        (None, None, _) => Block::text(format!("{size_bytes} bytes")),
+    }
+}
+
+impl Shown for WriteOutcome {
+    fn blocks(&mut self) -> Vec<Block> {
+        vec![Block::text(format!("{} bytes", self.size_bytes))]
+    }
+}
+
+impl Shown for ReadOutcome {
+    fn blocks(&mut self) -> Vec<Block> {
+        let (next, size_bytes) = (self.next, self.size_bytes);
+        let rest = (next < size_bytes)
+            .then(|| Block::text(format!("to byte {next} of {size_bytes}; offset: {next} reads on")));
+        [Some(block(&mut self.contents, size_bytes)), rest].into_iter().flatten().collect()
+    }
+}
+
+impl Shown for ListOutcome {
+    fn blocks(&mut self) -> Vec<Block> {
+        let line = |file: &ListedFile| match file.kind.as_str() {
+            "file" => format!("{} {}", file.size_bytes, file.path),
+            "folder" => format!("{}/", file.path),
+            kind => format!("({kind}) {}", file.path),
+        };
+        let mut lines: Vec<_> = self.files.iter().map(line).collect();
+        match (self.truncated, lines.is_empty()) {
+            (true, _) => lines.push("and more".into()),
+            (false, true) => lines.push("(empty)".into()),
+            _ => {}
+        }
+        vec![Block::text(lines.join("\n"))]
+    }
+}
