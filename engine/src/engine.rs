@@ -323,6 +323,18 @@ impl Engine {
         unless(&cancel, self.0.install(set, sink), InstallError::Cancelled).await
     }
 
+    /// The same in an open session, whose interpreters go on and have the packages then. No template is made.
+    pub async fn install_into(
+        &self,
+        session: &str,
+        set: &PackageSet,
+        sink: &mut dyn OutputSink,
+        cancel: CancellationToken,
+    ) -> Result<InstallOutcome, ExecuteError> {
+        let _token = self.0.runs.token();
+        unless(&cancel, self.0.install_into(session, set, sink), ExecuteError::Cancelled).await
+    }
+
     /// Runs a program as an installer: in a VM that boots for it, and has what `installation` gives it. What `install` is made of.
     pub async fn run_installer(
         &self,

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::acquire::{Acquired, ENVIRONMENT_DEADLINE, ForSession, Vms, Wanted};
-use crate::environment::{Environment, Environments, InstallError};
+use crate::environment::{Environment, Environments, InstallError, Obtained};
 use crate::error::{ExecuteError, VmError};
 use crate::pool::layer_of;
 use crate::request::Request;
@@ -55,7 +55,7 @@ impl Service {
     ) -> Result<ExecuteOutcome, ExecuteError> {
         if let Some(id) = &request.input.session_id {
             let session = self.sessions.find(id)?;
-            check_packages_of(&session, &request.input)?;
+            self.extend_for(&session, &request.input, sink).await?;
             return self.call(&session, accepted, request, sink).await;
         }
         if !(request.files.is_empty() && request.input.outputs.is_empty()) {
@@ -116,7 +116,7 @@ impl Service {
     ) -> Result<ExecuteOutcome, ExecuteError> {
         let input = &request.input;
         let outputs = Outputs::new(&input.outputs)?;
-        let _activity = self.vms.host.pool.begin(input.language, layer_of(session.environment.as_ref()));
+        let _activity = self.vms.host.pool.begin(input.language, layer_of(session.environment().as_ref()));
         let (timeout, language) = (Duration::from_secs(input.timeout_seconds()), input.language);
         let call = session.start(accepted, request).await?;
         let _turn = call.turn();
@@ -177,7 +177,7 @@ impl Service {
         let (session, own) = match &input.session_id {
             Some(id) => {
                 let session = self.sessions.find(id)?;
-                check_packages_of(&session, input)?;
+                self.extend_for(&session, input, sink).await?;
                 (session, None)
             }
             None => {
@@ -189,6 +189,41 @@ impl Service {
         let call = session.start(accepted, request).await?;
         let run_id = self.backgrounds.begin(call, timeout, move || drop(own))?;
         Ok(RunStarted { run_id })
+    }
+
+    /// Adds the packages that a call in a session names, if it has not all of them.
+    async fn extend_for(
+        &self,
+        session: &Arc<Session>,
+        input: &ExecuteInput,
+        sink: &mut dyn OutputSink,
+    ) -> Result<(), ExecuteError> {
+        check_environment_of(session, input)?;
+        if !input.packages.is_empty() {
+            self.extend(session, input.language, &input.packages, sink).await?;
+        }
+        Ok(())
+    }
+
+    /// Adds packages to a session. What its interpreters have already stays as it is.
+    async fn extend(
+        &self,
+        session: &Arc<Session>,
+        language: Language,
+        packages: &[String],
+        sink: &mut dyn OutputSink,
+    ) -> Result<Obtained, ExecuteError> {
+        let growth = session.begin_growth().await;
+        let (host, base) = (&self.vms.host, session.environment());
+        let obtained = match &base {
+            None => self.environments.obtain(host, &self.runs, language, packages, sink).await?,
+            Some(base) => self.environments.extend(host, &self.runs, base, (language, packages), sink).await?,
+        };
+        let environment = &obtained.environment;
+        if base.is_none_or(|base| base.key != environment.key) {
+            session.grow(environment.clone(), growth).await?;
+        }
+        Ok(obtained)
     }
 
     fn count_origin(&self, preparation: &Preparation) {
@@ -224,6 +259,18 @@ impl Service {
         };
         self.vms.host.pool.keep(environment, false);
         Ok(obtained.outcome(template.as_deref(), accepted, installed))
+    }
+
+    /// The same in an open session.
+    pub(crate) async fn install_into(
+        &self,
+        session: &str,
+        set: &PackageSet,
+        sink: &mut dyn OutputSink,
+    ) -> Result<InstallOutcome, ExecuteError> {
+        let (accepted, session) = (Instant::now(), self.sessions.find(session)?);
+        let obtained = self.extend(&session, set.language, &set.packages, sink).await?;
+        Ok(obtained.outcome(None, accepted, Instant::now()))
     }
 
     /// The packages that a program asks for.
@@ -274,16 +321,14 @@ impl Drop for EndWith {
     }
 }
 
-/// What a session has is decided when it is opened.
-fn check_packages_of(session: &Session, request: &ExecuteInput) -> Result<(), ExecuteError> {
-    let has = session.environment.as_ref().map(|environment| environment.id.to_string());
-    let field = match &request.environment_id {
-        Some(id) if has.as_ref() != Some(id) => "environment_id",
-        None if !request.packages.is_empty() => "packages",
-        _ => return Ok(()),
-    };
-    let message = "is given when the session is opened: open_session takes it, and another session has other packages";
-    Err(InvalidInput { field: field.into(), message: message.into() }.into())
+/// An environment is given to a session when it is opened.
+fn check_environment_of(session: &Session, request: &ExecuteInput) -> Result<(), ExecuteError> {
+    let has = session.environment().map(|environment| environment.id.to_string());
+    if request.environment_id.is_none() || request.environment_id == has {
+        return Ok(());
+    }
+    let message = "is given when the session is opened: open_session takes it; what else is needed, name in packages";
+    Err(InvalidInput { field: "environment_id".into(), message: message.into() }.into())
 }
 
 /// The result of a program that was seen to start; one that was killed for its memory says so.

@@ -7,6 +7,7 @@
 //! ```
 
 use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -144,6 +145,9 @@ impl Machine {
 async fn within<T>(deadline: Duration, work: impl Future<Output = Result<T, VmError>>) -> Result<T, VmError> {
     tokio::time::timeout(deadline, work).await.unwrap_or(Err(VmError::Deadline(deadline)))
 }
+
+/// Opening a file takes QEMU a millisecond.
+const DISK_DEADLINE: Duration = Duration::from_secs(10);
 
 /// For how long a process was ready to run and did not.
 fn waited(process: Option<u32>) -> Duration {
@@ -366,6 +370,11 @@ impl Open {
     /// Goes out while the guest is listened to.
     pub(crate) fn post(&mut self, frames: &[u8]) {
         self.machine.wire.post(frames);
+    }
+
+    /// Puts another disk into the slot for packages. What is mounted of the one before has to be on it as well.
+    pub(crate) async fn change_disk(&mut self, disk: &OwnedFd, number: u32) -> Result<(), VmError> {
+        within(DISK_DEADLINE, self.machine.monitor()?.change_disk(disk, number)).await
     }
 
     /// An unexpected end with what QEMU said of it.

@@ -157,6 +157,8 @@ class Session:
         self.runner_pid = os.getpid()
         self.had_input = False
         self.flush = None
+        self.parts = self.folders()
+        self.next_part = next(self.parts)
         # As in an interpreter that somebody types into.
         self.module = types.ModuleType("__main__")
         self.module.__builtins__ = builtins
@@ -189,8 +191,27 @@ class Session:
                 apply_environment(read(self.program + ".env"))
         os._exit(0)
 
+    @staticmethod
+    def folders():
+        """Where parts of a package layer are, in their order; at last nowhere."""
+        yield "/packages/python"
+        for number in range(2, 13):
+            yield f"/packages-{number}/python"
+        while True:
+            yield ""
+
+    def find_packages(self):
+        """Those that were added since the call before: as a fresh interpreter has them, see sandbox-packages.pth."""
+        while os.path.isdir(self.next_part):
+            if self.next_part not in sys.path:
+                import site
+
+                site.addsitedir(self.next_part)
+            self.next_part = next(self.parts)
+
     def call(self, number):
         """One call; its exit code."""
+        self.find_packages()
         name, source = f"<call {number}>", read(self.program)
         text = source.decode("utf-8-sig", "replace")
         # Tracebacks and `inspect` look for it there. Without a time it is not compared with a file.

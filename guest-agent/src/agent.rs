@@ -120,7 +120,7 @@ impl Agent {
                 while let Some(frame) = self.port.next_frame()? {
                     let run = match &frame {
                         HostFrame::Execute(request) => Some(request.run),
-                        HostFrame::File { run, .. } => Some(*run),
+                        HostFrame::File { run, .. } | HostFrame::Packages { run, .. } => Some(*run),
                         _ => None,
                     };
                     if let Err(error) = self.obey(frame) {
@@ -185,6 +185,10 @@ impl Agent {
                 self.transfers.extend(Transfer::begin(run, wish, &mut self.port)?);
                 Ok(())
             }
+            HostFrame::Packages { run, parts } => {
+                self.mount_packages(parts)?;
+                self.port.send(&GuestFrame::Transferred { run, size: 0 })
+            }
             HostFrame::Input { run, bytes, is_last } if self.transfers.iter().any(|known| known.id == run) => {
                 self.transfer(run, |transfer, port| transfer.give(&bytes, is_last, port))
             }
@@ -225,14 +229,19 @@ impl Agent {
             self.runners.push(Runner::spawn(language, &[], Cgroup::of(language)?, &Folder::shared()?)?);
             self.warming.push(language);
         }
-        let parts = usize::from(hello.parts);
-        boot::mount_packages(self.parts, parts)?;
-        self.parts = self.parts.max(parts);
+        self.mount_packages(hello.parts)?;
         self.role = hello.role;
         if let Role::Installs { writable_mb, has_disk } = hello.role {
             self.equip(writable_mb, has_disk)?;
         }
         self.say_ready()
+    }
+
+    fn mount_packages(&mut self, parts: u8) -> Result<()> {
+        let parts = usize::from(parts);
+        boot::mount_packages(self.parts, parts)?;
+        self.parts = self.parts.max(parts);
+        Ok(())
     }
 
     /// What an installer needs beyond what a program has.

@@ -20,6 +20,11 @@ pub struct InstallInput {
     /// What to install, at most 50. No URLs, paths or options. Examples: `["requests", "httpx[http2]>=0.27"]`, `["lodash@4.17.21", "@types/node@^22"]`
     #[serde(deserialize_with = "lenient::texts")]
     pub packages: Vec<String>,
+
+    /// An open session to add them to; what it has in memory stays. Else they are for other calls.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "lenient::absent_if_empty")]
+    #[cfg_attr(feature = "json-schema", schemars(with = "String"))]
+    pub session_id: Option<String>,
 }
 
 impl InstallInput {

@@ -36,6 +36,13 @@ pub enum HostFrame {
         /// What is wished for.
         wish: FileWish,
     },
+    /// The disk of packages has more parts than before: so many in all. Answered with [`GuestFrame::Transferred`].
+    Packages {
+        /// A number among the runs.
+        run: RunId,
+        /// How many.
+        parts: u8,
+    },
     /// The next bytes of a run's standard input, at most [`crate::limits::INPUT_CHUNK_MAX_BYTES`]. Only for [`Kind::Beside`]; and of a file
     /// that comes.
     Input {

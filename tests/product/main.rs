@@ -12,6 +12,7 @@
 
 use sandbox_tests::{harness, weed};
 
+mod adding;
 mod background;
 mod bad_input;
 mod bucket;

@@ -436,10 +436,10 @@ fn a_session_has_the_packages_that_it_was_opened_with() {
     }
     let mut session = Session::open_with(&[], json!({"packages": ["six"]}));
     session.check("python", "import six; six.PY3", "True\n");
-    let arguments = json!({"language": "python", "code": "1", "packages": ["requests"]});
+    let arguments = json!({"language": "python", "code": "1", "environment_id": "python-0123456789abcdef"});
     let (code, message) = fault(&session.call("execute_code", arguments));
     assert!(
-        code == "invalid_input" && message.starts_with("packages: ") && message.contains("open_session"),
+        code == "invalid_input" && message.starts_with("environment_id: ") && message.contains("open_session"),
         "{message}"
     );
 }

@@ -14,6 +14,7 @@ use tokio::sync::OnceCell;
 use tokio_util::task::TaskTracker;
 
 use crate::environment::build::{Builds, Words};
+use crate::environment::extension;
 use crate::environment::install::{self, install};
 use crate::environment::layer::Installed;
 use crate::environment::{Environment, InstallError, layer, parent, resolution};
@@ -68,6 +69,15 @@ pub(crate) struct Obtained {
 impl Obtained {
     pub(crate) fn cached(environment: Arc<Environment>) -> Obtained {
         Obtained { environment, was_cached: true, downloaded_bytes: 0, download_cache_bytes: 0 }
+    }
+
+    fn installed(environment: Arc<Environment>, report: &SessionReport) -> Obtained {
+        Obtained {
+            environment,
+            was_cached: false,
+            downloaded_bytes: report.downloaded_bytes,
+            download_cache_bytes: report.cached_bytes,
+        }
     }
 }
 
@@ -126,11 +136,7 @@ impl Environments {
         specifiers: &[String],
         sink: &mut dyn OutputSink,
     ) -> Result<Obtained, InstallError> {
-        let requirements = parse(language, specifiers)?;
-        for requirement in &requirements {
-            let checked = self.packages.allowlist.check(language, requirement.name());
-            checked.map_err(|refused| InstallError::Refused { reason: refused.to_string() })?;
-        }
+        let requirements = self.requirements(language, specifiers)?;
         let request = request_key(language, &requirements);
         if let Some(environment) = self.recall(request) {
             return Ok(Obtained::cached(environment));
@@ -147,6 +153,56 @@ impl Environments {
             let obtained = this.install(&host, &gateway, language, requirements, words).await?;
             this.note(request, &obtained.environment);
             Ok(obtained)
+        };
+        self.builds.join(request, sink, work, |task| drop(tasks.spawn(task))).await
+    }
+
+    /// The environment that has these packages as well, on a disk that begins with that of `base`.
+    pub(crate) async fn extend(
+        self: &Arc<Self>,
+        host: &Arc<Host>,
+        tasks: &TaskTracker,
+        base: &Arc<Environment>,
+        (language, specifiers): (Language, &[String]),
+        sink: &mut dyn OutputSink,
+    ) -> Result<Obtained, InstallError> {
+        let new = self.requirements(language, specifiers)?;
+        let Some(requirements) = extension::requirements(base, language, &new)? else {
+            return Ok(Obtained::cached(base.clone()));
+        };
+        let asked = request_key(language, &requirements);
+        let request = KeyHasher::new("extension").field("base", &base.key.0).field("request", &asked.0).finish();
+        if let Some(environment) = self.recall(request) {
+            return Ok(Obtained::cached(environment));
+        }
+        let gateway = self.gateway().await?;
+        if let Some(lock) = self.resolved(&gateway, language, &requirements).await {
+            // It may have been added to that disk for somebody who has opened no session, or for another session.
+            for key in [self.layer_key(&lock), self.extension_key(base, &lock)] {
+                let environment = self.load(EnvironmentId::new(language, key)).await?;
+                if let Some(environment) = environment.filter(|environment| environment.begins_with(base)) {
+                    self.note(request, &environment);
+                    return Ok(Obtained::cached(environment));
+                }
+            }
+        }
+        let (this, host, base) = (self.clone(), host.clone(), base.clone());
+        let work = |mut words: Words| async move {
+            let folder = this.folder()?;
+            let session = Session::new(gateway.clone(), language, requirements.clone(), None);
+            let installed = install(&host, &folder, language, &requirements, Some(&base), &session, &mut words).await?;
+            let installed = installed.ok_or_else(|| extension::misfit(&base))?;
+            let report = session.report();
+            let key = match installed.added_to {
+                Some(_) => this.extension_key(&base, &installed.lock),
+                // All was there, as what others need.
+                None => return Ok(Obtained::cached(base)),
+            };
+            this.remember(&gateway, &requirements, &installed.lock).await?;
+            let id = EnvironmentId::new(language, key);
+            let environment = this.publish(id, key, installed, requirements).await?;
+            this.note(request, &environment);
+            Ok(Obtained::installed(environment, &report))
         };
         self.builds.join(request, sink, work, |task| drop(tasks.spawn(task))).await
     }
@@ -171,6 +227,16 @@ impl Environments {
             checked.map_err(refused)?;
         }
         Ok(environment)
+    }
+
+    /// What is asked for, as far as it is allowed.
+    fn requirements(&self, language: Language, specifiers: &[String]) -> Result<Vec<Requirement>, InstallError> {
+        let requirements = parse(language, specifiers)?;
+        for requirement in &requirements {
+            let checked = self.packages.allowlist.check(language, requirement.name());
+            checked.map_err(|refused| InstallError::Refused { reason: refused.to_string() })?;
+        }
+        Ok(requirements)
     }
 
     /// Nobody will come back for what nobody waits for.
@@ -221,13 +287,7 @@ impl Environments {
         mut words: Words,
     ) -> Result<Obtained, InstallError> {
         let (installed, report) = self.install_packages(host, gateway, language, &requirements, &mut words).await?;
-        let (resolved, asked, cache) = (installed.lock.clone(), requirements.clone(), self.cache.clone());
-        let sharing = gateway.clone();
-        let remembered = tokio::task::spawn_blocking(move || {
-            sharing.remember(&asked, &resolved);
-            resolution::offer(&cache, &sharing, &asked, &resolved);
-        });
-        remembered.await.map_err(InstallError::internal)?;
+        self.remember(gateway, &requirements, &installed.lock).await?;
         let key = self.layer_key(&installed.lock);
         let id = EnvironmentId::new(language, key);
         let environment = match self.load(id.clone()).await? {
@@ -235,12 +295,23 @@ impl Environments {
             Some(environment) => environment,
             None => self.publish(id, key, installed, requirements).await?,
         };
-        Ok(Obtained {
-            environment,
-            was_cached: false,
-            downloaded_bytes: report.downloaded_bytes,
-            download_cache_bytes: report.cached_bytes,
-        })
+        Ok(Obtained::installed(environment, &report))
+    }
+
+    /// Keeps what some requirements were found to mean.
+    async fn remember(
+        &self,
+        gateway: &Gateway,
+        requirements: &[Requirement],
+        lock: &PackageLock,
+    ) -> Result<(), InstallError> {
+        let (sharing, cache, asked, resolved) =
+            (gateway.clone(), self.cache.clone(), requirements.to_owned(), lock.clone());
+        let remembered = tokio::task::spawn_blocking(move || {
+            sharing.remember(&asked, &resolved);
+            resolution::offer(&cache, &sharing, &asked, &resolved);
+        });
+        remembered.await.map_err(InstallError::internal)
     }
 
     /// Behind a layer that has some of them if there is one, so that only the rest is installed, and imported.
@@ -385,6 +456,12 @@ impl Environments {
         // Two registries can have something else by one name.
         let hasher = hasher.field("registry", self.packages.registry(lock.language).as_bytes());
         hasher.field("lock", &package_lock_key(lock).0).finish()
+    }
+
+    /// The same of one that begins with the disk of `base`, whatever disk another of these packages begins with.
+    fn extension_key(&self, base: &Environment, lock: &PackageLock) -> Digest {
+        let hasher = KeyHasher::new("extension").field("base", &base.image_sha256.0);
+        hasher.field("layer", &self.layer_key(lock).0).finish()
     }
 
     fn recall(&self, request: Digest) -> Option<Arc<Environment>> {

@@ -28,6 +28,12 @@ pub enum InstallError {
         /// What was asked for.
         id: String,
     },
+    /// They cannot be added to what a session has, of which nothing is changed under running interpreters.
+    #[error("packages: {reason}; another session can be opened with them")]
+    Unfit {
+        /// What stands against it.
+        reason: String,
+    },
     /// No VM could be had to install them in.
     #[error("{reason}")]
     Capacity {
@@ -69,7 +75,9 @@ impl InstallError {
     /// The stable code that clients branch on; a cancelled call has no answer, and so none.
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
-            InstallError::Invalid(_) | InstallError::Unknown { .. } => Some(ErrorCode::InvalidInput),
+            InstallError::Invalid(_) | InstallError::Unknown { .. } | InstallError::Unfit { .. } => {
+                Some(ErrorCode::InvalidInput)
+            }
             InstallError::Refused { .. } => Some(ErrorCode::Refused),
             InstallError::Capacity { .. } => Some(ErrorCode::Capacity),
             InstallError::Failed { .. } => Some(ErrorCode::InstallFailed),

@@ -17,6 +17,7 @@ pub(crate) use install::run_installer;
 
 mod layer;
 
+mod extension;
 mod parent;
 
 mod resolution;
@@ -69,6 +70,11 @@ impl Environment {
     /// As a layer that begins with it names it.
     pub(crate) fn reference(&self) -> LayerReference {
         LayerReference { key: self.key, image_sha256: self.image_sha256 }
+    }
+
+    /// Whether its disk begins with all that is on another's.
+    pub(crate) fn begins_with(&self, other: &Environment) -> bool {
+        self.image_sha256 == other.image_sha256 || self.parent.as_ref().is_some_and(|parent| parent.begins_with(other))
     }
 
     /// The disk of a VM that has these packages.

@@ -30,7 +30,10 @@ pub(crate) const ROOT_FD: RawFd = 6;
 pub(crate) const RAM_FD: RawFd = 7;
 /// The monitor, where there is one.
 pub(crate) const MONITOR_FD: RawFd = 8;
-/// The disk in the slot for packages.
+/// What the monitor calls the slot for packages, in which another disk can be put.
+pub(crate) const SLOT_NODE: &str = "slot-disk";
+
+/// The disk in that slot.
 pub(crate) const SLOT_FD: RawFd = 9;
 /// QEMU itself.
 pub(crate) const BINARY_FD: RawFd = 10;
@@ -168,7 +171,11 @@ pub(crate) fn arguments_to(start: StartKind, spec: &LaunchSpec, version: Version
         ("-device", "virtio-blk-device,drive=root".to_string()),
         (
             "-drive",
-            format!("if=none,id=slot,format=raw,{},file={},file.locking=off", access(&spec.slot), open(SLOT_FD)),
+            format!(
+                "if=none,id=slot,node-name={SLOT_NODE},format=raw,{},file={},file.locking=off",
+                access(&spec.slot),
+                open(SLOT_FD)
+            ),
         ),
         // A disk that is full is the installer's to hear of; by default QEMU would stop the VM and wait for somebody.
         ("-device", "virtio-blk-device,drive=slot,werror=report".to_string()),

@@ -18,6 +18,7 @@ use tokio::net::unix::pipe;
 use tokio_util::codec::{FramedRead, LinesCodec};
 
 use crate::error::VmError;
+use crate::qemu::command::SLOT_NODE;
 use crate::wire::socket_pair;
 
 /// Longest line of the monitor, in bytes. Its answers are a few hundred.
@@ -28,6 +29,9 @@ pub(crate) const STATE_MAX_BYTES: usize = 1024 * 1024;
 
 /// What the command that saves is answered with.
 const SAVING: &str = "saving";
+
+/// What the command that changes a disk is answered with.
+const CHANGED: &str = "changed";
 
 /// What the command that ends a pause is answered with.
 const CONTINUING: &str = "continuing";
@@ -105,15 +109,40 @@ impl Monitor {
         commands.push(json!({"execute": "stop"}));
         commands.push(json!({"execute": "cont", "id": CONTINUING}));
         self.send(&commands, None).await?;
+        self.answer_to(CONTINUING).await
+    }
+
+    /// Waits until the command of this id is done, and all before it.
+    async fn answer_to(&mut self, id: &str) -> Result<(), VmError> {
         loop {
             let message = self.next().await?;
             if let Some(error) = failure_in(&message) {
                 return Err(VmError::Spawn(error));
             }
-            if message["id"] == CONTINUING {
+            if message["id"] == id {
                 return Ok(());
             }
         }
+    }
+
+    /// Puts another disk into the slot for packages, which the VM reads and does not write. The `number`th that is put there.
+    pub(crate) async fn change_disk(&mut self, disk: &OwnedFd, number: u32) -> Result<(), VmError> {
+        let failed = |error: std::io::Error| VmError::Spawn(format!("handing over a disk: {error}"));
+        let disk = disk.try_clone().map_err(failed)?;
+        let file = |number| format!("disk-{number}");
+        let mut commands = self.preamble();
+        commands.extend([
+            json!({"execute": "add-fd", "arguments": {"fdset-id": number}}),
+            json!({"execute": "blockdev-add", "arguments": {
+                "driver": "file", "node-name": file(number), "filename": format!("/dev/fdset/{number}"),
+                "read-only": true, "locking": "off",
+            }}),
+            json!({"execute": "blockdev-reopen", "id": CHANGED, "arguments": {"options": [
+                {"driver": "raw", "node-name": SLOT_NODE, "read-only": true, "file": file(number)},
+            ]}}),
+        ]);
+        self.send(&commands, Some(disk)).await?;
+        self.answer_to(CHANGED).await
     }
 
     /// What both sides of a migration are told first. The memory is in a file, and stays there.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sandbox_schemas::limits::{INPUT_CHUNK_MAX_BYTES, LISTED_FILES_MAX};
-use sandbox_schemas::wire::{Entry, FileWish, GuestFrame, HostFrame, RunId};
+use sandbox_schemas::wire::{Entry, GuestFrame, HostFrame, RunId};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
@@ -36,17 +36,25 @@ pub(super) struct Transfer {
 
 impl Transfer {
     pub(super) fn begin(
-        (run, memory_bytes): (RunId, u64),
-        wish: FileWish,
+        run: RunId,
+        wish: &HostFrame,
         state: Arc<State>,
         commands: Commands,
         in_use: InUse,
     ) -> Result<Transfer, ExecuteError> {
         let (listener, frames) = unbounded_channel();
-        let begun = encode(&HostFrame::File { run, memory_bytes, wish }).map_err(ExecuteError::before_run)?;
+        let begun = encode(wish).map_err(ExecuteError::before_run)?;
         let transfer = Transfer { run, state, commands, frames, is_done: false, _in_use: in_use };
         transfer.tell(Command::Begin { run, frames: begun, listener });
         Ok(transfer)
+    }
+
+    /// Waits until what was wished for is done at once.
+    pub(super) async fn done(mut self) -> Result<(), ExecuteError> {
+        match self.next().await? {
+            GuestFrame::Transferred { .. } => Ok(()),
+            other => Err(ExecuteError::before_run(unexpected("that it is done", &other))),
+        }
     }
 
     /// Sends a file; its size.

@@ -1,11 +1,13 @@
 //! The task that holds a session's VM: says what calls want said, and passes on what the guest says of them.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use sandbox_schemas::limits::{OUTPUT_WINDOW_BYTES, PIPE_BYTES};
 use sandbox_schemas::wire::{GuestFrame, RunId};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
 use crate::error::VmError;
@@ -23,6 +25,8 @@ pub(super) enum Command {
     Grant { run: RunId, bytes: u64, frames: Vec<u8> },
     /// Another frame.
     Post(Vec<u8>),
+    /// Another disk for the slot, and who waits for it.
+    ChangeDisk { disk: Arc<OwnedFd>, number: u32, done: oneshot::Sender<Result<(), VmError>> },
 }
 
 /// Says what calls want said.
@@ -78,14 +82,14 @@ impl Owner {
                     }
                 }
                 command = self.commands.recv() => match command {
-                    Some(command) => self.obey(command),
+                    Some(command) => self.obey(command).await,
                     None => return None,
                 },
             }
         }
     }
 
-    fn obey(&mut self, command: Command) {
+    async fn obey(&mut self, command: Command) {
         match command {
             Command::Begin { run, frames, listener } => {
                 let allowed = OUTPUT_WINDOW_BYTES + BEYOND_WINDOW_BYTES;
@@ -99,6 +103,10 @@ impl Owner {
                 }
             }
             Command::Post(frames) => self.vm.post(&frames),
+            Command::ChangeDisk { disk, number, done } => {
+                // Whatever has come of it is for whoever asked; he may have gone.
+                let _ = done.send(self.vm.change_disk(&disk, number).await);
+            }
         }
     }
 

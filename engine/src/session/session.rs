@@ -9,8 +9,9 @@ use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::language::Language;
 use sandbox_schemas::limits::{OUTPUT_WINDOW_BYTES, STDERR_MAX_BYTES, STDOUT_MAX_BYTES};
 use sandbox_schemas::session::SessionStatus;
-use sandbox_schemas::wire::{Entry, Execute, FileWish, Kind, RunId};
+use sandbox_schemas::wire::{Entry, Execute, FileWish, HostFrame, Kind, RunId};
 use tokio::io::AsyncWrite;
+use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
 use crate::environment::Environment;
@@ -21,7 +22,7 @@ use crate::run::Preparation;
 use crate::session::call::{Call, Link, Turn};
 use crate::session::files::Transfer;
 use crate::session::id::Id;
-use crate::session::owner::{self, Commands};
+use crate::session::owner::{self, Command, Commands};
 use crate::session::state::{Ended, State, lock};
 use crate::vm::{Open, Program};
 
@@ -35,11 +36,16 @@ pub(crate) struct Opening {
     pub(crate) is_for_one: bool,
 }
 
+/// The right to add packages, and how many disks were put into the slot.
+pub(crate) type Growth = tokio::sync::OwnedMutexGuard<u32>;
+
 /// A session. It ends with the last who holds it, or before.
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) id: Id,
-    pub(crate) environment: Option<Arc<Environment>>,
+    environment: Mutex<Option<Arc<Environment>>>,
+    /// Disks that have been put into its slot, for whoever puts the next one there.
+    growth: Arc<tokio::sync::Mutex<u32>>,
     pub(crate) memory_mb: u64,
     /// How its VM was come by.
     pub(crate) preparation: Preparation,
@@ -72,7 +78,8 @@ impl Session {
         let process = vm.process_id();
         Session {
             id,
-            environment: opening.environment,
+            environment: Mutex::new(opening.environment),
+            growth: Arc::default(),
             opened: Instant::now(),
             memory_mb: opening.memory_mb,
             preparation: opening.preparation,
@@ -181,7 +188,52 @@ impl Session {
         self.transfer(FileWish::List { path, recursive })?.list().await
     }
 
+    /// What it was opened with, and what was added since.
+    pub(crate) fn environment(&self) -> Option<Arc<Environment>> {
+        lock(&self.environment).clone()
+    }
+
+    /// Keeps others from adding packages meanwhile.
+    pub(crate) async fn begin_growth(&self) -> Growth {
+        self.growth.clone().lock_owned().await
+    }
+
+    /// Gives it an environment that begins with the one that it has, whether its caller waits for that or not: what lies half way has no
+    /// way back.
+    pub(crate) async fn grow(
+        self: &Arc<Self>,
+        environment: Arc<Environment>,
+        growth: Growth,
+    ) -> Result<(), ExecuteError> {
+        let this = self.clone();
+        let grown = tokio::spawn(async move { this.put(environment, growth).await }).await;
+        grown.unwrap_or_else(|error| Err(ExecuteError::before_run(VmError::Protocol(error.to_string()))))
+    }
+
+    async fn put(&self, environment: Arc<Environment>, mut disks: Growth) -> Result<(), ExecuteError> {
+        *disks += 1;
+        let (done, is_done) = oneshot::channel();
+        // A session that has ended drops it.
+        let _ = self.commands.send(Command::ChangeDisk { disk: environment.layer.clone(), number: *disks, done });
+        match is_done.await {
+            Ok(changed) => changed.map_err(ExecuteError::before_run)?,
+            Err(_) => return Err(self.gone(&self.state.has_ended().await)),
+        }
+        let parts = environment.parts;
+        if let Err(error) = self.wish(|run| HostFrame::Packages { run, parts })?.done().await {
+            // What is mounted of it by now nobody knows.
+            self.ask_to_end(Ended::Failed(format!("packages could not be mounted: {error}")));
+            return Err(error);
+        }
+        *lock(&self.environment) = Some(environment);
+        Ok(())
+    }
+
     fn transfer(&self, wish: FileWish) -> Result<Transfer, ExecuteError> {
+        self.wish(|run| HostFrame::File { run, memory_bytes: self.memory_bytes(), wish })
+    }
+
+    fn wish(&self, wish: impl FnOnce(RunId) -> HostFrame) -> Result<Transfer, ExecuteError> {
         if let Some(why) = self.state.ended() {
             return Err(self.gone(&why));
         }
@@ -190,13 +242,7 @@ impl Session {
             book.next_run += 1;
             book.next_run
         };
-        Transfer::begin(
-            (run, self.memory_bytes()),
-            wish,
-            self.state.clone(),
-            self.commands.clone(),
-            self.state.begin_use(),
-        )
+        Transfer::begin(run, &wish(run), self.state.clone(), self.commands.clone(), self.state.begin_use())
     }
 
     fn memory_bytes(&self) -> u64 {

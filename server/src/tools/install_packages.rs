@@ -15,11 +15,16 @@ use crate::tools::{ToolCall, engine_for, invalid, reinstall};
 pub(crate) async fn call(mut call: ToolCall) -> Result<CallToolResult, ToolError> {
     let input: InstallInput = call.input(|| schema_for!(InstallInput))?;
     input.validate().map_err(|error| invalid(error.to_string()))?;
-    let InstallInput { language, packages } = input;
+    let InstallInput { language, packages, session_id } = input;
     let engine = engine_for(&call.context).await?;
     let set = PackageSet { language, packages };
     let cancel = call.context.cancel.clone();
-    let installation = |mut sink| async move { engine.install(&set, &mut sink, cancel).await };
+    let installation = |mut sink| async move {
+        match session_id {
+            Some(id) => engine.install_into(&id, &set, &mut sink, cancel).await.map_err(ToolError::from),
+            None => engine.install(&set, &mut sink, cancel).await.map_err(ToolError::from),
+        }
+    };
     Ok(shown::result(call.results, progress::report(call.channel(), installation).await?))
 }
 
