@@ -122,6 +122,11 @@ pub enum ExecuteError {
 const UNREAD_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl ExecuteError {
+    /// No random bytes could be had, without which nothing has a name.
+    pub(crate) fn random(error: std::io::Error) -> ExecuteError {
+        ExecuteError::before_run(VmError::random(error))
+    }
+
     /// What has failed before the program can have run.
     pub(crate) fn before_run(error: VmError) -> ExecuteError {
         match error {
@@ -206,6 +211,11 @@ const WANTS: [&str; 6] = [
 const SILENT: [&str; 3] = [" (writing to it", " (reading from it", " (its monitor)"];
 
 impl VmError {
+    /// No random bytes could be had, without which no VM is started.
+    pub(crate) fn random(error: std::io::Error) -> VmError {
+        VmError::Spawn(error.to_string())
+    }
+
     pub(crate) fn fault(&self) -> Fault {
         match self {
             VmError::Spawn(_) | VmError::Gone(_) | VmError::Starved(_) => Fault::Host,

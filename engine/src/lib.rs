@@ -24,6 +24,7 @@ mod admission;
 mod memory;
 
 mod error;
+mod id;
 
 mod session;
 
@@ -54,6 +55,7 @@ pub use admission::Limits;
 pub use engine::{Engine, EngineConfig};
 pub use environment::{InstallError, Installation};
 pub use error::{ExecuteError, StartError};
+pub use id::Id;
 pub use request::{FileSource, Request};
 pub use run::OutputSink;
 pub use sandbox_schemas::tunnel::Target;

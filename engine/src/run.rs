@@ -56,6 +56,9 @@ impl OutputSink for Unheard {
     fn output(&mut self, _: Stream, _: &str) {}
 }
 
+/// How often a VM that was kept from the processor for much of a grace is given it again.
+const PATIENCE: u32 = 10;
+
 /// A program that has started, as whoever stays with it sees it.
 pub(crate) trait Started: Send {
     /// When the guest said so.
@@ -78,6 +81,11 @@ pub(crate) trait Started: Send {
 
     /// Whether the guest has not read all that it was told.
     fn is_deaf(&self) -> bool;
+
+    /// For how long its VM was kept from the processor so far, where what it has is worth some patience.
+    fn waited(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 impl Started for Running {
@@ -161,6 +169,7 @@ pub(crate) async fn run(
 ) -> Result<ExecuteOutcome, VmError> {
     let mut heard = Heard::new(keeps_output);
     let mut persuasion = Persuasion::None;
+    let (mut waited, mut extended) = (Duration::ZERO, 0);
     let mut is_stopped = false;
     let mut deadline = vm.started() + timeout;
     let finished = loop {
@@ -174,6 +183,7 @@ pub(crate) async fn run(
             frame = next_wanted(&mut vm, sink, persuasion) => frame,
             () = asked_to_stop, if persuasion == Persuasion::None => {
                 is_stopped = true;
+                waited = vm.waited();
                 vm.interrupt()?;
                 persuasion = Persuasion::Interrupted;
                 deadline = Instant::now() + interrupt_grace(preparation.accelerator);
@@ -191,16 +201,23 @@ pub(crate) async fn run(
                     deadline = Instant::now() + HEARING;
                     continue;
                 }
+                let grace = |persuasion| match persuasion {
+                    Persuasion::Killed => KILL_GRACE,
+                    _ => interrupt_grace(preparation.accelerator),
+                };
+                let waited_before = std::mem::replace(&mut waited, vm.waited());
+                let was_starved = waited.saturating_sub(waited_before) > grace(persuasion) / 4;
+                if persuasion >= Persuasion::Interrupted && was_starved && extended < PATIENCE {
+                    extended += 1;
+                    deadline = Instant::now() + grace(persuasion);
+                    continue;
+                }
                 match persuade(&mut vm, persuasion)? {
                     Some(next) => persuasion = next,
                     // Neither an interrupt nor a kill was answered: the VM goes, and its output until then is kept.
                     None => break None,
                 }
-                let grace = match persuasion {
-                    Persuasion::Interrupted => interrupt_grace(preparation.accelerator),
-                    _ => KILL_GRACE,
-                };
-                deadline = Instant::now() + grace;
+                deadline = Instant::now() + grace(persuasion);
                 continue;
             }
         };

@@ -18,10 +18,11 @@ use tokio_util::task::TaskTracker;
 use crate::acquire::{Acquired, ENVIRONMENT_DEADLINE, ForSession, Vms, Wanted};
 use crate::environment::{Environment, Environments, InstallError, Obtained};
 use crate::error::{ExecuteError, VmError};
+use crate::id::Id;
 use crate::pool::layer_of;
 use crate::request::Request;
 use crate::run::{OutputSink, Preparation, Terms, program, run};
-use crate::session::{Backgrounds, Ended, Id, Opening, Outputs, Session, Sessions};
+use crate::session::{Backgrounds, Ended, Opening, Outputs, Session, Sessions};
 use crate::stats::Counted;
 use crate::vm::Open;
 
@@ -98,7 +99,7 @@ impl Service {
             preparation,
             is_for_one: true,
         };
-        let id = Id::new("v").map_err(ExecuteError::before_run)?;
+        let id = Id::new("v").map_err(ExecuteError::random)?;
         let session = Arc::new(Session::open(id, acquired.vm, opening, &self.runs, ()));
         let _own = EndWith(session.clone());
         let mut outcome = self.call(&session, accepted, request, sink).await?;

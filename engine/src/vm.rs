@@ -21,6 +21,7 @@ use sandbox_store::{limits_behind_words, limits_too_low};
 
 use crate::capture::Capture;
 use crate::error::VmError;
+use crate::id;
 use crate::qemu::{LaunchSpec, Monitor, Qemu, QemuProcess, starved};
 use crate::tunnel::{Tunnel, TunnelHandler};
 use crate::wire::{Wire, encode};
@@ -464,13 +465,13 @@ fn is_gone(path: &Path) -> bool {
 /// its maker says otherwise.
 pub(crate) fn hello(warm: Vec<Language>) -> Result<Hello, VmError> {
     let mut random = [0; 48];
-    getrandom::fill(&mut random).map_err(|error| VmError::Spawn(format!("reading random bytes: {error}")))?;
-    let (entropy, id) = random.split_at(32);
+    id::fill(&mut random).map_err(VmError::random)?;
+    let (entropy, vm_id) = random.split_at(32);
     let mut hello = Hello {
         protocol: PROTOCOL_VERSION,
         realtime_ns: realtime_ns(),
         entropy: [0; 32],
-        vm_id: id.iter().map(|byte| format!("{byte:02x}")).collect(),
+        vm_id: id::digits(vm_id),
         warm,
         role: Role::Runs,
         parts: 0,

@@ -28,9 +28,12 @@ if [[ $_sandbox == *[Ce]* ]]; then
     # An interrupt ends the function or the file that it comes in, and then whatever had called that.
     trap '_sandbox[2]=130; trap "((\${#BASH_SOURCE[@]} < 2)) || return 130" DEBUG' INT
     set -T
+    printf B >&1001
     # What programs redefine, and the options that they set, must not matter here.
     while builtin true; do
       [[ $_sandbox == *i* ]] && _sandbox[1]=${_sandbox[4]}.stdin || _sandbox[1]=/dev/null
+      # An interrupt that came between two calls was the last one's.
+      ((_sandbox[2])) && builtin trap - DEBUG
       _sandbox[0]=${_sandbox//[!0-9]/} _sandbox[2]=0
       [[ ${_sandbox[3]-} == *x* ]] && builtin set -x
       . "/run/calls/<call $_sandbox>" <"${_sandbox[1]}" 1000<&- 1001>&-

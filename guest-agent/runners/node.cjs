@@ -352,6 +352,7 @@ function beginSession(told) {
   let code = 0;
 
   process.on('SIGINT', () => interrupt());
+  say('B');
   process.on('uncaughtException', (error) => {
     if (process.listenerCount('uncaughtException') === 1) fail(error);
   });

@@ -170,6 +170,8 @@ class Session:
         """Does not come back."""
         # What an interrupt does while a call runs; a call may change it.
         handler = self.signal.default_int_handler
+        self.signal.signal(self.signal.SIGINT, lambda *_: None)
+        os.write(CONTROL, b"B")
         while told:
             number = int(bytes(byte for byte in told if byte in b"0123456789"))
             self.give_input(b"i" in told)

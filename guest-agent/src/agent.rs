@@ -153,7 +153,7 @@ impl Agent {
         fds.extend(self.tunnel.as_ref().map(|tunnel| PollFd::new(tunnel.as_fd(), tunnel.interest())));
         let mut until: Option<Instant> = None;
         for run in &self.runs {
-            until = until.into_iter().chain(run.rest_end(now)).min();
+            until = until.into_iter().chain(run.rest_end(now)).chain(run.interrupt_due()).min();
             fds.extend(run.outputs(now).map(|pipe| PollFd::new(pipe, PollFlags::POLLIN)));
             fds.extend(run.control().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
             fds.extend(run.stdin().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLOUT)));
@@ -203,7 +203,7 @@ impl Agent {
                 Ok(())
             }
             HostFrame::Interrupt(run) => {
-                self.runs.iter().filter(|known| known.id == run).for_each(Run::interrupt);
+                self.runs.iter_mut().filter(|known| known.id == run).for_each(Run::interrupt);
                 Ok(())
             }
             HostFrame::Kill(run) => {
@@ -281,7 +281,7 @@ impl Agent {
             // It has read its environment.
             runner.retire();
         }
-        let run = Run::start(&mut warm, request, state_lost, &mut self.port);
+        let run = Run::start(&mut warm, request, (state_lost, is_used), &mut self.port);
         self.runners.extend(warm);
         self.runs.push(run?);
         Ok(())
@@ -347,8 +347,9 @@ impl Agent {
     }
 
     fn serve_runs(&mut self, woken: &Woken) -> Result<()> {
-        let mut ended = Vec::new();
+        let (mut ended, now) = (Vec::new(), Instant::now());
         for run in &mut self.runs {
+            run.interrupt_again(now);
             run.pump(|pipe| woken.by(pipe), &mut self.port)?;
             if run.stdin().is_some_and(|pipe| woken.by(pipe)) {
                 run.feed_stdin();

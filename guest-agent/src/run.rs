@@ -1,7 +1,7 @@
 //! One program from its start to its end.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::unistd::{read, write};
@@ -14,6 +14,13 @@ use crate::output::Output;
 use crate::port::Port;
 use crate::program::{self, Folder};
 use crate::runner::Runner;
+
+/// How long a call is taken not to have begun, whatever the machine does beside it.
+const BEGINNING: Duration = Duration::from_millis(200);
+
+/// When a call that was interrupted in its beginning is interrupted again, if it is still there; then after twice the time.
+const AGAIN_AFTER: Duration = Duration::from_millis(250);
+const AGAIN_TIMES: u32 = 3;
 
 /// A program that has been handed to its runner.
 pub(crate) struct Run {
@@ -37,6 +44,11 @@ pub(crate) struct Run {
     control: Option<OwnedFd>,
     said: Vec<u8>,
     state_lost: bool,
+    /// Whether its interpreter heeds an interrupt by ending a call, and no more. Before its first one would end it.
+    has_begun: bool,
+    is_interrupted: bool,
+    /// When it is interrupted once more, and how often it was.
+    again: Option<(Instant, u32)>,
 }
 
 /// How a program has ended, and its interpreter with it or not.
@@ -56,11 +68,11 @@ impl End {
 impl Run {
     /// Lays the program out, tells the host, then lets the program go: what is reported as not started cannot have run.
     /// Without a warm runner the interpreter is started as part of the run: what a program's environment makes of it is the
-    /// program's doing. `state_lost`: what an earlier call had left is gone already. What fails leaves the runner where it was.
+    /// program's doing. `state_lost`: what an earlier call had left is gone already; `is_used`: there is what one has left. What fails leaves the runner where it was.
     pub(crate) fn start(
         warm: &mut Option<Runner>,
         mut request: Execute,
-        state_lost: bool,
+        (state_lost, is_used): (bool, bool),
         port: &mut Port,
     ) -> Result<Run> {
         let has_own_start = warm.is_none();
@@ -99,6 +111,9 @@ impl Run {
             meter,
             said: Vec::new(),
             state_lost,
+            has_begun: is_used || !matches!(request.kind, Kind::Call { .. }),
+            is_interrupted: false,
+            again: None,
         };
         run.feed_stdin();
         Ok(run)
@@ -202,6 +217,13 @@ impl Run {
             self.said.remove(0);
             self.runner.is_warm_now();
         }
+        if !self.has_begun && self.said.first() == Some(&b'B') {
+            self.said.remove(0);
+            self.has_begun = true;
+            if self.is_interrupted {
+                self.interrupt_in(true);
+            }
+        }
         let end = self.said.iter().position(|&byte| byte == b'\n')?;
         let line = std::str::from_utf8(&self.said[..end]).ok()?;
         let is_interpreters = line.starts_with('X');
@@ -209,8 +231,33 @@ impl Run {
         Some(End { exit: Exit::Code(code), is_interpreters })
     }
 
-    /// Ctrl-C.
-    pub(crate) fn interrupt(&self) {
+    /// Ctrl-C. A call may not have begun yet in an interpreter that stays, which heeds none between two: then that is done again.
+    pub(crate) fn interrupt(&mut self) {
+        self.is_interrupted = true;
+        if self.has_begun {
+            self.interrupt_in(self.started.elapsed() < BEGINNING);
+        }
+    }
+
+    fn interrupt_in(&mut self, beginning: bool) {
+        if beginning && matches!(self.kind, Kind::Call { .. }) {
+            self.again = Some((Instant::now() + AGAIN_AFTER, 1));
+        }
+        self.signal_interrupt();
+    }
+
+    /// When [`Run::interrupt_again`] has something to do.
+    pub(crate) fn interrupt_due(&self) -> Option<Instant> {
+        self.again.map(|(when, _)| when)
+    }
+
+    pub(crate) fn interrupt_again(&mut self, now: Instant) {
+        let Some((_, times)) = self.again.filter(|(when, _)| *when <= now) else { return };
+        self.again = (times < AGAIN_TIMES).then(|| (now + AGAIN_AFTER * 2_u32.pow(times), times + 1));
+        self.signal_interrupt();
+    }
+
+    fn signal_interrupt(&self) {
         match (self.kind, self.started_ticks) {
             // What earlier calls have started goes on.
             (Kind::Call { .. }, Some(since)) => self.runner.cgroup.interrupt_since(self.runner.pid, since),

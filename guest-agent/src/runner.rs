@@ -4,7 +4,8 @@
 //! the agent writes a line on the request pipe: what it is about (`G`: go, the only program; `P`: a rehearsal, stay for another; `C` and a
 //! number: that call of a session, stay with what it leaves), and a letter for each thing to know (`e`: there is an environment; `i`:
 //! there is input; `+`: there is much memory). The runner writes `R` on the control pipe when it is warm, and when the program has ended
-//! `D`, exit code, newline; `X` instead where a call ends its interpreter. What ends in any other way is seen by its exit.
+//! `D`, exit code, newline; `X` instead where a call ends its interpreter. What ends in any other way is seen by its exit. `B` comes before
+//! the first call of an interpreter: from then on an interrupt ends a call, and no more.
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};

@@ -9,6 +9,7 @@ use jsonrpsee::{Extensions, RpcModule};
 use rmcp::model::{
     CallToolRequestParams, DiscoverResult, InitializeRequestParams, InitializeResult, ListToolsResult, ProgressToken,
 };
+use sandbox_engine::CancellationToken;
 use sandbox_schemas::tools::INSTRUCTIONS;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -17,6 +18,7 @@ use serde_json::{Map, Value, json};
 use crate::context::CallContext;
 use crate::mcp::log::Level;
 use crate::mcp::protocol::{self, Era};
+use crate::mcp::tasks::Reins;
 use crate::rpc::message::{Answer, Call, error};
 use crate::settings::Results;
 use crate::tools::{self, ToolCall};
@@ -53,6 +55,11 @@ pub(crate) fn table() -> anyhow::Result<Methods> {
     module.register_async_method(SET_LEVEL, |params, _, context| answer(params, context, InLegacy, set_level))?;
     module.register_async_method(DISCOVER, |params, _, context| answer(params, context, InModern, discover))?;
     module.register_async_method("tools/list", |params, _, context| answer(params, context, Always, list_tools))?;
+    module.register_async_method("tasks/get", |params, _, context| answer(params, context, InModern, get_task))?;
+    module
+        .register_async_method("tasks/update", |params, _, context| answer(params, context, InModern, update_task))?;
+    module
+        .register_async_method("tasks/cancel", |params, _, context| answer(params, context, InModern, cancel_task))?;
     module.register_async_method(CALL_TOOL, |params, _, context| answer(params, context, Always, call_tool))?;
     Ok(module.into())
 }
@@ -177,7 +184,7 @@ async fn set_level(request: Request) -> RpcResult {
 }
 
 async fn discover(_: Request) -> RpcResult {
-    let mut result = DiscoverResult::new(protocol::supported_versions(), protocol::capabilities())
+    let mut result = DiscoverResult::new(protocol::supported_versions(), protocol::modern_capabilities())
         .with_server_info(protocol::server_info());
     result.instructions = Some(INSTRUCTIONS.into());
     to_value(result)
@@ -188,12 +195,47 @@ async fn list_tools(request: Request) -> RpcResult {
 }
 
 async fn call_tool(request: Request) -> RpcResult {
-    let era = request.era.clone();
-    let (name, call) = read_tool_call(request)?;
+    let knows_tasks = request.era == Era::Modern && protocol::knows_tasks(&request.meta);
+    let (name, mut call) = read_tool_call(request)?;
+    if !(knows_tasks && tools::takes_time(&name)) {
+        return use_tool(name, call).await;
+    }
+    let (cancel, connection) = (CancellationToken::new(), call.context.connection.clone());
+    let asked = std::mem::replace(&mut call.context.cancel, cancel.clone());
+    call.hushed = cancel.child_token();
+    let reins = Reins { cancel, hushed: call.hushed.clone() };
+    let era = call.era.clone();
+    connection.tasks.run(&asked, reins, async move { Ok(era.shape(use_tool(name, call).await?)) }).await
+}
+
+async fn use_tool(name: Cow<'static, str>, call: ToolCall) -> RpcResult {
+    let era = call.era.clone();
     let result = tools::call(&name, call)
         .await
         .ok_or_else(|| error(INVALID_PARAMS_CODE, format!("Unknown tool: {name:.200}")))?;
     to_value(result.or_else(|fault| era.tool_error(fault))?)
+}
+
+/// Which task is meant.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct TaskParams {
+    task_id: String,
+}
+
+async fn get_task(request: Request) -> RpcResult {
+    let TaskParams { task_id } = parse(&request.params)?;
+    request.context.connection.tasks.get(&task_id)
+}
+
+async fn update_task(request: Request) -> RpcResult {
+    let TaskParams { task_id } = parse(&request.params)?;
+    request.context.connection.tasks.update(&task_id)
+}
+
+async fn cancel_task(request: Request) -> RpcResult {
+    let TaskParams { task_id } = parse(&request.params)?;
+    request.context.connection.tasks.cancel(&task_id)
 }
 
 /// What a tool needs of a request. A function of its own, so that all else of the request is gone when the tool begins.
@@ -202,7 +244,11 @@ fn read_tool_call(request: Request) -> Result<(Cow<'static, str>, ToolCall), Err
     let progress_token = progress_token(&request.meta)?;
     let arguments = params.arguments.unwrap_or_default();
     let results = request.results();
-    Ok((params.name, ToolCall { arguments, progress_token, results, era: request.era, context: request.context }))
+    let hushed = request.context.cancel.clone();
+    Ok((
+        params.name,
+        ToolCall { arguments, progress_token, results, era: request.era, hushed, context: request.context },
+    ))
 }
 
 /// Longest progress token. It is in every notification.

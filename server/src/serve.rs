@@ -8,7 +8,7 @@ use anyhow::Context;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use jsonrpsee::core::server::Methods;
-use jsonrpsee::types::error::{INTERNAL_ERROR_CODE, INVALID_REQUEST_CODE};
+use jsonrpsee::types::error::INVALID_REQUEST_CODE;
 use sandbox_schemas::limits::MESSAGE_MAX_BYTES;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -112,6 +112,7 @@ async fn finish(
     let is_finished = matches!(ending, Ending::Finished);
     if !is_finished {
         server.calls.cancel_all();
+        server.connection.tasks.cancel_all();
     }
     let backend = server.backend.clone();
     let mut writes = pin!(async move {
@@ -196,6 +197,8 @@ impl Server {
                     if self.has_handshake {
                         self.calls.cancel_runs();
                     }
+                    // Nobody can ask for them any more.
+                    self.connection.tasks.cancel_all();
                 }
                 Event::InputFailed(fault) => {
                     self.refuse(None, format!("Invalid Request: {fault}"));
@@ -303,10 +306,7 @@ impl Server {
                 Some(ended) => ended,
                 None => work.await,
             };
-            let answer = ended.unwrap_or_else(|fault| {
-                tracing::error!(%fault, "a call failed");
-                Err(error(INTERNAL_ERROR_CODE, "Internal error: the call failed; it may have run"))
-            });
+            let answer = ended.unwrap_or_else(|fault| Err(message::failed(&fault)));
             // `live` ends here, before the response goes out.
             (!live.cancel.is_cancelled()).then(|| respond(Some(&id), &answer))
         })

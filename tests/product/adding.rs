@@ -61,7 +61,7 @@ fn packages_come_into_an_open_session_and_what_is_there_stays() {
         "execute_code",
         json!({"language": "python", "code": "import idna, six; print('beside')", "background": true}),
     );
-    session.server.send(&tool(1, "get_run", json!({"run_id": fields(&run)["run_id"], "wait_seconds": 60})));
+    session.server.send(&tool(1, "get_run", json!({"run_id": fields(&run)["run_id"], "wait_seconds": 50})));
     assert_eq!(fields(&session.server.receive())["stdout"], "beside\n");
     assert_eq!(session.run("shell", "tabulate -h | head -1")["stdout"], "Usage: tabulate [options] [FILE ...]\n");
     session.run("python", "raise SystemExit");

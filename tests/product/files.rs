@@ -151,7 +151,7 @@ fn what_is_no_file_of_the_users_is_refused_at_once() {
         ("d", "it is a directory"),
         ("p", "it is no regular file"),
         ("f/x", "Not a directory"),
-        ("out/x", "Permission denied"),
+        ("out/x", "Read-only file system"),
         ("/tmp/../etc/x", "path: has `..`"),
     ] {
         session.refuse("write_file", json!({"path": path, "text": "x"}), words);

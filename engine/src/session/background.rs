@@ -12,9 +12,9 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::ExecuteError;
+use crate::id::Id;
 use crate::run::{OutputSink, Terms};
 use crate::session::call::{Call, Input};
-use crate::session::id::Id;
 use crate::session::state::lock;
 
 /// How long the result of one that has ended is kept.
@@ -107,7 +107,7 @@ impl Backgrounds {
         timeout: Duration,
         at_end: impl FnOnce() + Send + 'static,
     ) -> Result<String, ExecuteError> {
-        let id = Id::new("r").map_err(ExecuteError::before_run)?.to_string();
+        let id = Id::new("r").map_err(ExecuteError::random)?.to_string();
         let background = Arc::new(Background {
             progress: Mutex::default(),
             changed: Notify::new(),

@@ -14,6 +14,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::acquire::START_DEADLINE;
 use crate::error::VmError;
+use crate::qemu::starved;
 use crate::run::{OutputSink, Preparation, Started, Terms, Unheard, run};
 use crate::session::owner::{Command, Commands};
 use crate::session::state::{Ended, InUse, State};
@@ -48,6 +49,8 @@ pub(super) type Turn = Arc<OwnedMutexGuard<()>>;
 pub(super) struct Link {
     pub(super) state: Arc<State>,
     pub(super) commands: Commands,
+    /// QEMU's.
+    pub(super) process: Option<u32>,
     /// Keeps it from being idle.
     pub(super) _in_use: InUse,
     /// None for a program that has an interpreter of its own.
@@ -134,6 +137,8 @@ impl Call {
                 self.input_taken.fetch_add(*bytes, Ordering::Relaxed);
                 return Ok(None);
             }
+            // Its caller has left before it heard of that.
+            GuestFrame::Started(_) if self.is_left => return Ok(None),
             GuestFrame::Finished(_) => self.is_finished = true,
             GuestFrame::Failed { reason, .. } => {
                 self.is_finished = true;
@@ -183,6 +188,11 @@ impl Started for Call {
     fn is_deaf(&self) -> bool {
         false
     }
+
+    /// A session whose host is busy does not lose what it has for that.
+    fn waited(&self) -> Duration {
+        self.link.process.map_or(Duration::ZERO, starved)
+    }
 }
 
 impl Drop for Call {
@@ -202,6 +212,7 @@ impl Drop for Call {
             link: Link {
                 state: self.link.state.clone(),
                 commands: self.link.commands.clone(),
+                process: self.link.process,
                 _in_use: self.link.state.begin_use(),
                 turn: self.link.turn.take(),
             },

@@ -27,11 +27,8 @@ mod call;
 mod owner;
 mod state;
 
-mod id;
-
 pub(crate) use background::Backgrounds;
 pub(crate) use contents::of_part as contents_of_part;
-pub(crate) use id::Id;
 pub(crate) use outputs::Outputs;
 pub(crate) use session::{Opening, Session};
 pub(crate) use sessions::Sessions;

@@ -16,12 +16,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::environment::Environment;
 use crate::error::{ExecuteError, VmError};
+use crate::id::Id;
 use crate::qemu::private_memory_bytes;
 use crate::request::{FileSource, Request};
 use crate::run::Preparation;
 use crate::session::call::{Call, Link, Turn};
 use crate::session::files::Transfer;
-use crate::session::id::Id;
 use crate::session::owner::{self, Command, Commands};
 use crate::session::state::{Ended, State, lock};
 use crate::vm::{Open, Program};
@@ -107,7 +107,8 @@ impl Session {
         if let Some(why) = self.state.ended() {
             return Err(self.gone(&why));
         }
-        let link = Link { state: self.state.clone(), commands: self.commands.clone(), _in_use: in_use, turn };
+        let (state, commands, process) = (self.state.clone(), self.commands.clone(), self.process);
+        let link = Link { state, commands, process, _in_use: in_use, turn };
         let execute = self.enter(request);
         let run = execute.run;
         let program = Program::new(execute).map_err(ExecuteError::before_run)?;

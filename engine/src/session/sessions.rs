@@ -7,7 +7,7 @@ use sandbox_schemas::session::SessionStatus;
 use tokio_util::task::TaskTracker;
 
 use crate::error::ExecuteError;
-use crate::session::id::Id;
+use crate::id::Id;
 use crate::session::session::{Opening, Session};
 use crate::session::state::{Ended, lock};
 use crate::vm::Open;
@@ -76,7 +76,7 @@ impl Sessions {
         tasks: &TaskTracker,
         keep: impl Send + 'static,
     ) -> Result<Arc<Session>, ExecuteError> {
-        let id = Id::new("s").map_err(ExecuteError::before_run)?;
+        let id = Id::new("s").map_err(ExecuteError::random)?;
         let session = Arc::new(Session::open(id, vm, opening, tasks, keep));
         let name = session.id.to_string();
         lock(&self.0.table).open.insert(name.clone(), session.clone());

@@ -2,6 +2,7 @@
 
 // In the order in which to read them.
 pub(crate) mod protocol;
+pub(crate) mod tasks;
 pub(crate) mod tool_error;
 
 pub(crate) mod progress;

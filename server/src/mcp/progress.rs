@@ -36,7 +36,8 @@ pub(crate) struct Channel<'a> {
     pub(crate) token: ProgressToken,
     pub(crate) era: &'a Era,
     pub(crate) outbox: &'a Outbox,
-    pub(crate) cancel: &'a CancellationToken,
+    /// Cancelled when the client does not want to hear of it any more.
+    pub(crate) hushed: &'a CancellationToken,
 }
 
 /// Runs the work that is made with a sink, and reports what comes there until it is done, to whoever has asked for that.
@@ -113,6 +114,12 @@ impl Gathered {
         self.lock().text.insert_str(0, text);
     }
 
+    /// Nobody will hear of it.
+    fn hush(&self) {
+        self.lock().text.clear();
+        self.set_stuck(false);
+    }
+
     fn set_stuck(&self, is_stuck: bool) {
         let mut pile = self.lock();
         pile.is_stuck = is_stuck;
@@ -137,8 +144,10 @@ struct Reporter<'a> {
 
 impl Reporter<'_> {
     fn send(&mut self) {
-        // A client that has cancelled may not know the token any more; the work needs a moment to end.
-        if self.channel.cancel.is_cancelled() {
+        // A client that has cancelled may not know the token any more; the work needs a moment to end. One that was given a task is told
+        // all at its end, and throttles nothing.
+        if self.channel.hushed.is_cancelled() {
+            self.gathered.hush();
             return;
         }
         let is_stuck = self.last.as_ref().is_some_and(Delivery::is_waiting) || !self.try_send();
@@ -175,7 +184,7 @@ impl Reporter<'_> {
             biased;
             () = distance => {}
             // There will be no result, so the call does not wait for a client that may never read.
-            () = self.channel.cancel.cancelled() => {}
+            () = self.channel.hushed.cancelled() => {}
         }
     }
 }
@@ -246,7 +255,7 @@ mod tests {
             }
         });
         let token = ProgressToken(rmcp::model::NumberOrString::Number(1));
-        let channel = Channel { token, era: &Era::Bare, outbox: &outbox, cancel: &cancel };
+        let channel = Channel { token, era: &Era::Bare, outbox: &outbox, hushed: &cancel };
         let prints = script.prints.to_vec();
         report(Some(channel), |mut sink| async move {
             for (at, bytes) in prints {

@@ -6,13 +6,14 @@ use std::sync::RwLock;
 use jsonrpsee::types::error::{ErrorObject, ErrorObjectOwned, INVALID_PARAMS_CODE, INVALID_REQUEST_CODE};
 use rmcp::model::{
     CallToolResult, Implementation, JsonObject, ProgressNotificationParam, ProgressToken, ProtocolVersion,
-    ServerCapabilities, ToolsCapability,
+    ServerCapabilities, TASKS_EXTENSION_ID, ToolsCapability,
 };
 use sandbox_schemas::outcome::ErrorCode;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::mcp::log::Level;
+use crate::mcp::tasks::Tasks;
 use crate::mcp::tool_error::ToolError;
 use crate::rpc::message::error;
 use crate::settings::Results;
@@ -32,6 +33,8 @@ const LIST_TTL_MS: u64 = 3_600_000;
 #[derive(Debug, Default)]
 pub(crate) struct Connection {
     negotiated: RwLock<Option<ProtocolVersion>>,
+    /// Calls that have become tasks.
+    pub(crate) tasks: Tasks,
 }
 
 /// The rules for one request.
@@ -154,7 +157,7 @@ impl Era {
         let Some(fields) = result.as_object_mut() else { return result };
         match self {
             Era::Modern => {
-                fields.insert("resultType".into(), "complete".into());
+                fields.entry("resultType").or_insert_with(|| "complete".into());
                 let meta = fields.entry("_meta").or_insert_with(|| json!({}));
                 meta[SERVER_INFO_KEY] = json!(server_info());
                 if ["tools", "supportedVersions"].iter().any(|name| fields.contains_key(*name)) {
@@ -204,6 +207,18 @@ pub(crate) fn capabilities() -> ServerCapabilities {
     capabilities.tools = Some(ToolsCapability::default());
     capabilities.logging = Some(JsonObject::new());
     capabilities
+}
+
+/// The same with what only the modern era has.
+pub(crate) fn modern_capabilities() -> ServerCapabilities {
+    let mut capabilities = capabilities();
+    capabilities.extensions = Some([(TASKS_EXTENSION_ID.to_owned(), JsonObject::new())].into());
+    capabilities
+}
+
+/// Whether a client says that it takes a task for a result.
+pub(crate) fn knows_tasks(meta: &Map<String, Value>) -> bool {
+    meta.get(CAPABILITIES_KEY).is_some_and(|capabilities| capabilities["extensions"][TASKS_EXTENSION_ID].is_object())
 }
 
 #[cfg(test)]

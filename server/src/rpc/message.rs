@@ -3,10 +3,13 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use jsonrpsee::types::error::{ErrorObject, ErrorObjectOwned, INVALID_REQUEST_CODE, PARSE_ERROR_CODE};
+use jsonrpsee::types::error::{
+    ErrorObject, ErrorObjectOwned, INTERNAL_ERROR_CODE, INVALID_REQUEST_CODE, PARSE_ERROR_CODE,
+};
 use serde::de::{self, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
+use tokio::task::JoinError;
 
 /// Most messages in one batch. Each is a task and an answer, and a message of a few bytes would otherwise buy thousands.
 const BATCH_MAX: usize = 100;
@@ -229,6 +232,12 @@ pub(crate) fn id_in(head: &[u8]) -> Option<RequestId> {
 
 /// Longest text of an error or a warning, in bytes.
 const QUOTE_MAX_BYTES: usize = 2000;
+
+/// The answer to a call whose task has ended without one: a bug of ours.
+pub(crate) fn failed(fault: &JoinError) -> ErrorObjectOwned {
+    tracing::error!(%fault, "a call failed");
+    error(INTERNAL_ERROR_CODE, "Internal error: the call failed; it may have run")
+}
 
 pub(crate) fn error(code: i32, message: impl Into<String>) -> ErrorObjectOwned {
     ErrorObject::owned(code, shortened(message.into()), None::<()>)

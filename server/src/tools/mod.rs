@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rmcp::model::{CallToolResult, JsonObject, ProgressToken, Tool, ToolAnnotations};
-use sandbox_engine::{Engine, ExecuteError};
+use sandbox_engine::{CancellationToken, Engine, ExecuteError};
 use sandbox_schemas::outcome::ErrorCode;
 use sandbox_schemas::tools::{
     CLOSE_SESSION, EXECUTE_CODE, GET_RUN, INSTALL_PACKAGES, LIST_FILES, OPEN_SESSION, POOL_STATUS, READ_FILE,
@@ -41,6 +41,8 @@ pub(crate) struct ToolCall {
     pub(crate) results: Results,
     pub(crate) progress_token: Option<ProgressToken>,
     pub(crate) era: Era,
+    /// Cancelled when no progress is to be told any more.
+    pub(crate) hushed: CancellationToken,
     pub(crate) context: CallContext,
 }
 
@@ -48,7 +50,7 @@ impl ToolCall {
     /// Where its client wants to hear how far it is.
     fn channel(&self) -> Option<Channel<'_>> {
         let (token, context) = (self.progress_token.clone()?, &self.context);
-        Some(Channel { token, era: &self.era, outbox: &context.outbox, cancel: &context.cancel })
+        Some(Channel { token, era: &self.era, outbox: &context.outbox, hushed: &self.hushed })
     }
 
     /// Its arguments as the tool's input, or an error that names the field and its limit.

@@ -37,14 +37,17 @@ EMPTY = {
     "background": False,
     "env": [],
     "environment_id": "",
+    "files": [],
     "memory_mb": 512,
+    "outputs": [],
     "packages": [],
     "session_id": "",
     "stdin": "",
     "timeout_seconds": 120,
 }
 NULLS = dict.fromkeys(EMPTY)
-CALLS = [PROGRAM | optional for optional in ({}, NULLS, NULLS | {"environment_id": ""}, EMPTY)]
+FILES = [{"path": "f", "text": "", "base64": "eA==", "executable": None}, {"path": "g", "text": "x", "base64": ""}]
+CALLS = [PROGRAM | optional for optional in ({}, NULLS, NULLS | {"environment_id": ""}, EMPTY, EMPTY | {"files": FILES})]
 
 # The keywords that OpenAI's strict mode reads and no conversion here drops or stumbles over.
 STRICT = {"type", "description", "enum", "properties", "required", "additionalProperties", "items", "minimum", "maximum"}
@@ -72,13 +75,22 @@ def check_kept(published, converted):
     """Every tool, with every word about it and its arguments."""
     assert [tool[:2] for tool in converted] == [tool[:2] for tool in published], converted
     for (name, _, before), (_, _, after) in zip(published, converted):
-        assert lower(after["properties"]) == lower(before["properties"]), (name, after)
+        assert words(after["properties"]) == words(before["properties"]), (name, after)
         assert set(before.get("required", [])) <= set(after.get("required", [])), (name, after)
 
 
-def lower(schema):
-    """Google writes types in capital letters."""
-    return json.loads(json.dumps(schema).lower())
+def words(properties):
+    """What is told of arguments. Google writes types in capital letters, and strict conversion demands all of what is in a list."""
+
+    def told(schema):
+        kept = {name: value for name, value in schema.items() if name not in ("additionalProperties", "required")}
+        if "items" in kept:
+            kept["items"] = told(kept["items"])
+        if "properties" in kept:
+            kept["properties"] = {name: told(inner) for name, inner in kept["properties"].items()}
+        return kept
+
+    return json.loads(json.dumps({name: told(schema) for name, schema in properties.items()}).lower())
 
 
 def check_strict(schema):
