@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use sandbox_schemas::execute::InvalidInput;
+use sandbox_schemas::invalid::InvalidInput;
 use sandbox_schemas::outcome::ErrorCode;
 
 use crate::environment::InstallError;

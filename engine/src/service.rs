@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use sandbox_schemas::background::RunStarted;
 use sandbox_schemas::environment::Omitted;
-use sandbox_schemas::execute::{ExecuteInput, InvalidInput};
+use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::install::InstallOutcome;
+use sandbox_schemas::invalid::InvalidInput;
 use sandbox_schemas::language::Language;
 use sandbox_schemas::limits::{IDLE_DEFAULT_SECONDS, MEMORY_MAX_MB, VM_OVERHEAD_MB};
 use sandbox_schemas::outcome::ExecuteOutcome;

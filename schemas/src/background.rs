@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::execute::{InvalidInput, check_range, too_large};
+use crate::invalid::{InvalidInput, check_range, too_large};
 use crate::lenient;
 use crate::limits;
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::environment::EnvironmentId;
 use crate::files::{FileInput, check_files, check_outputs};
+use crate::invalid::{InvalidInput, check_range, too_large};
 use crate::language::Language;
 use crate::lenient;
 use crate::limits;
@@ -70,28 +71,12 @@ pub struct ExecuteInput {
     pub background: bool,
 
     /// Files that the program finds. Example: `[{"path": "in.csv", "text": "a,b"}]`
-    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "lenient::files")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "lenient::list")]
     pub files: Vec<FileInput>,
 
     /// Files to return when it has ended, by patterns. Example: `["plot.png", "out/**/*.csv"]`
     #[serde(default, skip_serializing_if = "Vec::is_empty", deserialize_with = "lenient::texts")]
     pub outputs: Vec<String>,
-}
-
-/// A field of an input that does not satisfy its limit.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{field}: {message}")]
-pub struct InvalidInput {
-    /// Name of the field, as in the schema.
-    pub field: String,
-    /// What is wrong, and what would be right.
-    pub message: String,
-}
-
-impl InvalidInput {
-    fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
-        InvalidInput { field: field.into(), message: message.into() }
-    }
 }
 
 impl ExecuteInput {
@@ -191,13 +176,6 @@ fn check_notebook(language: Language, code: &str) -> Result<(), InvalidInput> {
     ))
 }
 
-pub(crate) fn check_range(field: &str, value: u64, min: u64, max: u64) -> Result<(), InvalidInput> {
-    if (min..=max).contains(&value) {
-        return Ok(());
-    }
-    Err(InvalidInput::new(field, format!("is {value}; must be between {min} and {max}")))
-}
-
 fn check_env(env: &BTreeMap<String, String>) -> Result<(), InvalidInput> {
     if env.len() > limits::ENV_MAX_VARIABLES {
         let message = format!("has {} variables; at most {} are allowed", env.len(), limits::ENV_MAX_VARIABLES);
@@ -230,10 +208,6 @@ pub(crate) fn check_packages(packages: &[String]) -> Result<(), InvalidInput> {
     }
     let message = format!("has {} names; at most {} are allowed", packages.len(), limits::PACKAGES_MAX);
     Err(InvalidInput::new("packages", message))
-}
-
-pub(crate) fn too_large(field: &str, bytes: usize, max: usize) -> InvalidInput {
-    InvalidInput::new(field, format!("is {bytes} bytes; at most {max} bytes are allowed"))
 }
 
 fn default_memory_mb() -> u64 {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::execute::{InvalidInput, check_range, too_large};
+use crate::invalid::{InvalidInput, check_range, too_large};
 use crate::lenient;
 use crate::limits;
 
@@ -79,13 +79,13 @@ impl FileInput {
     pub fn validate(&self) -> Result<(), InvalidInput> {
         check_path(&self.path)?;
         if self.path.ends_with('/') {
-            return Err(invalid("path", "ends with `/`; a file has a name"));
+            return Err(InvalidInput::new("path", "ends with `/`; a file has a name"));
         }
         // A model that may leave out nothing sends an empty text beside the one that it means.
         let others = usize::from(self.base64.is_some()) + usize::from(self.host_path.is_some());
         let has_text = self.text.as_ref().is_some_and(|text| others == 0 || !text.is_empty());
         if others + usize::from(has_text) != 1 {
-            return Err(invalid("text", "give one of text, base64 and host_path"));
+            return Err(InvalidInput::new("text", "give one of text, base64 and host_path"));
         }
         let bytes = self.inline_bytes();
         if bytes > limits::FILE_INLINE_MAX_BYTES {
@@ -105,7 +105,10 @@ impl FileInput {
 /// Checks the files that a program shall find: each, and all together.
 pub(crate) fn check_files(files: &[FileInput]) -> Result<(), InvalidInput> {
     if files.len() > limits::FILES_MAX {
-        return Err(invalid("files", &format!("are {}; at most {} are taken", files.len(), limits::FILES_MAX)));
+        return Err(InvalidInput::new(
+            "files",
+            format!("are {}; at most {} are taken", files.len(), limits::FILES_MAX),
+        ));
     }
     for (index, file) in files.iter().enumerate() {
         file.validate().map_err(|error| InvalidInput { field: format!("files[{index}].{}", error.field), ..error })?;
@@ -121,7 +124,7 @@ pub(crate) fn check_files(files: &[FileInput]) -> Result<(), InvalidInput> {
 pub(crate) fn check_outputs(outputs: &[String]) -> Result<(), InvalidInput> {
     if outputs.len() > limits::FILES_MAX {
         let message = format!("are {}; at most {} are taken", outputs.len(), limits::FILES_MAX);
-        return Err(invalid("outputs", &message));
+        return Err(InvalidInput::new("outputs", message));
     }
     outputs.iter().try_for_each(|pattern| {
         check_path(pattern).map_err(|error| InvalidInput {
@@ -277,23 +280,19 @@ pub struct ListedFile {
 /// A path that a file can have, as far as that can be told from here.
 fn check_path(path: &str) -> Result<(), InvalidInput> {
     if path.is_empty() {
-        return Err(invalid("path", "is empty"));
+        return Err(InvalidInput::new("path", "is empty"));
     }
     if path.len() > limits::PATH_MAX_BYTES {
         return Err(too_large("path", path.len(), limits::PATH_MAX_BYTES));
     }
     if path.contains('\0') {
-        return Err(invalid("path", "has a NUL byte"));
+        return Err(InvalidInput::new("path", "has a NUL byte"));
     }
     if path.split('/').any(|part| part == "..") {
-        return Err(invalid("path", "has `..`; give it without"));
+        return Err(InvalidInput::new("path", "has `..`; give it without"));
     }
     if path.starts_with('/') && !PLACES.iter().any(|place| Path::new(path).starts_with(place)) {
-        return Err(invalid("path", &format!("is outside {}", PLACES.join(", "))));
+        return Err(InvalidInput::new("path", format!("is outside {}", PLACES.join(", "))));
     }
     Ok(())
-}
-
-fn invalid(field: &str, message: &str) -> InvalidInput {
-    InvalidInput { field: field.into(), message: message.into() }
 }

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::environment::Omitted;
-use crate::execute::{InvalidInput, check_packages};
+use crate::execute::check_packages;
+use crate::invalid::InvalidInput;
 use crate::language::Language;
 use crate::lenient;
 

@@ -6,11 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
 
 use serde::de::{self, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use crate::files::FileInput;
 use crate::language::Language;
 
 /// A language by any of its names, in upper or lower case.
@@ -104,15 +104,15 @@ pub(crate) fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D
     Ok(Option::<bool>::deserialize(deserializer)?.unwrap_or(false))
 }
 
-/// A list of files. A model that may leave nothing out sends an empty text.
-pub(crate) fn files<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<FileInput>, D::Error> {
-    struct Files;
+/// A list of what is no text. A model that may leave nothing out sends an empty one.
+pub(crate) fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    struct List<T>(PhantomData<T>);
 
-    impl<'de> Visitor<'de> for Files {
-        type Value = Vec<FileInput>;
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for List<T> {
+        type Value = Vec<T>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("a list of objects with path and text, base64 or host_path")
+            f.write_str("a list of objects")
         }
 
         fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
@@ -121,14 +121,14 @@ pub(crate) fn files<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Fi
         }
 
         fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-            let mut files = Vec::new();
-            while let Some(file) = items.next_element()? {
-                files.push(file);
+            let mut list = Vec::new();
+            while let Some(item) = items.next_element()? {
+                list.push(item);
             }
-            Ok(files)
+            Ok(list)
         }
     }
-    deserializer.deserialize_any(Files)
+    deserializer.deserialize_any(List(PhantomData))
 }
 
 /// The strings between the brackets of a JSON array that has no escapes in them. No name of a package has any.

@@ -9,6 +9,7 @@ pub mod background;
 pub mod execute;
 pub mod files;
 pub mod install;
+pub mod invalid;
 mod lenient;
 pub mod outcome;
 pub mod session;

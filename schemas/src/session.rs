@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::execute::{InvalidInput, check_environment, check_packages, check_range};
+use crate::execute::{check_environment, check_packages};
+use crate::invalid::{InvalidInput, check_range};
 use crate::language::Language;
 use crate::lenient;
 use crate::limits;

@@ -57,6 +57,8 @@ pub(crate) const ALL: &[Row] = &[
     Row::time("session, a call, JavaScript console.log", 200, |subject| in_session(subject, JAVASCRIPT)),
     Row::time("session, a call, shell echo", 200, |subject| in_session(subject, SHELL)),
     Row::time("session, opened from the pool, and its first call", 200, opened),
+    Row::time("session, 20 MB from the host", 20, |subject| moved(subject, "write_file")),
+    Row::time("session, 20 MB to the host", 20, |subject| moved(subject, "read_file")),
     Row { name: "session, 1,000 calls: the last 100 against the first", unit: "x", most: 1, prepare: long_session },
     Row { name: "private memory of a session that has printed", unit: "MB", most: 3, prepare: session_memory },
     Row::time("template, Python print", 200, |subject| unpooled(subject, &[], PYTHON)),
@@ -107,6 +109,24 @@ fn opened(subject: &Subject) -> Sampler {
         let took = milliseconds(begun.elapsed());
         server.call("close_session", &json!({"session_id": session}));
         took
+    })
+}
+
+/// A file of the host into a session, or back.
+fn moved(subject: &Subject, tool: &'static str) -> Sampler {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    fs::write(&path, vec![7; 20_000_000]).unwrap();
+    let mut server = subject.start(&["--warm-pool-size", "0", "--share", &format!("{}:rw", folder.path().display())]);
+    let arguments = json!({"session_id": server.open(), "path": "file", "host_path": path});
+    server.call("write_file", &arguments);
+    Box::new(move || {
+        // It is there until nobody measures any more.
+        let _folder = &folder;
+        let begun = Instant::now();
+        let result = server.call(tool, &arguments);
+        assert_eq!(result["size_bytes"], 20_000_000, "{result}");
+        milliseconds(begun.elapsed())
     })
 }
 

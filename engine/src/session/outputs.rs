@@ -1,10 +1,11 @@
 //! Files that a program has left, found by patterns.
 
+use std::collections::hash_map::Entry as Slot;
 use std::collections::{BTreeMap, HashMap};
 
 use globset::{GlobBuilder, GlobMatcher};
-use sandbox_schemas::execute::InvalidInput;
 use sandbox_schemas::files::OutputFile;
+use sandbox_schemas::invalid::InvalidInput;
 use sandbox_schemas::limits::{FILES_MAX, LISTED_FILES_MAX, OUTPUTS_MAX_BYTES, TOLD_FILES_MAX};
 use sandbox_schemas::outcome::ExecuteOutcome;
 use sandbox_schemas::wire::{Entry, EntryKind};
@@ -84,23 +85,19 @@ impl Outputs {
         let mut found = BTreeMap::new();
         for pattern in &self.0 {
             let place = (pattern.folder.as_str(), pattern.is_deep);
-            if !listed.contains_key(&place) {
-                let folder = if pattern.folder.is_empty() { "." } else { &pattern.folder };
-                // No such folder: nothing is in it.
-                let entries = session.list(folder.to_owned(), pattern.is_deep).await.unwrap_or_default();
-                listed.insert(place, entries);
-            }
-            let (entries, is_cut) = &listed[&place];
-            let before = found.len();
-            let mut is_matched = false;
-            for entry in entries {
-                let path = pattern.path_of(entry);
-                if pattern.matches(&path, entry.kind) {
-                    is_matched = true;
-                    found.insert(path, entry.size);
+            let listing = match listed.entry(place) {
+                Slot::Occupied(known) => known.into_mut(),
+                Slot::Vacant(unknown) => {
+                    let folder = if pattern.folder.is_empty() { "." } else { &pattern.folder };
+                    // No such folder: nothing is in it.
+                    unknown.insert(session.list(folder.to_owned(), pattern.is_deep).await.unwrap_or_default())
                 }
-            }
-            debug_assert!(is_matched || found.len() == before);
+            };
+            let (entries, is_cut) = listing;
+            let paths = entries.iter().map(|entry| (pattern.path_of(entry), entry));
+            let matching: Vec<_> = paths.filter(|(path, entry)| pattern.matches(path, entry.kind)).collect();
+            let is_matched = !matching.is_empty();
+            found.extend(matching.into_iter().map(|(path, entry)| (path, entry.size)));
             if *is_cut {
                 let text = format!("{}: looked for among the first {LISTED_FILES_MAX} files only", pattern.text);
                 outcome.unmatched.push(text);
