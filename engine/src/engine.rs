@@ -12,7 +12,7 @@ use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::files::{ListInput, ListOutcome, ListedFile, ReadInput, ReadOutcome, WriteOutcome};
 use sandbox_schemas::image::BootImage;
 use sandbox_schemas::install::InstallOutcome;
-use sandbox_schemas::limits::{MEMORY_MIN_MB, TOLD_FILES_MAX, VM_OVERHEAD_MB};
+use sandbox_schemas::limits::{FILE_MAX_BYTES, MEMORY_MIN_MB, TOLD_FILES_MAX, VM_OVERHEAD_MB};
 use sandbox_schemas::outcome::ExecuteOutcome;
 use sandbox_schemas::session::{CloseOutcome, OpenInput, OpenOutcome};
 use sandbox_schemas::status::{
@@ -248,7 +248,7 @@ impl Engine {
         let session = self.0.sessions.find(&request.session_id)?;
         let fetching = session.fetch(request.path.clone(), offset, length, to);
         let size_bytes = unless(&cancel, fetching, ExecuteError::Cancelled).await?;
-        let next = size_bytes.min(offset.saturating_add(length));
+        let next = size_bytes.min(offset.saturating_add(length.min(FILE_MAX_BYTES)));
         Ok(ReadOutcome { size_bytes, next, ..ReadOutcome::default() })
     }
 

@@ -215,6 +215,10 @@ impl Service {
         packages: &[String],
         sink: &mut dyn OutputSink,
     ) -> Result<Obtained, ExecuteError> {
+        if !session.can_grow() {
+            let reason = "the session's VM was booted, not restored from a template, and takes none later".into();
+            return Err(InstallError::Unfit { reason }.into());
+        }
         let growth = session.begin_growth().await;
         let (host, base) = (&self.vms.host, session.environment());
         let obtained = match &base {

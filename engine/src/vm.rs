@@ -373,6 +373,11 @@ impl Open {
         self.machine.wire.post(frames);
     }
 
+    /// Whether it has a monitor to tell so. One that boots has none.
+    pub(crate) fn can_change_disk(&self) -> bool {
+        self.machine.monitor.is_some()
+    }
+
     /// Puts another disk into the slot for packages. What is mounted of the one before has to be on it as well.
     pub(crate) async fn change_disk(&mut self, disk: &OwnedFd, number: u32) -> Result<(), VmError> {
         within(DISK_DEADLINE, self.machine.monitor()?.change_disk(disk, number)).await

@@ -106,6 +106,9 @@ pub const SESSION_RUNS_MAX: usize = 16;
 /// Largest file that is in a message itself, in bytes: as stdin. Larger ones come from a folder of the host.
 pub const FILE_INLINE_MAX_BYTES: usize = STDIN_MAX_BYTES;
 
+/// What is taken of a file of a VM at once, in bytes: as much as a VM can hold. A sparse file may claim to be larger.
+pub const FILE_MAX_BYTES: u64 = MEMORY_MAX_MB * 1024 * 1024;
+
 /// Most files, and patterns of files, of one call.
 pub const FILES_MAX: usize = 100;
 

@@ -112,7 +112,7 @@ async fn finish(
     let is_finished = matches!(ending, Ending::Finished);
     if !is_finished {
         server.calls.cancel_all();
-        server.connection.tasks.cancel_all();
+        server.connection.tasks.close();
     }
     let backend = server.backend.clone();
     let mut writes = pin!(async move {
@@ -198,7 +198,7 @@ impl Server {
                         self.calls.cancel_runs();
                     }
                     // Nobody can ask for them any more.
-                    self.connection.tasks.cancel_all();
+                    self.connection.tasks.close();
                 }
                 Event::InputFailed(fault) => {
                     self.refuse(None, format!("Invalid Request: {fault}"));

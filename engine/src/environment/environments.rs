@@ -359,6 +359,8 @@ impl Environments {
         requirements: Vec<Requirement>,
     ) -> Result<Arc<Environment>, InstallError> {
         let (shelf, cache) = (self.shelf.clone(), self.cache.clone());
+        // Behind a session's disk it is of use on this host alone.
+        let is_for_all = self.layer_key(&installed.lock) == key;
         let mut requested: Vec<String> = requirements.iter().map(|requirement| requirement.name().to_owned()).collect();
         requested.dedup();
         // Whoever publishes another environment is done in a moment.
@@ -374,7 +376,9 @@ impl Environments {
             let _lease = place.publish().map_err(InstallError::internal)?;
             let environment = layer::load_with_parent(shelf.folder(), &id).map_err(InstallError::internal)?;
             cache.make_room();
-            cache.offer(&EntryId { kind: Kind::Layer, name: name.into(), key });
+            if is_for_all {
+                cache.offer(&EntryId { kind: Kind::Layer, name: name.into(), key });
+            }
             Ok(Arc::new(environment))
         });
         published.await.map_err(InstallError::internal)?

@@ -10,13 +10,13 @@ use sandbox_schemas::outcome::ExecuteOutcome;
 use sandbox_schemas::wire::{GuestFrame, HostFrame, RunId};
 use tokio::runtime::Handle;
 use tokio::sync::OwnedMutexGuard;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::Receiver;
 
 use crate::acquire::START_DEADLINE;
 use crate::error::VmError;
 use crate::qemu::starved;
 use crate::run::{OutputSink, Preparation, Started, Terms, Unheard, run};
-use crate::session::owner::{Command, Commands};
+use crate::session::owner::{Command, Commands, listening};
 use crate::session::state::{Ended, InUse, State};
 use crate::vm::{Program, unexpected};
 use crate::wire::encode;
@@ -31,7 +31,7 @@ pub(crate) struct Call {
     run: RunId,
     started: Instant,
     preparation: Preparation,
-    frames: UnboundedReceiver<GuestFrame>,
+    frames: Receiver<GuestFrame>,
     /// Bytes of output that were taken in since the last grant.
     ungranted: u64,
     /// Bytes of input that the program has taken.
@@ -73,7 +73,7 @@ impl Call {
         preparation: Preparation,
     ) -> Result<Call, VmError> {
         let handed_over = Instant::now();
-        let (listener, frames) = unbounded_channel();
+        let (listener, frames) = listening();
         link.tell(Command::Begin { run, frames: program.into_frames(), listener });
         let mut call = Call {
             link,
@@ -207,7 +207,7 @@ impl Drop for Call {
         }
         // Outside of a runtime the session ends with the server.
         let Ok(runtime) = Handle::try_current() else { return };
-        let (_, nothing) = unbounded_channel();
+        let (_, nothing) = listening();
         let left = Call {
             link: Link {
                 state: self.link.state.clone(),

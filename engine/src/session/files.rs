@@ -6,10 +6,10 @@ use std::time::Duration;
 use sandbox_schemas::limits::{INPUT_CHUNK_MAX_BYTES, LISTED_FILES_MAX};
 use sandbox_schemas::wire::{Entry, GuestFrame, HostFrame, RunId};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::Receiver;
 
 use crate::error::{ExecuteError, VmError};
-use crate::session::owner::{Command, Commands};
+use crate::session::owner::{Command, Commands, listening};
 use crate::session::state::{InUse, State};
 use crate::vm::unexpected;
 use crate::wire::encode;
@@ -29,7 +29,7 @@ pub(super) struct Transfer {
     run: RunId,
     state: Arc<State>,
     commands: Commands,
-    frames: UnboundedReceiver<GuestFrame>,
+    frames: Receiver<GuestFrame>,
     is_done: bool,
     _in_use: InUse,
 }
@@ -42,7 +42,7 @@ impl Transfer {
         commands: Commands,
         in_use: InUse,
     ) -> Result<Transfer, ExecuteError> {
-        let (listener, frames) = unbounded_channel();
+        let (listener, frames) = listening();
         let begun = encode(wish).map_err(ExecuteError::before_run)?;
         let transfer = Transfer { run, state, commands, frames, is_done: false, _in_use: in_use };
         transfer.tell(Command::Begin { run, frames: begun, listener });
@@ -83,13 +83,16 @@ impl Transfer {
         }
     }
 
-    /// Takes a file; its whole size.
-    pub(super) async fn fetch(mut self, mut to: impl AsyncWrite + Unpin) -> Result<u64, ExecuteError> {
-        let mut ungranted = 0;
+    /// Takes `most` bytes of a file; its whole size.
+    pub(super) async fn fetch(mut self, most: u64, mut to: impl AsyncWrite + Unpin) -> Result<u64, ExecuteError> {
+        let (mut ungranted, mut left) = (0, most);
         loop {
             match self.next().await? {
                 GuestFrame::Started(_) => {}
                 GuestFrame::Output { bytes, .. } => {
+                    // A guest may say anything of itself, and fill no disk of the host's with it.
+                    let more = || VmError::Protocol("it sends more of a file than was asked for".into());
+                    left = left.checked_sub(bytes.len() as u64).ok_or_else(|| ExecuteError::before_run(more()))?;
                     to.write_all(&bytes).await.map_err(|error| source_fault(&error))?;
                     ungranted += bytes.len() as u64;
                     if ungranted >= GRANT_BYTES {

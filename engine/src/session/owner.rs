@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use sandbox_schemas::limits::{OUTPUT_WINDOW_BYTES, PIPE_BYTES};
+use sandbox_schemas::limits::{LISTED_FILES_MAX, OUTPUT_WINDOW_BYTES, PIPE_BYTES};
 use sandbox_schemas::wire::{GuestFrame, RunId};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
@@ -17,10 +18,18 @@ use crate::vm::Open;
 /// What a guest may send of a run beyond what it was granted, in bytes: what lies in two pipes when the run ends.
 const BEYOND_WINDOW_BYTES: u64 = 2 * PIPE_BYTES as u64;
 
+/// Frames of a run that nobody has heard yet, at most: a window of single bytes, and the largest folder.
+const UNHEARD_MAX: usize = OUTPUT_WINDOW_BYTES as usize + LISTED_FILES_MAX + 1024;
+
+/// Where what is said of a run goes, and where it is heard.
+pub(super) fn listening() -> (Sender<GuestFrame>, Receiver<GuestFrame>) {
+    channel(UNHEARD_MAX)
+}
+
 /// What calls ask of the owner.
 pub(super) enum Command {
     /// A program, encoded, and who listens to what is said of it.
-    Begin { run: RunId, frames: Vec<u8>, listener: UnboundedSender<GuestFrame> },
+    Begin { run: RunId, frames: Vec<u8>, listener: Sender<GuestFrame> },
     /// So much more output may come.
     Grant { run: RunId, bytes: u64, frames: Vec<u8> },
     /// Another frame.
@@ -33,7 +42,7 @@ pub(super) enum Command {
 pub(super) type Commands = UnboundedSender<Command>;
 
 struct Listener {
-    frames: UnboundedSender<GuestFrame>,
+    frames: Sender<GuestFrame>,
     /// Bytes of output that may still come.
     allowed: u64,
 }
@@ -128,8 +137,11 @@ impl Owner {
         }
         let is_last =
             matches!(frame, GuestFrame::Finished(_) | GuestFrame::Transferred { .. } | GuestFrame::Failed { .. });
-        // Who listens may have gone.
-        let _ = listener.frames.send(frame);
+        match listener.frames.try_send(frame) {
+            Err(TrySendError::Full(_)) => return Err(VmError::Protocol("it says more than anybody can hear".into())),
+            // Who listens may have gone.
+            Ok(()) | Err(TrySendError::Closed(_)) => {}
+        }
         if is_last {
             self.listeners.remove(&run);
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::language::Language;
-use sandbox_schemas::limits::{OUTPUT_WINDOW_BYTES, STDERR_MAX_BYTES, STDOUT_MAX_BYTES};
+use sandbox_schemas::limits::{FILE_MAX_BYTES, OUTPUT_WINDOW_BYTES, STDERR_MAX_BYTES, STDOUT_MAX_BYTES};
 use sandbox_schemas::session::SessionStatus;
 use sandbox_schemas::wire::{Entry, Execute, FileWish, HostFrame, Kind, RunId};
 use tokio::io::AsyncWrite;
@@ -52,6 +52,8 @@ pub(crate) struct Session {
     is_for_one: bool,
     opened: Instant,
     process: Option<u32>,
+    /// Whether another disk can be put into its slot.
+    can_grow: bool,
     state: Arc<State>,
     commands: Commands,
     /// Whose turn it is to use an interpreter that stays, in the order in which they came.
@@ -75,7 +77,7 @@ impl Session {
     /// Takes over a VM. `keep` is dropped when the session ends.
     pub(crate) fn open(id: Id, vm: Open, opening: Opening, tasks: &TaskTracker, keep: impl Send + 'static) -> Session {
         let state = Arc::new(State::new(opening.idle_timeout));
-        let process = vm.process_id();
+        let (process, can_grow) = (vm.process_id(), vm.can_change_disk());
         Session {
             id,
             environment: Mutex::new(opening.environment),
@@ -85,6 +87,7 @@ impl Session {
             preparation: opening.preparation,
             is_for_one: opening.is_for_one,
             process,
+            can_grow,
             commands: owner::spawn(vm, state.clone(), tasks, keep),
             state,
             turns: Language::ALL.into_iter().map(|language| (language, Arc::default())).collect(),
@@ -181,7 +184,8 @@ impl Session {
         length: u64,
         to: impl AsyncWrite + Unpin,
     ) -> Result<u64, ExecuteError> {
-        self.transfer(FileWish::Fetch { path, offset, length, window: OUTPUT_WINDOW_BYTES })?.fetch(to).await
+        let length = length.min(FILE_MAX_BYTES);
+        self.transfer(FileWish::Fetch { path, offset, length, window: OUTPUT_WINDOW_BYTES })?.fetch(length, to).await
     }
 
     /// What is in a folder, and whether there is more than is told.
@@ -192,6 +196,11 @@ impl Session {
     /// What it was opened with, and what was added since.
     pub(crate) fn environment(&self) -> Option<Arc<Environment>> {
         lock(&self.environment).clone()
+    }
+
+    /// Whether packages can be added.
+    pub(crate) fn can_grow(&self) -> bool {
+        self.can_grow
     }
 
     /// Keeps others from adding packages meanwhile.

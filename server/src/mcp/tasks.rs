@@ -2,6 +2,7 @@
 //! for clients that say in a request that they know of it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -31,7 +32,11 @@ const KEPT_MAX: usize = 64;
 
 /// The calls of a connection that have become tasks.
 #[derive(Debug, Default)]
-pub(crate) struct Tasks(Mutex<HashMap<String, Arc<Running>>>);
+pub(crate) struct Tasks {
+    running: Mutex<HashMap<String, Arc<Running>>>,
+    /// Whether nobody can ask for one any more.
+    is_closed: AtomicBool,
+}
 
 /// One of them.
 #[derive(Debug)]
@@ -76,6 +81,9 @@ impl Tasks {
             }
             () = tokio::time::sleep(PATIENCE) => {}
         }
+        if self.is_closed.load(Ordering::Acquire) {
+            return result_of(work.await);
+        }
         hushed.cancel();
         let id = Id::new("t").map_err(|fault| error(INTERNAL_ERROR_CODE, format!("Internal error: {fault}")))?;
         let running = Arc::new(Running {
@@ -108,12 +116,13 @@ impl Tasks {
     }
 
     /// Nobody will ask for them any more.
-    pub(crate) fn cancel_all(&self) {
-        lock(&self.0).values().for_each(|running| running.cancel.cancel());
+    pub(crate) fn close(&self) {
+        self.is_closed.store(true, Ordering::Release);
+        lock(&self.running).values().for_each(|running| running.cancel.cancel());
     }
 
     fn enter(&self, running: Arc<Running>) {
-        let mut all = lock(&self.0);
+        let mut all = lock(&self.running);
         let ended = |running: &Running| lock(&running.ended).as_ref().map(|ended| ended.at);
         all.retain(|_, running| ended(running).is_none_or(|at| at.elapsed() < KEPT));
         let mut kept: Vec<_> = all.values().filter_map(|running| Some((ended(running)?, running.id.clone()))).collect();
@@ -125,7 +134,7 @@ impl Tasks {
     }
 
     fn find(&self, id: &str) -> Result<Arc<Running>, ErrorObjectOwned> {
-        lock(&self.0).get(id).cloned().ok_or_else(|| {
+        lock(&self.running).get(id).cloned().ok_or_else(|| {
             let kept = KEPT.as_secs();
             error(
                 INVALID_PARAMS_CODE,
@@ -199,7 +208,7 @@ mod tests {
             Ok(json!({"content": []}))
         };
         assert_eq!(tasks.run(&asked, reins, work).await.unwrap(), json!({"content": []}));
-        assert!(!hushed.is_cancelled() && lock(&tasks.0).is_empty());
+        assert!(!hushed.is_cancelled() && lock(&tasks.running).is_empty());
     }
 
     #[tokio::test(start_paused = true)]
