@@ -12,7 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::capture::Capture;
 use crate::error::VmError;
-use crate::vm::{Program, Running, unexpected};
+use crate::vm::{Program, Running};
+use crate::wire::unexpected;
 
 /// How long a program whose deadline has come while its sink wanted nothing, or while this process was stopped, may still be
 /// heard out: it may have ended long ago. All that its stream can hold took 0.1 s under TCG.

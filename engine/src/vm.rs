@@ -24,7 +24,7 @@ use crate::error::VmError;
 use crate::id;
 use crate::qemu::{LaunchSpec, Monitor, Qemu, QemuProcess, starved};
 use crate::tunnel::{Tunnel, TunnelHandler};
-use crate::wire::{Wire, encode};
+use crate::wire::{Wire, encode, unexpected};
 
 /// A process, its wire, and its tunnel and its monitor where it has one: what every phase holds.
 #[derive(Debug)]
@@ -487,19 +487,4 @@ pub(crate) fn hello(warm: Vec<Language>) -> Result<Hello, VmError> {
 
 fn realtime_ns() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64)
-}
-
-pub(crate) fn unexpected(expected: &str, found: &GuestFrame) -> VmError {
-    let found = match found {
-        GuestFrame::Ready => "ready",
-        GuestFrame::Started(_) => "started",
-        GuestFrame::Output { .. } => "output",
-        GuestFrame::Taken { .. } => "that input was taken",
-        GuestFrame::Listed { .. } => "what is in a folder",
-        GuestFrame::Transferred { .. } => "that a file is whole",
-        GuestFrame::Finished(_) => "finished",
-        GuestFrame::Failed { .. } => "failed",
-        GuestFrame::Tunnel(_) => "a tunnel's bytes",
-    };
-    VmError::Protocol(format!("{expected} was expected, {found} came"))
 }

@@ -116,3 +116,19 @@ pub(crate) fn socket_pair() -> std::io::Result<(UnixStream, StdUnixStream)> {
     ours.set_nonblocking(true)?;
     Ok((UnixStream::from_std(ours)?, theirs))
 }
+
+/// What a guest says although something else was to come.
+pub(crate) fn unexpected(expected: &str, found: &GuestFrame) -> VmError {
+    let found = match found {
+        GuestFrame::Ready => "ready",
+        GuestFrame::Started(_) => "started",
+        GuestFrame::Output { .. } => "output",
+        GuestFrame::Taken { .. } => "that input was taken",
+        GuestFrame::Listed { .. } => "what is in a folder",
+        GuestFrame::Transferred { .. } => "that a file is whole",
+        GuestFrame::Finished(_) => "finished",
+        GuestFrame::Failed { .. } => "failed",
+        GuestFrame::Tunnel(_) => "a tunnel's bytes",
+    };
+    VmError::Protocol(format!("{expected} was expected, {found} came"))
+}

@@ -18,8 +18,8 @@ use crate::qemu::starved;
 use crate::run::{OutputSink, Preparation, Started, Terms, Unheard, run};
 use crate::session::owner::{Command, Commands, listening};
 use crate::session::state::{Ended, InUse, State};
-use crate::vm::{Program, unexpected};
-use crate::wire::encode;
+use crate::vm::Program;
+use crate::wire::{encode, unexpected};
 
 /// So much output is taken in before the guest is granted as much again.
 const GRANT_BYTES: u64 = 64 * 1024;

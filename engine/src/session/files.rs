@@ -11,8 +11,7 @@ use tokio::sync::mpsc::Receiver;
 use crate::error::{ExecuteError, VmError};
 use crate::session::owner::{Command, Commands, listening};
 use crate::session::state::{InUse, State};
-use crate::vm::unexpected;
-use crate::wire::encode;
+use crate::wire::{encode, unexpected};
 
 /// Bytes that may be under way to a guest: it takes them into its memory as they come.
 const UNDER_WAY_MAX_BYTES: u64 = 1024 * 1024;

@@ -126,7 +126,7 @@ impl Owner {
             GuestFrame::Listed { run, .. } | GuestFrame::Transferred { run, .. } => *run,
             GuestFrame::Finished(finished) => finished.run,
             GuestFrame::Failed { run: Some(run), .. } => *run,
-            other => return Err(crate::vm::unexpected("something of a run", other)),
+            other => return Err(crate::wire::unexpected("something of a run", other)),
         };
         let Some(listener) = self.listeners.get_mut(&run) else {
             return Err(VmError::Protocol(format!("it speaks of run {run}, which there is not")));
