@@ -12,7 +12,7 @@ use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::files::{ListInput, ListOutcome, ListedFile, ReadInput, ReadOutcome, WriteOutcome};
 use sandbox_schemas::image::BootImage;
 use sandbox_schemas::install::InstallOutcome;
-use sandbox_schemas::limits::{FILE_MAX_BYTES, MEMORY_MIN_MB, TOLD_FILES_MAX, VM_OVERHEAD_MB};
+use sandbox_schemas::limits::{FILE_INLINE_MAX_BYTES, FILE_MAX_BYTES, MEMORY_MIN_MB, TOLD_FILES_MAX, VM_OVERHEAD_MB};
 use sandbox_schemas::outcome::ExecuteOutcome;
 use sandbox_schemas::session::{CloseOutcome, OpenInput, OpenOutcome};
 use sandbox_schemas::status::{
@@ -35,7 +35,7 @@ use crate::qemu::{Code, LaunchSpec, Qemu, Slot, Start, confinement, tell, tsc_kh
 use crate::request::{FileSource, Request};
 use crate::run::{OutputSink, Unheard};
 use crate::service::{PackageSet, Service};
-use crate::session::{Backgrounds, Ended, Sessions, contents_of_part};
+use crate::session::{Backgrounds, Ended, Sessions, contents_of_part, is_picture};
 use crate::stats::Stats;
 use crate::template::Templates;
 
@@ -257,7 +257,14 @@ impl Engine {
         let (offset, length, mut bytes) = (request.offset.unwrap_or(0), request.length(), Vec::new());
         let session = self.0.sessions.find(&request.session_id)?;
         let fetching = session.fetch(request.path.clone(), offset, length, &mut bytes);
-        let size_bytes = unless(&cancel, fetching, ExecuteError::Cancelled).await?;
+        let mut size_bytes = unless(&cancel, fetching, ExecuteError::Cancelled).await?;
+        if request.length.is_none() && offset == 0 && size_bytes > length && is_picture(&bytes) {
+            // A part of one is of no use to anybody.
+            bytes.clear();
+            let path = request.path.clone();
+            let fetching = session.fetch(path, 0, FILE_INLINE_MAX_BYTES as u64, &mut bytes);
+            size_bytes = unless(&cancel, fetching, ExecuteError::Cancelled).await?;
+        }
         Ok(contents_of_part(bytes, offset, size_bytes))
     }
 

@@ -375,6 +375,7 @@ fn outcome(
         not_imported: Vec::new(),
         files: Vec::new(),
         unmatched: Vec::new(),
+        files_note: None,
         accelerator: preparation.accelerator,
     }
 }

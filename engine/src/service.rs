@@ -55,6 +55,8 @@ impl Service {
         request: Request,
         sink: &mut dyn OutputSink,
     ) -> Result<ExecuteOutcome, ExecuteError> {
+        // Before a VM is had for it.
+        Outputs::new(&request.input.outputs)?;
         if let Some(id) = &request.input.session_id {
             let session = self.sessions.find(id)?;
             self.extend_for(&session, &request.input, sink).await?;
@@ -215,12 +217,17 @@ impl Service {
         packages: &[String],
         sink: &mut dyn OutputSink,
     ) -> Result<Obtained, ExecuteError> {
+        let growth = session.begin_growth().await;
+        let (host, base) = (&self.vms.host, session.environment());
         if !session.can_grow() {
+            if let Some(base) = base
+                && self.environments.has_all(&base, language, packages)?
+            {
+                return Ok(Obtained::cached(base));
+            }
             let reason = "the session's VM was booted, not restored from a template, and takes none later".into();
             return Err(InstallError::Unfit { reason }.into());
         }
-        let growth = session.begin_growth().await;
-        let (host, base) = (&self.vms.host, session.environment());
         let obtained = match &base {
             None => self.environments.obtain(host, &self.runs, language, packages, sink).await?,
             Some(base) => self.environments.extend(host, &self.runs, base, (language, packages), sink).await?,
@@ -329,8 +336,9 @@ impl Drop for EndWith {
 
 /// An environment is given to a session when it is opened.
 fn check_environment_of(session: &Session, request: &ExecuteInput) -> Result<(), ExecuteError> {
-    let has = session.environment().map(|environment| environment.id.to_string());
-    if request.environment_id.is_none() || request.environment_id == has {
+    let Some(id) = &request.environment_id else { return Ok(()) };
+    // What it was opened with is in what it has by now.
+    if session.environment().is_some_and(|environment| environment.is_known_as(id)) {
         return Ok(());
     }
     let message = "is given when the session is opened: open_session takes it; what else is needed, name in packages";

@@ -157,6 +157,7 @@ class Session:
         self.runner_pid = os.getpid()
         self.had_input = False
         self.flush = None
+        self.isdir = os.path.isdir
         self.parts = self.folders()
         self.next_part = next(self.parts)
         # As in an interpreter that somebody types into.
@@ -204,7 +205,7 @@ class Session:
 
     def find_packages(self):
         """Those that were added since the call before: as a fresh interpreter has them, see sandbox-packages.pth."""
-        while os.path.isdir(self.next_part):
+        while self.next_part and self.isdir(self.next_part):
             if self.next_part not in sys.path:
                 import site
 

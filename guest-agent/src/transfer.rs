@@ -11,7 +11,9 @@ use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, setfsgid, setfsuid};
 use sandbox_schemas::files::PLACES;
-use sandbox_schemas::limits::{LISTED_FILES_MAX, OUTPUT_CHUNK_MAX_BYTES, PATH_MAX_BYTES};
+use sandbox_schemas::limits::{
+    LISTED_ENTRY_BYTES, LISTED_FILES_MAX, LISTING_MAX_BYTES, OUTPUT_CHUNK_MAX_BYTES, PATH_MAX_BYTES,
+};
 use sandbox_schemas::wire::{Entry, EntryKind, FileWish, GuestFrame, RunId, Stream};
 
 use crate::boot::WORKSPACE_DIR;
@@ -68,7 +70,9 @@ impl Transfer {
         };
         file.write_all(chunk).context(format!("writing {}", path.display()))?;
         *bytes += chunk.len() as u64;
-        port.send(&GuestFrame::Taken { run: self.id, bytes: chunk.len() as u64 })?;
+        if !chunk.is_empty() {
+            port.send(&GuestFrame::Taken { run: self.id, bytes: chunk.len() as u64 })?;
+        }
         if is_last {
             let doing = || format!("writing {}", path.display());
             if let Some(whole) = unfinished.as_ref() {
@@ -172,15 +176,18 @@ fn fetch(path: &str, offset: u64, length: u64, window: u64) -> Result<What> {
 fn list(path: &str, recursive: bool) -> Result<(Vec<Entry>, bool)> {
     let root = resolve(path)?;
     let (mut entries, mut folders) = (Vec::new(), vec![root.clone()]);
+    let mut bytes = 0;
     while let Some(folder) = folders.pop() {
-        let found = fs::read_dir(&folder).context(format!("listing {}", folder.display()))?;
+        let found = match fs::read_dir(&folder) {
+            Ok(found) => found,
+            // One within may have gone meanwhile, or be nobody's to read.
+            Err(_) if folder != root => continue,
+            Err(error) => return Err(Error::new(format!("listing {}", folder.display()), error)),
+        };
         // A folder of a million files is not sorted for those that can be told.
         let mut found: Vec<_> = found.flatten().take(LISTED_FILES_MAX + 1).collect();
         found.sort_by_key(fs::DirEntry::file_name);
         for one in found {
-            if entries.len() == LISTED_FILES_MAX {
-                return Ok((entries, true));
-            }
             let Ok(known) = one.metadata() else { continue };
             let kind = match known.file_type() {
                 kind if kind.is_dir() => EntryKind::Folder,
@@ -191,6 +198,10 @@ fn list(path: &str, recursive: bool) -> Result<(Vec<Entry>, bool)> {
             let path = one.path();
             let name = path.strip_prefix(&root).unwrap_or(&path).as_os_str();
             let name = String::from_utf8_lossy(name.as_bytes()).into_owned();
+            bytes += name.len() + LISTED_ENTRY_BYTES;
+            if entries.len() == LISTED_FILES_MAX || bytes > LISTING_MAX_BYTES {
+                return Ok((entries, true));
+            }
             entries.push(Entry { name, kind, size: known.len() });
             if recursive && kind == EntryKind::Folder {
                 folders.push(path);

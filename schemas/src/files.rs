@@ -160,7 +160,7 @@ pub struct ReadInput {
 
     /// Bytes at most, 100000 if not given.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "lenient::maybe_integer")]
-    #[cfg_attr(feature = "json-schema", schemars(with = "u64", range(min = 1, max = limits::FILE_INLINE_MAX_BYTES)))]
+    #[cfg_attr(feature = "json-schema", schemars(with = "u64", range(min = 1, max = limits::FILE_MAX_BYTES)))]
     pub length: Option<u64>,
 
     /// Where to put it instead of returning it: a file of the user's, in a folder that the server shares.
@@ -173,7 +173,8 @@ impl ReadInput {
     /// Checks what the types do not say.
     pub fn validate(&self) -> Result<(), InvalidInput> {
         check_path(&self.path)?;
-        check_range("length", self.length(), 1, limits::FILE_INLINE_MAX_BYTES as u64)
+        let most = if self.host_path.is_some() { limits::FILE_MAX_BYTES } else { limits::FILE_INLINE_MAX_BYTES as u64 };
+        check_range("length", self.length(), 1, most)
     }
 
     /// How many bytes are wanted at most.

@@ -124,6 +124,12 @@ pub const PATH_MAX_BYTES: usize = 4096;
 /// Most entries of a folder, and of those within, that are looked at: more than a project has, its packages included.
 pub const LISTED_FILES_MAX: usize = 20_000;
 
+/// What their names may take together, in bytes, each with [`LISTED_ENTRY_BYTES`] more: a listing is held whole.
+pub const LISTING_MAX_BYTES: usize = 4 * 1024 * 1024;
+
+/// What an entry takes beside its name, in bytes.
+pub const LISTED_ENTRY_BYTES: usize = 64;
+
 /// Most that `list_files` tells of them. A longer list is of no use to anybody.
 pub const TOLD_FILES_MAX: usize = 1000;
 

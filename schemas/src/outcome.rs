@@ -41,6 +41,10 @@ pub struct ExecuteOutcome {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[cfg_attr(feature = "json-schema", schemars(with = "Vec<String>"))]
     pub unmatched: Vec<String>,
+    /// What else is to be said of them; absent where nothing is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "json-schema", schemars(with = "String"))]
+    pub files_note: Option<String>,
     /// Where the time went, as the host saw it, in milliseconds.
     pub timing: Timing,
     /// From the program's start to its end, as the host saw it, in milliseconds. The same as `timing.execute_ms`.

@@ -163,6 +163,7 @@ fn a_result_satisfies_the_output_schema() {
             omitted: None,
         }],
         unmatched: vec!["*.csv".into()],
+        files_note: Some("2 more files match".into()),
         accelerator,
     };
     for exit_code in [-1, 0, 137, 255] {
@@ -187,8 +188,16 @@ fn a_result_satisfies_the_output_schema() {
     for field in good.as_object().unwrap().keys() {
         let mut lacking = good.clone();
         lacking.as_object_mut().unwrap().remove(field);
-        let may_lack =
-            ["spawn_ms", "process_ms", "cpu_time_ms", "memory_peak_mb", "not_imported", "files", "unmatched"];
+        let may_lack = [
+            "spawn_ms",
+            "process_ms",
+            "cpu_time_ms",
+            "memory_peak_mb",
+            "not_imported",
+            "files",
+            "unmatched",
+            "files_note",
+        ];
         let may_lack = may_lack.contains(&field.as_str());
         assert_eq!(validator.is_valid(&lacking), may_lack, "{field}");
         let mut unknown = good.clone();

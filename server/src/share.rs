@@ -3,12 +3,12 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, ensure};
 use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, openat2, renameat, unlinkat};
+use sandbox_engine::Id;
 
 /// A folder that is shared.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,10 +61,10 @@ pub(crate) fn create(shares: &[Share], path: &str) -> Result<Incoming, Refusal> 
     let parent = rest.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
     let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
     let folder = openat2(&root, parent, flags, Mode::empty(), BENEATH).map_err(|error| fault(path, &error.into()))?;
-    // Not made of its name, which may be as long as a name can be.
-    static NUMBER: AtomicU64 = AtomicU64::new(0);
-    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    let unfinished = PathBuf::from(format!(".sandbox-mcp-{}-{number}", std::process::id()));
+    check_writable(shares, &folder, path)?;
+    // A name of nobody else's: another server may write to the same folder.
+    let id = Id::new("f").map_err(|error| fault(path, &error))?;
+    let unfinished = PathBuf::from(format!(".sandbox-mcp-{id}"));
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let file = rustix::fs::openat(&folder, &unfinished, flags, Mode::from_raw_mode(0o644));
     let file = File::from(file.map_err(|error| fault(path, &error.into()))?);
@@ -93,6 +93,24 @@ impl Drop for Incoming {
     }
 }
 
+/// Whether a folder that was found beneath one that is shared for writing is not, by a link or by its own name, in one that is not.
+fn check_writable(shares: &[Share], folder: &OwnedFd, path: &str) -> Result<(), Refusal> {
+    let real =
+        std::fs::read_link(format!("/proc/self/fd/{}", folder.as_raw_fd())).map_err(|error| fault(path, &error))?;
+    let places = shares.iter().filter_map(|share| Some((share.folder.canonicalize().ok()?, share)));
+    let innermost =
+        places.filter(|(place, _)| real.starts_with(place)).max_by_key(|(place, _)| place.as_os_str().len());
+    match innermost {
+        Some((_, share)) if !share.is_writable => Err(only_read(share)),
+        _ => Ok(()),
+    }
+}
+
+fn only_read(share: &Share) -> Refusal {
+    let folder = share.folder.display();
+    format!("host_path: {folder} is shared for reading; --share {folder}:rw lets tools write there")
+}
+
 /// The shared folder that a path is in, opened, and the path from there on.
 fn find(shares: &[Share], path: &str, writes: bool) -> Result<(OwnedFd, PathBuf), Refusal> {
     let asked = match shares {
@@ -110,8 +128,7 @@ fn find(shares: &[Share], path: &str, writes: bool) -> Result<(OwnedFd, PathBuf)
         });
     };
     if writes && !share.is_writable {
-        let folder = share.folder.display();
-        return Err(format!("host_path: {folder} is shared for reading; --share {folder}:rw lets tools write there"));
+        return Err(only_read(share));
     }
     let rest = Path::new(".").join(asked.strip_prefix(&share.folder).unwrap_or(&asked));
     let flags = OFlags::DIRECTORY | OFlags::PATH | OFlags::CLOEXEC;
@@ -161,6 +178,19 @@ mod tests {
         }
         assert!(create(&shares, &at("new")).unwrap_err().contains(":rw"));
         assert!(open(&[], &at("a b")).unwrap_err().contains("--share"));
+        fs::create_dir(at("inner")).unwrap();
+        symlink("inner", at("way")).unwrap();
+        let shares = [
+            Share { folder: shared.path().into(), is_writable: true },
+            Share { folder: at("inner").into(), is_writable: false },
+        ];
+        for path in ["inner/new", "way/new", "x/../inner/new"] {
+            fs::create_dir_all(at("x")).unwrap();
+            assert!(create(&shares, &at(path)).unwrap_err().contains("is shared for reading"), "{path}");
+        }
+        fs::remove_file(at("way")).unwrap();
+        fs::remove_dir(at("x")).unwrap();
+        fs::remove_dir(at("inner")).unwrap();
         let shares = [Share { folder: shared.path().into(), is_writable: true }];
         assert!(create(&shares, &at("folder/new")).unwrap_err().contains("leads out of"));
         drop(create(&shares, &at("half")).unwrap());

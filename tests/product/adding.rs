@@ -82,6 +82,12 @@ fn what_is_imported_is_not_changed() {
         "(1.0, True)\n",
     );
     session.check_with(&[], "import sys; sys.modules['numpy'].__version__[:2], len({m.__file__ for m in [sys.modules['numpy'], pandas.core.common.np]})", "('2.', 1)\n");
+    // What it was opened with is in what it has now.
+    let id = fields(&session.call("install_packages", json!({"language": "python", "packages": ["numpy"]})))["environment_id"].clone();
+    let outcome = fields(
+        &session.call("execute_code", json!({"language": "python", "code": "a.sum().item()", "environment_id": id})),
+    );
+    assert_eq!(outcome["stdout"], "3\n", "{outcome}");
     session.refuse_with(&["numpy>=2.3"], "invalid_input", "packages: the session has numpy 2.2");
     session.refuse_with(&["sandbox-mcp-no-such-package"], "refused", "sandbox-mcp-no-such-package");
     session.refuse_with(&["six @ http://x"], "invalid_input", "packages: ");
@@ -125,4 +131,14 @@ fn several_add_packages_at_a_time_and_one_gives_up() {
     server.send(&call(4, &["six", "toolz", "blinker"], "import six, toolz, blinker; blinker.__name__"));
     let outcome = fields(&server.receive());
     assert_eq!((&outcome["stdout"], outcome.get("state_lost")), (&json!("'blinker'\n"), None), "{outcome}");
+}
+
+#[test]
+fn a_session_whose_vm_has_booted_takes_no_packages_but_has_its_own() {
+    if !has_registries() {
+        return;
+    }
+    let mut session = Session::open_with(&["--no-templates"], json!({"packages": ["six"]}));
+    session.check_with(&["six"], "import six; six.PY3", "True\n");
+    session.refuse_with(&["six", "idna"], "invalid_input", "was booted");
 }

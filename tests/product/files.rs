@@ -62,9 +62,16 @@ fn files_arrive_as_they_were_under_any_name() {
     assert_eq!(session.read("bytes")["base64"], bytes);
     fields(&session.call("write_file", json!({"path": "empty", "text": ""})));
     assert_eq!((&session.read("empty")["text"], &session.read("empty")["size_bytes"]), (&json!(""), &json!(0)));
-    fields(&session.call("write_file", json!({"path": "p.png", "base64": PNG})));
+    fields(&session.call("write_file", json!({"path": "p.png", "base64": format!("{}\n{}", &PNG[..60], &PNG[60..])})));
     let picture = session.read("p.png");
     assert_eq!((&picture["mime_type"], &picture["base64"]), (&json!("image/png"), &json!(PNG)));
+
+    // One is seen as a whole or not at all.
+    session.run("shell", "cp p.png large.png; head -c 300000 /dev/zero >> large.png");
+    let large = session.read("large.png");
+    assert_eq!((&large["mime_type"], &large["next"]), (&json!("image/png"), &json!(300_070)));
+    let part = fields(&session.call("read_file", json!({"path": "large.png", "length": 1000})));
+    assert_eq!((part.get("mime_type"), &part["next"]), (None, &json!(1000)));
 
     fields(&session.call("write_file", json!({"path": "bin/tool", "text": "#!/bin/sh\necho ran", "executable": true})));
     assert_eq!(
@@ -114,6 +121,13 @@ fn folders_are_listed() {
     session.run("shell", "mkdir many; cd many; seq 30000 | xargs touch");
     let listed = fields(&session.call("list_files", json!({"path": "many"})));
     assert_eq!((listed["files"].as_array().unwrap().len(), &listed["truncated"]), (1000, &json!(true)));
+    // What cannot be looked into is told, and hides nothing else.
+    session.run("shell", "cd /workspace; rm -r many; mkdir shut; touch shut/x; chmod 0 shut");
+    assert_eq!(
+        session.list(".", true),
+        ["folder a", "folder a/b", "file a/b/f", "other a/p", "link l", "folder shut", "file z"]
+    );
+    session.refuse("list_files", json!({"path": "shut"}), "Permission denied");
     session.refuse("list_files", json!({"path": "none"}), "No such file or directory");
     session.refuse("list_files", json!({"path": "z"}), "Not a directory");
 }
@@ -334,9 +348,10 @@ fn what_comes_back_is_bounded() {
     let code = "for i in range(150): open(f'f{i:03}', 'w').write('x')\nopen('a', 'wb').write(b'x' * 5_000_000)";
     let outcome = once(&mut server, json!({"language": "python", "code": code, "outputs": ["*"]}));
     let files = outcome["files"].as_array().unwrap();
-    assert_eq!((files.len(), &files[0]["path"], &files[0]["size_bytes"]), (151, &json!("a"), &json!(5_000_000)));
+    assert_eq!((files.len(), &files[0]["path"], &files[0]["size_bytes"]), (100, &json!("a"), &json!(5_000_000)));
     assert!(files[0]["omitted"].as_str().unwrap().contains("4194304 bytes"), "{}", files[0]);
     assert_eq!(files.iter().filter(|file| file.get("omitted").is_none()).count(), 99);
+    assert!(outcome["files_note"].as_str().unwrap().starts_with("51 more files match"), "{}", outcome["files_note"]);
 }
 
 #[test]
@@ -432,6 +447,13 @@ fn a_model_sees_text_and_pictures() {
         json!([{"type": "text", "text": "01"}, {"type": "text", "text": "to byte 2 of 4; offset: 2 reads on"}])
     );
     assert_eq!(see("list_files", json!({})), json!([{"type": "text", "text": "70 p.png\n4 t"}]));
+    see("write_file", json!({"path": "none", "text": ""}));
+    assert_eq!(see("read_file", json!({"path": "none"})), json!([{"type": "text", "text": "(empty)"}]));
+    see("write_file", json!({"path": "b", "base64": "/wD/"}));
+    assert_eq!(
+        see("read_file", json!({"path": "b"})),
+        json!([{"type": "text", "text": "some 3 bytes that are no text, of 3"}])
+    );
 }
 
 #[test]

@@ -196,15 +196,32 @@ impl Environments {
             let key = match installed.added_to {
                 Some(_) => this.extension_key(&base, &installed.lock),
                 // All was there, as what others need.
-                None => return Ok(Obtained::cached(base)),
+                None => {
+                    this.note(request, &base);
+                    return Ok(Obtained::cached(base));
+                }
             };
             this.remember(&gateway, &requirements, &installed.lock).await?;
             let id = EnvironmentId::new(language, key);
-            let environment = this.publish(id, key, installed, requirements).await?;
+            let mut requested = base.requested.clone();
+            requested.extend(names_of(&new));
+            requested.sort_unstable();
+            let environment = this.publish(id, key, installed, requested).await?;
             this.note(request, &environment);
             Ok(Obtained::installed(environment, &report))
         };
         self.builds.join(request, sink, work, |task| drop(tasks.spawn(task))).await
+    }
+
+    /// Whether an environment has these packages already.
+    pub(crate) fn has_all(
+        &self,
+        base: &Environment,
+        language: Language,
+        specifiers: &[String],
+    ) -> Result<bool, InstallError> {
+        let new = self.requirements(language, specifiers)?;
+        Ok(extension::requirements(base, language, &new)?.is_none())
     }
 
     /// The environment that is called so.
@@ -293,7 +310,7 @@ impl Environments {
         let environment = match self.load(id.clone()).await? {
             // Another request has become the same.
             Some(environment) => environment,
-            None => self.publish(id, key, installed, requirements).await?,
+            None => self.publish(id, key, installed, names_of(&requirements)).await?,
         };
         Ok(Obtained::installed(environment, &report))
     }
@@ -356,12 +373,11 @@ impl Environments {
         id: EnvironmentId,
         key: Digest,
         installed: Installed,
-        requirements: Vec<Requirement>,
+        mut requested: Vec<String>,
     ) -> Result<Arc<Environment>, InstallError> {
         let (shelf, cache) = (self.shelf.clone(), self.cache.clone());
         // Behind a session's disk it is of use on this host alone.
         let is_for_all = self.layer_key(&installed.lock) == key;
-        let mut requested: Vec<String> = requirements.iter().map(|requirement| requirement.name().to_owned()).collect();
         requested.dedup();
         // Whoever publishes another environment is done in a moment.
         let lock = turn(&shelf, id.language().name()).await.map_err(InstallError::internal)?;
@@ -488,6 +504,10 @@ impl Environments {
         sandbox_store::create_private_directory(folder).map_err(InstallError::internal)?;
         Ok(folder.to_owned())
     }
+}
+
+fn names_of(requirements: &[Requirement]) -> Vec<String> {
+    requirements.iter().map(|requirement| requirement.name().to_owned()).collect()
 }
 
 /// What tells the requests of one engine apart.

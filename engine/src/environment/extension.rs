@@ -42,15 +42,14 @@ pub(crate) fn requirements(
     if usize::from(base.parts) >= LAYER_PARTS_MAX {
         return unfit(format!("packages were added to the session {} times, as often as they can be", base.parts - 1));
     }
-    // What is there stays, in the versions that are there.
-    let mut specifiers: Vec<String> = base
-        .requested
-        .iter()
-        .filter_map(|name| there(name))
-        .map(|package| format!("{}=={}", package.name, package.version))
-        .collect();
-    specifiers.extend(new.iter().map(|requirement| requirement.text().to_owned()));
-    Ok(Some(parse(language, &specifiers)?))
+    // What is there stays, in the versions that are there: a fresh resolution may have others of what was not asked for by name.
+    let mut all = Vec::new();
+    for package in &base.lock.packages {
+        // One by one: how many there are is nothing that the caller has chosen.
+        all.extend(parse(language, &[format!("{}=={}", package.name, package.version)])?);
+    }
+    all.extend_from_slice(new);
+    Ok(Some(all))
 }
 
 /// What stands against it where the registry's answer does.

@@ -77,6 +77,11 @@ impl Environment {
         self.image_sha256 == other.image_sha256 || self.parent.as_ref().is_some_and(|parent| parent.begins_with(other))
     }
 
+    /// Whether it, or one whose packages were added to, has this id.
+    pub(crate) fn is_known_as(&self, id: &str) -> bool {
+        self.id.to_string() == id || self.parent.as_ref().is_some_and(|parent| parent.is_known_as(id))
+    }
+
     /// The disk of a VM that has these packages.
     pub(crate) fn slot(&self) -> Slot {
         Slot { file: Some(self.layer.clone()), is_writable: false }

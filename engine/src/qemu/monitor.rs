@@ -30,9 +30,6 @@ pub(crate) const STATE_MAX_BYTES: usize = 1024 * 1024;
 /// What the command that saves is answered with.
 const SAVING: &str = "saving";
 
-/// What the command that changes a disk is answered with.
-const CHANGED: &str = "changed";
-
 /// What the command that ends a pause is answered with.
 const CONTINUING: &str = "continuing";
 
@@ -112,15 +109,14 @@ impl Monitor {
         self.answer_to(CONTINUING).await
     }
 
-    /// Waits until the command of this id is done, and all before it.
+    /// Waits until the command of this id is answered, and all before it; the first error among them.
     async fn answer_to(&mut self, id: &str) -> Result<(), VmError> {
+        let mut fault = None;
         loop {
             let message = self.next().await?;
-            if let Some(error) = failure_in(&message) {
-                return Err(VmError::Spawn(error));
-            }
+            fault = fault.or_else(|| failure_in(&message));
             if message["id"] == id {
-                return Ok(());
+                return fault.map_or(Ok(()), |error| Err(VmError::Spawn(error)));
             }
         }
     }
@@ -130,6 +126,7 @@ impl Monitor {
         let failed = |error: std::io::Error| VmError::Spawn(format!("handing over a disk: {error}"));
         let disk = disk.try_clone().map_err(failed)?;
         let file = |number| format!("disk-{number}");
+        let id = format!("changed-{number}");
         let mut commands = self.preamble();
         commands.extend([
             json!({"execute": "add-fd", "arguments": {"fdset-id": number}}),
@@ -137,12 +134,24 @@ impl Monitor {
                 "driver": "file", "node-name": file(number), "filename": format!("/dev/fdset/{number}"),
                 "read-only": true, "locking": "off",
             }}),
-            json!({"execute": "blockdev-reopen", "id": CHANGED, "arguments": {"options": [
+            json!({"execute": "blockdev-reopen", "id": id, "arguments": {"options": [
                 {"driver": "raw", "node-name": SLOT_NODE, "read-only": true, "file": file(number)},
             ]}}),
         ]);
         self.send(&commands, Some(disk)).await?;
-        self.answer_to(CHANGED).await
+        self.answer_to(&id).await?;
+        if number > 1 {
+            // The one before is nobody's now.
+            let before = number - 1;
+            let id = format!("removed-{before}");
+            let commands = [
+                json!({"execute": "blockdev-del", "arguments": {"node-name": file(before)}}),
+                json!({"execute": "remove-fd", "arguments": {"fdset-id": before}, "id": id}),
+            ];
+            self.send(&commands, None).await?;
+            self.answer_to(&id).await?;
+        }
+        Ok(())
     }
 
     /// What both sides of a migration are told first. The memory is in a file, and stays there.

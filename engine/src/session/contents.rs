@@ -41,6 +41,11 @@ fn encoded(bytes: &[u8]) -> String {
     BASE64_STANDARD.encode(bytes)
 }
 
+/// Whether it begins as a picture does.
+pub(crate) fn is_picture(bytes: &[u8]) -> bool {
+    picture(bytes).is_some()
+}
+
 /// Which kind of picture that a model could see it is, by its first bytes.
 fn picture(bytes: &[u8]) -> Option<&'static str> {
     let begins = |magic: &[u8]| bytes.starts_with(magic);

@@ -10,7 +10,7 @@ use tokio::sync::mpsc::Receiver;
 
 use crate::error::{ExecuteError, VmError};
 use crate::session::owner::{Command, Commands, listening};
-use crate::session::state::{InUse, State};
+use crate::session::state::{Ended, InUse, State};
 use crate::wire::{encode, unexpected};
 
 /// Bytes that may be under way to a guest: it takes them into its memory as they come.
@@ -74,7 +74,8 @@ impl Transfer {
             self.tell(Command::Post(frame));
             while is_last || under_way > UNDER_WAY_MAX_BYTES {
                 match self.next().await? {
-                    GuestFrame::Taken { bytes, .. } => under_way = under_way.saturating_sub(bytes),
+                    // One that takes nothing could say so for ever.
+                    GuestFrame::Taken { bytes: bytes @ 1.., .. } if bytes <= under_way => under_way -= bytes,
                     GuestFrame::Transferred { size, .. } if is_last => return Ok(size),
                     other => return Err(ExecuteError::before_run(unexpected("that a file was taken", &other))),
                 }
@@ -84,10 +85,13 @@ impl Transfer {
 
     /// Takes `most` bytes of a file; its whole size.
     pub(super) async fn fetch(mut self, most: u64, mut to: impl AsyncWrite + Unpin) -> Result<u64, ExecuteError> {
+        match self.next().await? {
+            GuestFrame::Started(_) => {}
+            other => return Err(ExecuteError::before_run(unexpected("started", &other))),
+        }
         let (mut ungranted, mut left) = (0, most);
         loop {
             match self.next().await? {
-                GuestFrame::Started(_) => {}
                 GuestFrame::Output { bytes, .. } => {
                     // A guest may say anything of itself, and fill no disk of the host's with it.
                     let more = || VmError::Protocol("it sends more of a file than was asked for".into());
@@ -122,8 +126,13 @@ impl Transfer {
         let heard = tokio::time::timeout(MOVEMENT_DEADLINE, self.frames.recv()).await;
         let Some(frame) = heard.map_err(|_| ExecuteError::before_run(VmError::Deadline(MOVEMENT_DEADLINE)))? else {
             self.is_done = true;
-            let why = self.state.ended().map_or_else(String::new, |why| format!(": its session {why}"));
-            return Err(ExecuteError::before_run(VmError::Ended(why)));
+            return Err(match self.state.ended() {
+                Some(why @ (Ended::Closed | Ended::Idle(_) | Ended::ServerEnds)) => {
+                    ExecuteError::NotFound { reason: format!("session_id: the session {why}") }
+                }
+                Some(why) => ExecuteError::before_run(VmError::Ended(format!(": its session {why}"))),
+                None => ExecuteError::before_run(VmError::Ended(String::new())),
+            });
         };
         match frame {
             GuestFrame::Failed { reason, .. } => {
@@ -156,5 +165,5 @@ impl Drop for Transfer {
 }
 
 fn source_fault(error: &std::io::Error) -> ExecuteError {
-    ExecuteError::File { reason: error.to_string() }
+    ExecuteError::File { reason: format!("host_path: {error}") }
 }

@@ -28,7 +28,7 @@ mod owner;
 mod state;
 
 pub(crate) use background::Backgrounds;
-pub(crate) use contents::of_part as contents_of_part;
+pub(crate) use contents::{is_picture, of_part as contents_of_part};
 pub(crate) use outputs::Outputs;
 pub(crate) use session::{Opening, Session};
 pub(crate) use sessions::Sessions;

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use globset::{GlobBuilder, GlobMatcher};
 use sandbox_schemas::files::OutputFile;
 use sandbox_schemas::invalid::InvalidInput;
-use sandbox_schemas::limits::{FILES_MAX, LISTED_FILES_MAX, OUTPUTS_MAX_BYTES, TOLD_FILES_MAX};
+use sandbox_schemas::limits::{FILES_MAX, OUTPUTS_MAX_BYTES};
 use sandbox_schemas::outcome::ExecuteOutcome;
 use sandbox_schemas::wire::{Entry, EntryKind};
 
@@ -82,56 +82,75 @@ impl Outputs {
     /// program ran.
     pub(crate) async fn gather(&self, session: &Session, outcome: &mut ExecuteOutcome) {
         let mut listed: HashMap<(&str, bool), (Vec<Entry>, bool)> = HashMap::new();
-        let mut found = BTreeMap::new();
+        let (mut found, mut notes) = (BTreeMap::new(), Vec::new());
         for pattern in &self.0 {
             let place = (pattern.folder.as_str(), pattern.is_deep);
-            let listing = match listed.entry(place) {
+            let (entries, is_cut) = match listed.entry(place) {
                 Slot::Occupied(known) => known.into_mut(),
                 Slot::Vacant(unknown) => {
                     let folder = if pattern.folder.is_empty() { "." } else { &pattern.folder };
-                    // No such folder: nothing is in it.
-                    unknown.insert(session.list(folder.to_owned(), pattern.is_deep).await.unwrap_or_default())
+                    let listing = match session.list(folder.to_owned(), pattern.is_deep).await {
+                        Ok(listing) => listing,
+                        // No such folder: nothing is in it.
+                        Err(ExecuteError::File { .. }) => Default::default(),
+                        Err(_) => {
+                            outcome.files_note = Some(GONE.into());
+                            return;
+                        }
+                    };
+                    if listing.1 {
+                        notes.push(format!("of {folder} only {} files were looked at", listing.0.len()));
+                    }
+                    unknown.insert(listing)
                 }
             };
-            let (entries, is_cut) = listing;
             let paths = entries.iter().map(|entry| (pattern.path_of(entry), entry));
             let matching: Vec<_> = paths.filter(|(path, entry)| pattern.matches(path, entry.kind)).collect();
-            let is_matched = !matching.is_empty();
-            found.extend(matching.into_iter().map(|(path, entry)| (path, entry.size)));
-            if *is_cut {
-                let text = format!("{}: looked for among the first {LISTED_FILES_MAX} files only", pattern.text);
-                outcome.unmatched.push(text);
-            } else if !is_matched {
+            if matching.is_empty() && !*is_cut {
                 outcome.unmatched.push(pattern.text.clone());
             }
+            found.extend(matching.into_iter().map(|(path, entry)| (path, entry.size)));
+        }
+        if found.len() > FILES_MAX {
+            notes.push(format!(
+                "{} more files match, and no more than {FILES_MAX} are returned",
+                found.len() - FILES_MAX
+            ));
         }
         let mut left = OUTPUTS_MAX_BYTES;
-        for (index, (path, size_bytes)) in found.into_iter().take(TOLD_FILES_MAX).enumerate() {
+        for (path, size_bytes) in found.into_iter().take(FILES_MAX) {
             let mut file = OutputFile { path, size_bytes, ..OutputFile::default() };
-            if index >= FILES_MAX {
-                file.omitted = Some(format!("no more than {FILES_MAX} files are returned"));
-            } else if size_bytes > left {
-                file.omitted = Some(format!("no more than {OUTPUTS_MAX_BYTES} bytes of files are returned"));
-            } else {
-                take(session, &mut file, &mut left).await;
-            }
+            take(session, &mut file, &mut left).await;
             outcome.files.push(file);
         }
+        outcome.files_note = (!notes.is_empty()).then(|| notes.join("; "));
     }
 }
 
+/// What is said of files that nobody can take any more.
+const GONE: &str = "the VM has ended, and its files with it";
+
 /// Fills in what is in a file.
 async fn take(session: &Session, file: &mut OutputFile, left: &mut u64) {
+    let too_large = || Some(format!("no more than {OUTPUTS_MAX_BYTES} bytes of files are returned"));
+    if file.size_bytes > *left {
+        file.omitted = too_large();
+        return;
+    }
     let mut bytes = Vec::new();
     match session.fetch(file.path.clone(), 0, *left, &mut bytes).await {
-        Ok(size) if size == bytes.len() as u64 => {
-            *left -= size;
+        Ok(size) => {
             file.size_bytes = size;
-            file.contents = contents::of_file(bytes);
+            if size > *left {
+                // A link to something larger.
+                file.omitted = too_large();
+            } else {
+                *left -= bytes.len() as u64;
+                file.contents = contents::of_file(bytes);
+            }
         }
-        Ok(_) => file.omitted = Some("it grows".into()),
         Err(ExecuteError::File { reason }) => file.omitted = Some(reason),
-        Err(error) => file.omitted = Some(error.to_string()),
+        Err(_) => file.omitted = Some(GONE.into()),
     }
 }
 

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use sandbox_schemas::limits::{LISTED_FILES_MAX, OUTPUT_WINDOW_BYTES, PIPE_BYTES};
+use sandbox_schemas::limits::{
+    LISTED_ENTRY_BYTES, LISTED_FILES_MAX, LISTING_MAX_BYTES, OUTPUT_WINDOW_BYTES, PIPE_BYTES,
+};
 use sandbox_schemas::wire::{GuestFrame, RunId};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{Receiver, Sender, UnboundedReceiver, UnboundedSender, channel, unbounded_channel};
@@ -45,6 +47,8 @@ struct Listener {
     frames: Sender<GuestFrame>,
     /// Bytes of output that may still come.
     allowed: u64,
+    /// The same of listings.
+    listable: usize,
 }
 
 struct Owner {
@@ -102,7 +106,7 @@ impl Owner {
         match command {
             Command::Begin { run, frames, listener } => {
                 let allowed = OUTPUT_WINDOW_BYTES + BEYOND_WINDOW_BYTES;
-                self.listeners.insert(run, Listener { frames: listener, allowed });
+                self.listeners.insert(run, Listener { frames: listener, allowed, listable: LISTING_MAX_BYTES });
                 self.vm.post(&frames);
             }
             Command::Grant { run, bytes, frames } => {
@@ -134,6 +138,10 @@ impl Owner {
         if let GuestFrame::Output { bytes, .. } = &frame {
             let left = listener.allowed.checked_sub(bytes.len() as u64);
             listener.allowed = left.ok_or_else(|| VmError::Protocol("it sends more than it was granted".into()))?;
+        }
+        if let GuestFrame::Listed { entry, .. } = &frame {
+            let left = listener.listable.checked_sub(entry.name.len() + LISTED_ENTRY_BYTES);
+            listener.listable = left.ok_or_else(|| VmError::Protocol("it lists more than may be".into()))?;
         }
         let is_last =
             matches!(frame, GuestFrame::Finished(_) | GuestFrame::Transferred { .. } | GuestFrame::Failed { .. });

@@ -23,7 +23,7 @@ use crate::run::Preparation;
 use crate::session::call::{Call, Link, Turn};
 use crate::session::files::Transfer;
 use crate::session::owner::{self, Command, Commands};
-use crate::session::state::{Ended, State, lock};
+use crate::session::state::{Ended, InUse, State, lock};
 use crate::vm::{Open, Program};
 
 /// What a session is opened with.
@@ -36,8 +36,12 @@ pub(crate) struct Opening {
     pub(crate) is_for_one: bool,
 }
 
-/// The right to add packages, and how many disks were put into the slot.
-pub(crate) type Growth = tokio::sync::OwnedMutexGuard<u32>;
+/// The right to add packages. Who has it, or waits for it, uses the session.
+pub(crate) struct Growth {
+    /// How many disks were put into the slot.
+    disks: tokio::sync::OwnedMutexGuard<u32>,
+    _in_use: InUse,
+}
 
 /// A session. It ends with the last who holds it, or before.
 #[derive(Debug)]
@@ -116,7 +120,10 @@ impl Session {
         let run = execute.run;
         let program = Program::new(execute).map_err(ExecuteError::before_run)?;
         // Its VM was there: a call waits for its turn alone.
-        let preparation = Preparation { accepted, setup: accepted.elapsed(), boot: Duration::ZERO, ..self.preparation };
+        let preparation = match self.is_for_one {
+            true => self.preparation,
+            false => Preparation { accepted, setup: accepted.elapsed(), boot: Duration::ZERO, ..self.preparation },
+        };
         self.runs.fetch_add(1, Ordering::Relaxed);
         Call::start(link, run, program, preparation).await.map_err(|error| match (error, self.state.ended()) {
             // It was handed over, and nobody knows how far it came.
@@ -205,7 +212,8 @@ impl Session {
 
     /// Keeps others from adding packages meanwhile.
     pub(crate) async fn begin_growth(&self) -> Growth {
-        self.growth.clone().lock_owned().await
+        let in_use = self.state.begin_use();
+        Growth { disks: self.growth.clone().lock_owned().await, _in_use: in_use }
     }
 
     /// Gives it an environment that begins with the one that it has, whether its caller waits for that or not: what lies half way has no
@@ -220,11 +228,12 @@ impl Session {
         grown.unwrap_or_else(|error| Err(ExecuteError::before_run(VmError::Protocol(error.to_string()))))
     }
 
-    async fn put(&self, environment: Arc<Environment>, mut disks: Growth) -> Result<(), ExecuteError> {
-        *disks += 1;
+    async fn put(&self, environment: Arc<Environment>, mut growth: Growth) -> Result<(), ExecuteError> {
+        *growth.disks += 1;
         let (done, is_done) = oneshot::channel();
         // A session that has ended drops it.
-        let _ = self.commands.send(Command::ChangeDisk { disk: environment.layer.clone(), number: *disks, done });
+        let _ =
+            self.commands.send(Command::ChangeDisk { disk: environment.layer.clone(), number: *growth.disks, done });
         match is_done.await {
             Ok(changed) => changed.map_err(ExecuteError::before_run)?,
             Err(_) => return Err(self.gone(&self.state.has_ended().await)),

@@ -23,12 +23,17 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often a client should ask.
 const POLL_INTERVAL_MS: u64 = 500;
 
-/// How long the result of one that has ended is kept at least: `ttlMs`, from its creation, is longer than any call may take and this.
+/// How long the result of one that has ended is kept.
 const KEPT: Duration = Duration::from_secs(600);
-const TTL_MS: u64 = 60 * 60 * 1000;
 
-/// Results that are kept, at most: each has up to a megabyte of output.
-const KEPT_MAX: usize = 64;
+/// The same from the creation of one that has not: longer than any call may take, and that.
+const LONGEST: Duration = Duration::from_secs(60 * 60);
+
+/// Results that are kept, at most: each has up to some megabytes of output and files.
+const KEPT_MAX: usize = 16;
+
+/// Calls that are tasks at the same time, at most. Others wait for their results, as those of all clients do.
+const RUNNING_MAX: usize = 64;
 
 /// The calls of a connection that have become tasks.
 #[derive(Debug, Default)]
@@ -81,7 +86,7 @@ impl Tasks {
             }
             () = tokio::time::sleep(PATIENCE) => {}
         }
-        if self.is_closed.load(Ordering::Acquire) {
+        if self.is_closed.load(Ordering::Acquire) || self.running() >= RUNNING_MAX {
             return result_of(work.await);
         }
         hushed.cancel();
@@ -119,6 +124,10 @@ impl Tasks {
     pub(crate) fn close(&self) {
         self.is_closed.store(true, Ordering::Release);
         lock(&self.running).values().for_each(|running| running.cancel.cancel());
+    }
+
+    fn running(&self) -> usize {
+        lock(&self.running).values().filter(|running| lock(&running.ended).is_none()).count()
     }
 
     fn enter(&self, running: Arc<Running>) {
@@ -164,7 +173,9 @@ impl Running {
         let ended = lock(&self.ended).as_ref().map(|ended| ended.time);
         let task =
             Task::new(&self.id, TaskStatus::Working, written(self.created), written(ended.unwrap_or(self.created)));
-        task.with_ttl_ms(TTL_MS).with_poll_interval_ms(POLL_INTERVAL_MS)
+        let took = ended.and_then(|ended| ended.duration_since(self.created).ok());
+        let ttl = took.map_or(LONGEST, |took| took + KEPT).as_millis();
+        task.with_ttl_ms(u64::try_from(ttl).unwrap_or(u64::MAX)).with_poll_interval_ms(POLL_INTERVAL_MS)
     }
 
     fn detailed(&self) -> DetailedTask {

@@ -4,6 +4,7 @@ use rmcp::model::CallToolResult;
 use sandbox_engine::{ExecuteError, Request};
 use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::files::{Contents, FileInput, OutputFile};
+use sandbox_schemas::limits::FILE_READ_DEFAULT_BYTES;
 use sandbox_schemas::outcome::{ErrorCode, ExecuteOutcome};
 use schemars::schema_for;
 use serde::Serialize;
@@ -73,12 +74,21 @@ impl Shown for Executed {
 fn file(file: &OutputFile) -> Vec<Block> {
     let OutputFile { path, size_bytes, contents: Contents { text, base64, mime_type }, omitted } = file;
     match (text, base64, mime_type, omitted) {
-        (Some(text), ..) => vec![Block::text(format!("{path}:\n{text}"))],
+        (Some(text), ..) => vec![Block::text(format!("{path}:\n{}", beginning(text)))],
         (None, Some(base64), Some(mime_type), _) => {
             vec![Block::text(format!("{path}:")), Block::picture(base64.clone(), mime_type)]
         }
         (.., Some(reason)) => vec![Block::text(format!("{path}: {size_bytes} bytes; {reason}"))],
         _ => vec![Block::text(format!("{path}: {size_bytes} bytes"))],
+    }
+}
+
+/// As much of a text as `read_file` would return.
+fn beginning(text: &str) -> String {
+    let most = usize::try_from(FILE_READ_DEFAULT_BYTES).unwrap_or(usize::MAX);
+    match text.len() <= most {
+        true => text.to_owned(),
+        false => format!("{}\n(the beginning of {} bytes)", &text[..text.floor_char_boundary(most)], text.len()),
     }
 }
 
@@ -98,6 +108,7 @@ impl Executed {
         if !outcome.unmatched.is_empty() {
             unusual.push(format!("no file matches {}", outcome.unmatched.join(", ")));
         }
+        unusual.extend(outcome.files_note.clone());
         if outcome.truncated {
             let (stdout, stderr) = (outcome.stdout_bytes, outcome.stderr_bytes);
             unusual.push(format!("output cut: only the beginning of {stdout} bytes of stdout and {stderr} of stderr"));

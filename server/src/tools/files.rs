@@ -55,7 +55,9 @@ pub(super) async fn source(context: &CallContext, file: FileInput) -> Result<Fil
     let FileInput { path, text, base64, host_path, executable } = file;
     let contents: Box<dyn tokio::io::AsyncRead + Send + Sync + Unpin> = match (base64, host_path) {
         (Some(base64), _) => {
-            let bytes = BASE64_STANDARD.decode(base64.trim());
+            // As `base64` writes it, in lines.
+            let digits: String = base64.split_whitespace().collect();
+            let bytes = BASE64_STANDARD.decode(digits);
             Box::new(Cursor::new(bytes.map_err(|error| format!("base64: {error}"))?))
         }
         (None, Some(host_path)) => {
@@ -93,9 +95,18 @@ async fn on_host<T: Send + 'static>(
 /// What is in a file as a block, or what can be said of it.
 fn block(contents: &mut Contents, size_bytes: u64) -> Block {
     match (contents.text.take(), contents.base64.take(), &contents.mime_type) {
+        (Some(text), ..) if text.is_empty() => {
+            contents.text = Some(text);
+            Block::text("(empty)".into())
+        }
         (Some(text), ..) => Block::of("text", text),
         (None, Some(base64), Some(mime_type)) => Block::picture(base64, mime_type).of_field("base64"),
-        (None, Some(base64), None) => Block::of("base64", base64),
+        // No model reads it; whoever does finds it beside the text.
+        (None, Some(base64), None) => {
+            let read = base64.len() / 4 * 3;
+            contents.base64 = Some(base64);
+            Block::text(format!("some {read} bytes that are no text, of {size_bytes}"))
+        }
         (None, None, _) => Block::text(format!("{size_bytes} bytes")),
     }
 }
