@@ -59,6 +59,11 @@ impl Session {
         self.server.receive()
     }
 
+    fn status(&mut self) -> Value {
+        self.server.send(&tool(1, "pool_status", json!({})));
+        self.server.receive()
+    }
+
     pub(crate) fn named(&self, mut arguments: Value) -> Value {
         arguments["session_id"] = json!(self.id);
         arguments
@@ -322,6 +327,8 @@ fn a_cancelled_call_is_interrupted_and_leaves_the_session_as_it_was() {
     let mut session = Session::open();
     session.check("python", "import time; x = 1", "");
     session.server.send(&execute_request(21, session.named(json!({"language": "python", "code": "time.sleep(1000)"}))));
+    // Of two that come at once either may be first.
+    while fields(&session.status())["sessions"][0]["running"] != 1 {}
     session.server.send(&execute_request(22, session.named(json!({"language": "python", "code": "x = 2"}))));
     std::thread::sleep(Duration::from_millis(500));
     for id in [22, 21] {
