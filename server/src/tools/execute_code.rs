@@ -86,10 +86,12 @@ fn file(file: &OutputFile) -> Vec<Block> {
 /// As much of a text as `read_file` would return.
 fn beginning(text: &str) -> String {
     let most = usize::try_from(FILE_READ_DEFAULT_BYTES).unwrap_or(usize::MAX);
-    match text.len() <= most {
-        true => text.to_owned(),
-        false => format!("{}\n(the beginning of {} bytes)", &text[..text.floor_char_boundary(most)], text.len()),
+    if text.len() <= most {
+        return text.to_owned();
     }
+    // Not within a character.
+    let end = (0..=most).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
+    format!("{}\n(the beginning of {} bytes)", &text[..end], text.len())
 }
 
 impl Executed {
