@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use sandbox_packages::{Gateway, GatewayConfig, Requirement, Session, SessionReport, package_lock_key, parse};
 use sandbox_schemas::environment::{EnvironmentId, PackageLock};
 use sandbox_schemas::image::Digest;
-use sandbox_schemas::install::{InstallOutcome, InstallTiming, InstalledPackage};
 use sandbox_schemas::language::Language;
 use sandbox_store::{CacheDir, EntryId, Fetched, KeyHasher, Kind, Shelf};
 use tokio::sync::OnceCell;
@@ -17,11 +16,11 @@ use crate::environment::build::{Builds, Words};
 use crate::environment::extension;
 use crate::environment::install::{self, install};
 use crate::environment::layer::Installed;
+use crate::environment::obtained::Obtained;
 use crate::environment::{Environment, InstallError, layer, parent, resolution};
 use crate::host::Host;
 use crate::opened::Unusable;
 use crate::run::OutputSink;
-use crate::template::Template;
 use crate::turn::turn;
 
 /// Raised with each change of how a layer is made that nothing else in its key shows.
@@ -55,60 +54,6 @@ struct Recent {
     request: Digest,
     environment: Arc<Environment>,
     since: Instant,
-}
-
-/// An environment, and what it took to have it.
-#[derive(Debug, Clone)]
-pub(crate) struct Obtained {
-    pub(crate) environment: Arc<Environment>,
-    pub(crate) was_cached: bool,
-    pub(crate) downloaded_bytes: u64,
-    pub(crate) download_cache_bytes: u64,
-}
-
-impl Obtained {
-    pub(crate) fn cached(environment: Arc<Environment>) -> Obtained {
-        Obtained { environment, was_cached: true, downloaded_bytes: 0, download_cache_bytes: 0 }
-    }
-
-    fn installed(environment: Arc<Environment>, report: &SessionReport) -> Obtained {
-        Obtained {
-            environment,
-            was_cached: false,
-            downloaded_bytes: report.downloaded_bytes,
-            download_cache_bytes: report.cached_bytes,
-        }
-    }
-}
-
-impl Obtained {
-    /// As the result of `install_packages`.
-    pub(crate) fn outcome(&self, template: Option<&Template>, accepted: Instant, installed: Instant) -> InstallOutcome {
-        let Environment { id, language, lock, requested, skipped, size_bytes, .. } = &*self.environment;
-        let packages = lock.packages.iter().map(|package| InstalledPackage {
-            requested: requested.contains(&package.name),
-            name: package.name.clone(),
-            version: package.version.clone(),
-        });
-        let milliseconds = |time: Duration| time.as_secs_f64() * 1000.0;
-        InstallOutcome {
-            environment_id: id.to_string(),
-            language: *language,
-            packages: packages.collect(),
-            cached: self.was_cached,
-            downloaded_bytes: self.downloaded_bytes,
-            download_cache_bytes: self.download_cache_bytes,
-            size_bytes: *size_bytes,
-            skipped: skipped.clone(),
-            template: template.is_some(),
-            not_imported: template.map_or(Vec::new(), |template| template.left_out.clone()),
-            timing: InstallTiming {
-                install_ms: milliseconds(installed - accepted),
-                template_ms: milliseconds(installed.elapsed()),
-                total_ms: milliseconds(accepted.elapsed()),
-            },
-        }
-    }
 }
 
 impl Environments {

@@ -7,7 +7,10 @@
 
 // In the order in which to read them.
 mod environments;
-pub(crate) use environments::{Environments, Obtained};
+pub(crate) use environments::Environments;
+
+mod obtained;
+pub(crate) use obtained::Obtained;
 
 mod build;
 
