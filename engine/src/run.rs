@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::capture::Capture;
 use crate::error::VmError;
-use crate::vm::{Program, Running};
+use crate::vm::{PATIENCE, Program, Running};
 use crate::wire::unexpected;
 
 /// How long a program whose deadline has come while its sink wanted nothing, or while this process was stopped, may still be
@@ -56,9 +56,6 @@ pub(crate) struct Unheard;
 impl OutputSink for Unheard {
     fn output(&mut self, _: Stream, _: &str) {}
 }
-
-/// How often a VM that was kept from the processor for much of a grace is given it again.
-const PATIENCE: u32 = 10;
 
 /// A program that has started, as whoever stays with it sees it.
 pub(crate) trait Started: Send {

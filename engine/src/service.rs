@@ -56,14 +56,14 @@ impl Service {
         sink: &mut dyn OutputSink,
     ) -> Result<ExecuteOutcome, ExecuteError> {
         // Before a VM is had for it.
-        Outputs::new(&request.input.outputs)?;
+        let outputs = Outputs::new(&request.input.outputs)?;
         if let Some(id) = &request.input.session_id {
             let session = self.sessions.find(id)?;
             self.extend_for(&session, &request.input, sink).await?;
-            return self.call(&session, accepted, request, sink).await;
+            return self.call(&session, accepted, request, outputs, sink).await;
         }
-        if !(request.files.is_empty() && request.input.outputs.is_empty()) {
-            return self.execute_with_files(accepted, request, sink).await;
+        if !(request.files.is_empty() && outputs.is_empty()) {
+            return self.execute_with_files(accepted, request, outputs, sink).await;
         }
         let request = request.input;
         let (packages, id) = (&request.packages, request.environment_id.as_deref());
@@ -89,6 +89,7 @@ impl Service {
         &self,
         accepted: Instant,
         request: Request,
+        outputs: Outputs,
         sink: &mut dyn OutputSink,
     ) -> Result<ExecuteOutcome, ExecuteError> {
         let input = &request.input;
@@ -105,7 +106,7 @@ impl Service {
         let id = Id::new("v").map_err(ExecuteError::random)?;
         let session = Arc::new(Session::open(id, acquired.vm, opening, &self.runs, ()));
         let _own = EndWith(session.clone());
-        let mut outcome = self.call(&session, accepted, request, sink).await?;
+        let mut outcome = self.call(&session, accepted, request, outputs, sink).await?;
         outcome.not_imported = not_imported;
         Ok(outcome)
     }
@@ -116,10 +117,10 @@ impl Service {
         session: &Arc<Session>,
         accepted: Instant,
         request: Request,
+        outputs: Outputs,
         sink: &mut dyn OutputSink,
     ) -> Result<ExecuteOutcome, ExecuteError> {
         let input = &request.input;
-        let outputs = Outputs::new(&input.outputs)?;
         let _activity = self.vms.host.pool.begin(input.language, layer_of(session.environment().as_ref()));
         let (timeout, language) = (Duration::from_secs(input.timeout_seconds()), input.language);
         let call = session.start(accepted, request).await?;

@@ -156,7 +156,7 @@ fn waited(process: Option<u32>) -> Duration {
 }
 
 /// How often a guest that was kept from the processor is given its time again.
-const PATIENCE: u32 = 10;
+pub(crate) const PATIENCE: u32 = 10;
 
 /// The same for what takes a guest long, of which no caller waits for the end: the time counts in which it could have done it. A busy
 /// machine must not be a reason to make a template that has rehearsed less.

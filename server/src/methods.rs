@@ -11,7 +11,7 @@ use rmcp::model::{
 };
 use sandbox_engine::CancellationToken;
 use sandbox_schemas::tools::INSTRUCTIONS;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
@@ -19,7 +19,7 @@ use crate::context::CallContext;
 use crate::mcp::log::Level;
 use crate::mcp::protocol::{self, Era};
 use crate::mcp::tasks::Reins;
-use crate::rpc::message::{Answer, Call, error};
+use crate::rpc::message::{Answer, Call, error, to_value};
 use crate::settings::Results;
 use crate::tools::{self, ToolCall};
 
@@ -270,8 +270,4 @@ fn progress_token(meta: &Map<String, Value>) -> Result<Option<ProgressToken>, Er
 fn parse<T: for<'de> Deserialize<'de>>(params: &Params<'_>) -> Result<T, ErrorObjectOwned> {
     let text = params.as_str().unwrap_or("{}");
     serde_json::from_str(text).map_err(|fault| error(INVALID_PARAMS_CODE, format!("Invalid params: {fault}")))
-}
-
-fn to_value(result: impl Serialize) -> RpcResult {
-    serde_json::to_value(result).map_err(|fault| error(INTERNAL_ERROR_CODE, format!("Internal error: {fault}")))
 }

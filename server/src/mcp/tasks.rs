@@ -13,7 +13,7 @@ use sandbox_engine::{CancellationToken, Id};
 use serde_json::Value;
 use tokio::task::{JoinError, JoinHandle};
 
-use crate::rpc::message::{error, failed};
+use crate::rpc::message::{error, failed, to_value};
 
 type RpcResult = Result<Value, ErrorObjectOwned>;
 
@@ -78,16 +78,19 @@ impl Tasks {
         // Whoever drops this wants nothing of it.
         let unwanted = cancel.clone().drop_guard();
         let mut work = tokio::spawn(work);
+        let becomes_task = async {
+            tokio::time::sleep(PATIENCE).await;
+            if self.is_closed.load(Ordering::Acquire) || self.running() >= RUNNING_MAX {
+                std::future::pending::<()>().await;
+            }
+        };
         tokio::select! {
             ended = &mut work => return result_of(ended),
             () = asked.cancelled() => {
                 cancel.cancel();
                 return result_of(work.await);
             }
-            () = tokio::time::sleep(PATIENCE) => {}
-        }
-        if self.is_closed.load(Ordering::Acquire) || self.running() >= RUNNING_MAX {
-            return result_of(work.await);
+            () = becomes_task => {}
         }
         hushed.cancel();
         let id = Id::new("t").map_err(|fault| error(INTERNAL_ERROR_CODE, format!("Internal error: {fault}")))?;
@@ -192,10 +195,6 @@ fn written(time: SystemTime) -> String {
     DateTime::<Utc>::from(time).to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
-fn to_value(result: impl serde::Serialize) -> RpcResult {
-    serde_json::to_value(result).map_err(|fault| error(INTERNAL_ERROR_CODE, format!("Internal error: {fault}")))
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -263,5 +262,20 @@ mod tests {
         let running = tasks.run(&asked, reins, std::future::pending());
         assert!(tokio::time::timeout(PATIENCE / 2, running).await.is_err());
         assert!(cancel.is_cancelled(), "whoever waited for it has gone");
+
+        // Where it becomes no task, its request can still be cancelled.
+        tasks.close();
+        let (reins, cancel, _) = self::reins();
+        let ended = cancel.clone();
+        let work = async move {
+            ended.cancelled().await;
+            Ok(json!({}))
+        };
+        let cancelling = async {
+            tokio::time::sleep(PATIENCE * 2).await;
+            assert!(!cancel.is_cancelled());
+            asked.cancel();
+        };
+        assert_eq!(tokio::join!(tasks.run(&asked, reins, work), cancelling).0.unwrap(), json!({}));
     }
 }

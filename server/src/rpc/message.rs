@@ -8,6 +8,7 @@ use jsonrpsee::types::error::{
 };
 use serde::de::{self, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::task::JoinError;
 
@@ -232,6 +233,11 @@ pub(crate) fn id_in(head: &[u8]) -> Option<RequestId> {
 
 /// Longest text of an error or a warning, in bytes.
 const QUOTE_MAX_BYTES: usize = 2000;
+
+/// A result as JSON. That it cannot be made is a bug of ours.
+pub(crate) fn to_value(result: impl Serialize) -> Result<Value, ErrorObjectOwned> {
+    serde_json::to_value(result).map_err(|fault| error(INTERNAL_ERROR_CODE, format!("Internal error: {fault}")))
+}
 
 /// The answer to a call whose task has ended without one: a bug of ours.
 pub(crate) fn failed(fault: &JoinError) -> ErrorObjectOwned {
