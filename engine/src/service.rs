@@ -23,7 +23,7 @@ use crate::id::Id;
 use crate::pool::layer_of;
 use crate::request::Request;
 use crate::run::{OutputSink, Preparation, Terms, program, run};
-use crate::session::{Backgrounds, Ended, Opening, Outputs, Session, Sessions};
+use crate::session::{Backgrounds, Ended, Opening, Outputs, Queued, Session, Sessions};
 use crate::stats::Counted;
 use crate::vm::Open;
 
@@ -59,8 +59,9 @@ impl Service {
         let outputs = Outputs::new(&request.input.outputs)?;
         if let Some(id) = &request.input.session_id {
             let session = self.sessions.find(id)?;
+            let queued = session.line_up(&request.input);
             self.extend_for(&session, &request.input, sink).await?;
-            return self.call(&session, accepted, request, outputs, sink).await;
+            return self.call(&session, (accepted, queued), request, outputs, sink).await;
         }
         if !(request.files.is_empty() && outputs.is_empty()) {
             return self.execute_with_files(accepted, request, outputs, sink).await;
@@ -106,7 +107,8 @@ impl Service {
         let id = Id::new("v").map_err(ExecuteError::random)?;
         let session = Arc::new(Session::open(id, acquired.vm, opening, &self.runs, ()));
         let _own = EndWith(session.clone());
-        let mut outcome = self.call(&session, accepted, request, outputs, sink).await?;
+        let queued = session.line_up(&request.input);
+        let mut outcome = self.call(&session, (accepted, queued), request, outputs, sink).await?;
         outcome.not_imported = not_imported;
         Ok(outcome)
     }
@@ -115,7 +117,7 @@ impl Service {
     async fn call(
         &self,
         session: &Arc<Session>,
-        accepted: Instant,
+        (accepted, queued): (Instant, Queued),
         request: Request,
         outputs: Outputs,
         sink: &mut dyn OutputSink,
@@ -123,7 +125,7 @@ impl Service {
         let input = &request.input;
         let _activity = self.vms.host.pool.begin(input.language, layer_of(session.environment().as_ref()));
         let (timeout, language) = (Duration::from_secs(input.timeout_seconds()), input.language);
-        let call = session.start(accepted, request).await?;
+        let call = session.start(accepted, queued, request).await?;
         let _turn = call.turn();
         let _running = Counted::new(&self.vms.stats.running);
         let mut outcome = told_of_memory(call.run(Terms::of_call(timeout), sink).await, session.memory_mb)?;
@@ -179,19 +181,20 @@ impl Service {
     ) -> Result<RunStarted, ExecuteError> {
         let accepted = Instant::now();
         let input = &request.input;
-        let (session, own) = match &input.session_id {
+        let (session, queued, own) = match &input.session_id {
             Some(id) => {
                 let session = self.sessions.find(id)?;
+                let queued = session.line_up(input);
                 self.extend_for(&session, input, sink).await?;
-                (session, None)
+                (session, queued, None)
             }
             None => {
                 let session = self.open_session(accepted, &opening_for(input), sink).await?;
-                (session.clone(), Some(EndWith(session)))
+                (session.clone(), session.line_up(input), Some(EndWith(session)))
             }
         };
         let timeout = Duration::from_secs(input.timeout_seconds());
-        let call = session.start(accepted, request).await?;
+        let call = session.start(accepted, queued, request).await?;
         let run_id = self.backgrounds.begin(call, timeout, move || drop(own))?;
         Ok(RunStarted { run_id })
     }

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::Backend;
 use crate::mcp::log::Log;
 use crate::mcp::protocol::Connection;
+use crate::rpc::arrival::Arrival;
 use crate::rpc::outbox::Outbox;
 
 /// One for each request. Cheap to clone.
@@ -21,6 +22,8 @@ pub(crate) struct CallContext {
     pub(crate) log: Log,
     /// Whether the request came in a batch.
     pub(crate) is_in_batch: bool,
+    /// Its place among the requests that came in.
+    pub(crate) arrival: Arrival,
     /// Cancelled when the client does not want the answer any more.
     pub(crate) cancel: CancellationToken,
 }

@@ -21,6 +21,7 @@ mod rpc;
 
 mod settings;
 mod share;
+mod steady;
 
 mod ulimits;
 

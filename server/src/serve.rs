@@ -22,6 +22,7 @@ use crate::context::CallContext;
 use crate::mcp::log::Log;
 use crate::mcp::protocol::Connection;
 use crate::methods::{DISCOVER, INITIALIZE, dispatch, table, takes_time};
+use crate::rpc::arrival::Entrance;
 use crate::rpc::calls::{Calls, Kind};
 use crate::rpc::framing::{Frame, MessageDecoder};
 use crate::rpc::message::{self, Call, Incoming, Parsed, RequestId, RequestKey, error, respond};
@@ -90,6 +91,7 @@ async fn serve(settings: Settings, log: Log) -> anyhow::Result<()> {
         outbox,
         log,
         calls: Calls::default(),
+        entrance: Entrance::default(),
         tasks: JoinSet::new(),
         has_handshake: false,
         input_fault: None,
@@ -155,6 +157,7 @@ struct Server {
     outbox: Outbox,
     log: Log,
     calls: Calls,
+    entrance: Entrance,
     /// Answers on their way: each is worked on, then waits for room to go out.
     tasks: JoinSet<()>,
     /// Whether a client has introduced itself: then it is gone when its input ends, and its runs with it, while `echo` still
@@ -292,6 +295,7 @@ impl Server {
             outbox: self.outbox.clone(),
             log: self.log.clone(),
             is_in_batch,
+            arrival: self.entrance.arrive(),
             cancel: live.cancel.clone(),
         };
         let methods = self.methods.clone();

@@ -1,6 +1,7 @@
 //! Files that go into a VM and come out of it, and folders of the host that they may come from and go to.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -303,6 +304,15 @@ fn a_file_that_changes_while_it_is_read_is_an_error() {
     let out = json!({"path": "out", "host_path": dir.path().join("out")});
     session.refuse("read_file", out, "it was changed meanwhile");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "half a file is there");
+
+    let log = dir.path().join("log");
+    fs::File::create(&log).unwrap().set_len(150_000_000).unwrap();
+    session.server.send(&tool(1, "write_file", session.named(json!({"path": "log", "host_path": log}))));
+    std::thread::sleep(Duration::from_millis(100));
+    fs::OpenOptions::new().append(true).open(&log).unwrap().write_all(b"more\n").unwrap();
+    let (code, message) = fault(&session.server.receive());
+    assert_eq!((code.as_str(), message.as_str()), ("invalid_input", "host_path: it was changed while it was read"));
+    assert_eq!(session.run("shell", "ls log")["exit_code"], 2, "half a file is there");
 }
 
 #[test]

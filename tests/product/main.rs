@@ -32,6 +32,7 @@ mod lifecycle;
 mod limits;
 mod making;
 mod mixed;
+mod order;
 mod own_qemu;
 mod packages;
 mod plain;

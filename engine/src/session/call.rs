@@ -9,7 +9,6 @@ use futures_util::FutureExt;
 use sandbox_schemas::outcome::ExecuteOutcome;
 use sandbox_schemas::wire::{GuestFrame, HostFrame, RunId};
 use tokio::runtime::Handle;
-use tokio::sync::OwnedMutexGuard;
 use tokio::sync::mpsc::Receiver;
 
 use crate::acquire::START_DEADLINE;
@@ -17,6 +16,7 @@ use crate::error::VmError;
 use crate::qemu::starved;
 use crate::run::{OutputSink, Preparation, Started, Terms, Unheard, run};
 use crate::session::owner::{Command, Commands, listening};
+use crate::session::queue::Turn;
 use crate::session::state::{Ended, InUse, State};
 use crate::vm::Program;
 use crate::wire::{encode, unexpected};
@@ -40,9 +40,6 @@ pub(crate) struct Call {
     /// Whether its caller has left it already.
     is_left: bool,
 }
-
-/// The right to use an interpreter that stays. It is passed on when nobody holds it any more.
-pub(super) type Turn = Arc<OwnedMutexGuard<()>>;
 
 /// What ties a call to its session.
 #[derive(Debug)]

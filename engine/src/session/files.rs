@@ -62,12 +62,13 @@ impl Transfer {
             GuestFrame::Started(_) => {}
             other => return Err(ExecuteError::before_run(unexpected("started", &other))),
         }
-        let mut under_way = 0_u64;
+        let (mut sent, mut under_way) = (0_u64, 0_u64);
         loop {
             let mut bytes = Vec::with_capacity(INPUT_CHUNK_MAX_BYTES);
             let mut limited = (&mut source).take(INPUT_CHUNK_MAX_BYTES as u64);
             limited.read_to_end(&mut bytes).await.map_err(|error| source_fault(&error))?;
             let is_last = bytes.len() < INPUT_CHUNK_MAX_BYTES;
+            sent += bytes.len() as u64;
             under_way += bytes.len() as u64;
             let frame =
                 encode(&HostFrame::Input { run: self.run, bytes, is_last }).map_err(ExecuteError::before_run)?;
@@ -76,15 +77,20 @@ impl Transfer {
                 match self.next().await? {
                     // One that takes nothing could say so for ever.
                     GuestFrame::Taken { bytes: bytes @ 1.., .. } if bytes <= under_way => under_way -= bytes,
-                    GuestFrame::Transferred { size, .. } if is_last => return Ok(size),
+                    GuestFrame::Transferred { size, .. } if is_last && size == sent => return Ok(size),
                     other => return Err(ExecuteError::before_run(unexpected("that a file was taken", &other))),
                 }
             }
         }
     }
 
-    /// Takes `most` bytes of a file; its whole size.
-    pub(super) async fn fetch(mut self, most: u64, mut to: impl AsyncWrite + Unpin) -> Result<u64, ExecuteError> {
+    /// Takes the bytes of a file from `offset` on, `most` at most; its whole size.
+    pub(super) async fn fetch(
+        mut self,
+        offset: u64,
+        most: u64,
+        mut to: impl AsyncWrite + Unpin,
+    ) -> Result<u64, ExecuteError> {
         match self.next().await? {
             GuestFrame::Started(_) => {}
             other => return Err(ExecuteError::before_run(unexpected("started", &other))),
@@ -104,8 +110,10 @@ impl Transfer {
                         self.tell(Command::Grant { run, bytes, frames });
                     }
                 }
-                GuestFrame::Transferred { size, .. } => return Ok(size),
-                other => return Err(ExecuteError::before_run(unexpected("a file", &other))),
+                GuestFrame::Transferred { size, .. } if most - left == size.saturating_sub(offset).min(most) => {
+                    return Ok(size);
+                }
+                other => return Err(ExecuteError::before_run(unexpected("all that was asked of a file", &other))),
             }
         }
     }

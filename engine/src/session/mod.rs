@@ -1,7 +1,7 @@
 //! Sessions: VMs that stay for several programs of one caller.
 //!
 //! ```text
-//! Sessions (ids, how many) --> Session (calls, turns) --> Call: one program, from its turn to its end
+//! Sessions (ids, how many) --> Session (calls, queue) --> Call: one program, from its turn to its end
 //!                                   |                       | ^
 //!                                   '--> Owner <------------' | frames of that program
 //!                                        (the VM, its wire) --'
@@ -24,12 +24,15 @@ mod outputs;
 mod contents;
 
 mod call;
+mod queue;
+
 mod owner;
 mod state;
 
 pub(crate) use background::Backgrounds;
 pub(crate) use contents::{is_picture, of_part as contents_of_part};
 pub(crate) use outputs::Outputs;
+pub(crate) use queue::Queued;
 pub(crate) use session::{Opening, Session};
 pub(crate) use sessions::Sessions;
 pub(crate) use state::Ended;

@@ -20,9 +20,10 @@ use crate::id::Id;
 use crate::qemu::private_memory_bytes;
 use crate::request::{FileSource, Request};
 use crate::run::Preparation;
-use crate::session::call::{Call, Link, Turn};
+use crate::session::call::{Call, Link};
 use crate::session::files::Transfer;
 use crate::session::owner::{self, Command, Commands};
+use crate::session::queue::{Queue, Queued};
 use crate::session::state::{Ended, InUse, State, lock};
 use crate::vm::{Open, Program};
 
@@ -60,8 +61,7 @@ pub(crate) struct Session {
     can_grow: bool,
     state: Arc<State>,
     commands: Commands,
-    /// Whose turn it is to use an interpreter that stays, in the order in which they came.
-    turns: HashMap<Language, Arc<tokio::sync::Mutex<()>>>,
+    queue: Queue,
     book: Mutex<Book>,
     runs: AtomicU64,
 }
@@ -94,19 +94,30 @@ impl Session {
             can_grow,
             commands: owner::spawn(vm, state.clone(), tasks, keep),
             state,
-            turns: Language::ALL.into_iter().map(|language| (language, Arc::default())).collect(),
+            queue: Queue::new(),
             book: Mutex::default(),
             runs: AtomicU64::new(0),
         }
     }
 
+    /// A program's place among those that come to this session.
+    pub(crate) fn line_up(&self, request: &ExecuteInput) -> Queued {
+        self.queue.line_up((!request.background).then_some(request.language))
+    }
+
     /// Hands a program over when its turn has come.
-    pub(crate) async fn start(&self, accepted: Instant, request: Request) -> Result<Call, ExecuteError> {
+    pub(crate) async fn start(
+        &self,
+        accepted: Instant,
+        queued: Queued,
+        request: Request,
+    ) -> Result<Call, ExecuteError> {
         let Request { input: request, files } = request;
         let in_use = self.state.begin_use();
-        let turn = match request.background {
-            true => None,
-            false => self.turn(request.language).await,
+        let turn = tokio::select! {
+            turn = queued.reached() => turn,
+            // No turn will come.
+            _ = self.state.has_ended() => None,
         };
         for file in files {
             self.store(file).await?;
@@ -132,15 +143,6 @@ impl Session {
             }
             (error, _) => ExecuteError::before_run(error),
         })
-    }
-
-    async fn turn(&self, language: Language) -> Option<Turn> {
-        let turn = self.turns.get(&language)?.clone();
-        tokio::select! {
-            turn = turn.lock_owned() => Some(Arc::new(turn)),
-            // No turn will come.
-            _ = self.state.has_ended() => None,
-        }
     }
 
     /// A request as the guest gets it.
@@ -180,6 +182,8 @@ impl Session {
     /// Puts a file into the VM; its size. It appears when it is whole.
     pub(crate) async fn store(&self, file: FileSource) -> Result<u64, ExecuteError> {
         let FileSource { path, executable, contents } = file;
+        let (before, _arriving) = (self.queue.line_up(None), self.queue.arriving());
+        before.reached().await;
         self.transfer(FileWish::Store { path, executable })?.store(contents).await
     }
 
@@ -191,12 +195,15 @@ impl Session {
         length: u64,
         to: impl AsyncWrite + Unpin,
     ) -> Result<u64, ExecuteError> {
+        self.queue.line_up(None).reached().await;
         let length = length.min(FILE_MAX_BYTES);
-        self.transfer(FileWish::Fetch { path, offset, length, window: OUTPUT_WINDOW_BYTES })?.fetch(length, to).await
+        let wish = FileWish::Fetch { path, offset, length, window: OUTPUT_WINDOW_BYTES };
+        self.transfer(wish)?.fetch(offset, length, to).await
     }
 
     /// What is in a folder, and whether there is more than is told.
     pub(crate) async fn list(&self, path: String, recursive: bool) -> Result<(Vec<Entry>, bool), ExecuteError> {
+        self.queue.line_up(None).reached().await;
         self.transfer(FileWish::List { path, recursive })?.list().await
     }
 

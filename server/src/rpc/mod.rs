@@ -4,6 +4,7 @@
 pub(crate) mod framing;
 pub(crate) mod message;
 
+pub(crate) mod arrival;
 pub(crate) mod calls;
 
 pub(crate) mod delivery;

@@ -25,7 +25,8 @@ pub(crate) async fn send_input(mut call: ToolCall) -> Result<CallToolResult, Too
     let input: SendInput = call.input(|| schema_for!(SendInput))?;
     input.validate().map_err(|error| invalid(error.to_string()))?;
     let engine = engine_for(&call.context).await?;
-    Ok(shown::result(call.results, engine.send_input(&input.run_id, &input.text, input.end)?))
+    let sending = async { engine.send_input(&input.run_id, &input.text, input.end) };
+    Ok(shown::result(call.results, call.context.arrival.begin(sending).await?))
 }
 
 pub(crate) async fn stop_run(mut call: ToolCall) -> Result<CallToolResult, ToolError> {

@@ -18,6 +18,10 @@ pub(crate) async fn call(mut call: ToolCall) -> Result<CallToolResult, ToolError
     let mut input: ExecuteInput = call.input(|| schema_for!(ExecuteInput))?;
     // Before the engine is asked for: bad input is bad input also where nothing is installed.
     input.validate().map_err(|error| invalid(error.to_string()))?;
+    let arrival = call.context.arrival.clone();
+    if input.session_id.is_none() {
+        arrival.let_pass();
+    }
     let _held = hold(&call.context, size_bytes(&input))?;
     let engine = engine_for(&call.context).await?;
 
@@ -32,10 +36,10 @@ pub(crate) async fn call(mut call: ToolCall) -> Result<CallToolResult, ToolError
     if background {
         // What it writes is for `get_run`; what is told here is of packages that are installed for it.
         let starting = |mut sink| async move { engine.execute_in_background(request, &mut sink, cancel).await };
-        return Ok(shown::result(call.results, progress::report(call.channel(), starting).await?));
+        return Ok(shown::result(call.results, arrival.begin(progress::report(call.channel(), starting)).await?));
     }
     let execution = |mut sink| async move { engine.execute(request, &mut sink, cancel).await };
-    let outcome = progress::report(call.channel(), execution).await?;
+    let outcome = arrival.begin(progress::report(call.channel(), execution)).await?;
     Ok(shown::result(call.results, Executed { outcome, timeout_seconds }))
 }
 

@@ -16,6 +16,7 @@ use tokio::io::AsyncWriteExt;
 use crate::context::CallContext;
 use crate::mcp::tool_error::ToolError;
 use crate::share;
+use crate::steady::Steady;
 use crate::tools::shown::{self, Block, Shown};
 use crate::tools::{ToolCall, engine_for, hold, invalid};
 
@@ -27,7 +28,8 @@ pub(crate) async fn write(mut call: ToolCall) -> Result<CallToolResult, ToolErro
     let _held = hold(context, file.inline_bytes())?;
     let engine = engine_for(context).await?;
     let source = source(context, file).await.map_err(invalid)?;
-    let written = engine.write_file(&session_id, source, context.cancel.clone()).await?;
+    let writing = engine.write_file(&session_id, source, context.cancel.clone());
+    let written = context.arrival.begin(writing).await?;
     Ok(shown::result(call.results, written))
 }
 
@@ -37,7 +39,7 @@ pub(crate) async fn read(mut call: ToolCall) -> Result<CallToolResult, ToolError
     let engine = engine_for(&call.context).await?;
     let read = match &input.host_path {
         Some(host_path) => put_on_host(&call.context, &engine, &input, host_path.clone()).await?,
-        None => engine.read_file(&input, call.context.cancel.clone()).await?,
+        None => call.context.arrival.begin(engine.read_file(&input, call.context.cancel.clone())).await?,
     };
     Ok(shown::result(call.results, read))
 }
@@ -46,7 +48,8 @@ pub(crate) async fn list(mut call: ToolCall) -> Result<CallToolResult, ToolError
     let input: ListInput = call.input(|| schema_for!(ListInput))?;
     input.validate().map_err(|error| invalid(error.to_string()))?;
     let engine = engine_for(&call.context).await?;
-    let listed = engine.list_files(&input, call.context.cancel.clone()).await?;
+    let listing = engine.list_files(&input, call.context.cancel.clone());
+    let listed = call.context.arrival.begin(listing).await?;
     Ok(shown::result(call.results, listed))
 }
 
@@ -62,7 +65,9 @@ pub(super) async fn source(context: &CallContext, file: FileInput) -> Result<Fil
         }
         (None, Some(host_path)) => {
             let shares = context.backend.shares();
-            Box::new(File::from_std(on_host(move || share::open(&shares, &host_path)).await?))
+            let open =
+                move || Steady::new(share::open(&shares, &host_path)?).map_err(|error| format!("host_path: {error}"));
+            Box::new(on_host(open).await?)
         }
         (None, None) => Box::new(Cursor::new(text.unwrap_or_default())),
     };
@@ -78,7 +83,8 @@ async fn put_on_host(
     let shares = context.backend.shares();
     let incoming = on_host(move || share::create(&shares, &host_path)).await.map_err(invalid)?;
     let mut file = File::from_std(incoming.file().map_err(invalid)?);
-    let read = engine.fetch_file(input, &mut file, context.cancel.clone()).await?;
+    let fetching = engine.fetch_file(input, &mut file, context.cancel.clone());
+    let read = context.arrival.begin(fetching).await?;
     let fault = |error: std::io::Error| invalid(format!("host_path: {error}"));
     file.flush().await.map_err(fault)?;
     on_host(move || incoming.finish()).await.map_err(invalid)?;

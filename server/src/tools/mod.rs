@@ -69,8 +69,16 @@ pub(crate) fn takes_time(name: &str) -> bool {
     matches!(name, EXECUTE_CODE | OPEN_SESSION | GET_RUN | STOP_RUN | WRITE_FILE | READ_FILE | INSTALL_PACKAGES)
 }
 
+/// Whether calls of a tool are about something that stays, so that one can be about what the one before it did.
+fn is_about_what_stays(name: &str) -> bool {
+    matches!(name, EXECUTE_CODE | CLOSE_SESSION | SEND_INPUT | WRITE_FILE | READ_FILE | LIST_FILES)
+}
+
 /// Calls a tool; `None` when there is none of that name.
 pub(crate) async fn call(name: &str, call: ToolCall) -> Option<Result<CallToolResult, ToolError>> {
+    if !is_about_what_stays(name) {
+        call.context.arrival.let_pass();
+    }
     Some(match name {
         EXECUTE_CODE => execute_code::call(call).await,
         OPEN_SESSION => session::open(call).await,

@@ -21,7 +21,8 @@ pub(crate) async fn open(mut call: ToolCall) -> Result<CallToolResult, ToolError
 pub(crate) async fn close(mut call: ToolCall) -> Result<CallToolResult, ToolError> {
     let CloseInput { session_id } = call.input(|| schema_for!(CloseInput))?;
     let engine = engine_for(&call.context).await?;
-    Ok(shown::result(call.results, engine.close_session(&session_id).await?))
+    let closing = engine.close_session(&session_id);
+    Ok(shown::result(call.results, call.context.arrival.begin(closing).await?))
 }
 
 impl Shown for OpenOutcome {
