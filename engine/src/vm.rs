@@ -307,6 +307,30 @@ impl Ready {
         }
     }
 
+    /// Says what is wished for of files, and waits until so many wishes are fulfilled.
+    pub(crate) async fn rehearse_files(
+        mut self,
+        wishes: &[u8],
+        count: usize,
+        deadline: Duration,
+    ) -> Result<Ready, VmError> {
+        let process = self.machine.process_id();
+        let transfers = async {
+            self.machine.send(wishes).await?;
+            let mut left = count;
+            while left > 0 {
+                match self.machine.receive().await? {
+                    GuestFrame::Transferred { .. } => left -= 1,
+                    GuestFrame::Started(_) | GuestFrame::Taken { .. } => {}
+                    GuestFrame::Output { .. } | GuestFrame::Listed { .. } => {}
+                    other => return Err(unexpected("files", &other)),
+                }
+            }
+            Ok(())
+        };
+        within_time_of_its_own(process, deadline, transfers).await.map(|()| self)
+    }
+
     /// Leaves it alone for a while. A guest that says something then, or ends, is of no use.
     pub(crate) async fn rest(mut self, time: Duration) -> Result<Ready, VmError> {
         match tokio::time::timeout(time, self.machine.receive()).await {

@@ -152,6 +152,7 @@ function warmUp() {
   void require('node:util').inspect({ a: [1, 'x', new Map()] });
   void new vm.Script('(async () => { await 1; })()').runInThisContext();
   void Module.createRequire('/workspace/');
+  for (const source of ["import a, { b } from 'node:fs'", '{ a: 1 }']) void errorOf(asCall(source));
 }
 
 function garbageCollector() {

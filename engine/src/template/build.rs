@@ -78,6 +78,10 @@ async fn try_build(qemu: &Qemu, spec: &LaunchSpec, exercised: &[Language]) -> Re
     let (keep, gone) = oneshot::channel::<()>();
     let deadline = spec.boot_deadline();
     let mut vm = Booting::launch(qemu, &spec, hello, keep).await?.ready(deadline).await?;
+    if !exercised.is_empty() {
+        let (frames, transfers) = rehearsal::files()?;
+        vm = vm.rehearse_files(&frames, transfers, REHEARSAL_DEADLINE).await?;
+    }
     // The short ones come last, so that an interpreter is left as it is found by programs that do little.
     for program in rehearsal::exercises(exercised).chain(rehearsal::before_saving()) {
         vm = vm.rehearse(&program?, REHEARSAL_DEADLINE).await?;

@@ -5,12 +5,13 @@
 //! numbers that clones would all go on from: what has to is done in a process that ends, or, in Node.js, not at all.
 
 use sandbox_schemas::language::Language;
-use sandbox_schemas::limits::{MEMORY_MAX_MB, STDERR_MAX_BYTES, STDOUT_MAX_BYTES};
-use sandbox_schemas::wire::{Execute, Kind};
+use sandbox_schemas::limits::{MEMORY_DEFAULT_MB, MEMORY_MAX_MB, STDERR_MAX_BYTES, STDOUT_MAX_BYTES};
+use sandbox_schemas::wire::{Execute, FileWish, HostFrame, Kind};
 
 use crate::error::VmError;
 use crate::run::ONLY_RUN;
 use crate::vm::Program;
+use crate::wire::encode;
 
 /// A short program: what all programs do. Every clone that waits in the pool has rehearsed it.
 struct Rehearsal {
@@ -64,10 +65,33 @@ pub(crate) fn exercises(languages: &[Language]) -> impl Iterator<Item = Result<P
     wanted.map(|&(language, code)| program(language, code.to_owned()))
 }
 
+/// Where the file is put that comes and goes; the shell's long rehearsal removes it.
+const FILE: &str = "/tmp/rehearsal-file";
+
+/// A file that comes, one that goes and a folder that is listed, and how many things that is.
+pub(crate) fn files() -> Result<(Vec<u8>, usize), VmError> {
+    let memory_bytes = MEMORY_DEFAULT_MB * 1024 * 1024;
+    let wishes = [
+        FileWish::Store { path: FILE.into(), executable: true },
+        FileWish::Fetch { path: FILE.into(), offset: 0, length: u64::MAX, window: u64::MAX },
+        FileWish::List { path: "/tmp".into(), recursive: true },
+    ];
+    let count = wishes.len();
+    let mut frames = Vec::new();
+    for (run, wish) in (1..).zip(wishes) {
+        let has_input = matches!(wish, FileWish::Store { .. });
+        frames.extend(encode(&HostFrame::File { run, memory_bytes, wish })?);
+        if has_input {
+            frames.extend(encode(&HostFrame::Input { run, bytes: b"a file\n".repeat(1000), is_last: true })?);
+        }
+    }
+    Ok((frames, count))
+}
+
 /// The sources of it all.
 pub(crate) fn sources() -> impl Iterator<Item = String> {
     let short = REHEARSALS.iter().map(|rehearsal| format!("{} times {}", rehearsal.times, rehearsal.code));
-    short.chain(EXERCISES.iter().map(|(_, code)| (*code).to_owned()))
+    short.chain(EXERCISES.iter().map(|(_, code)| (*code).to_owned())).chain([FILE.into()])
 }
 
 /// A program of ours, after which its interpreter waits for another.

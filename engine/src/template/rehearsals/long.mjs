@@ -6,6 +6,8 @@ import { EventEmitter, once } from 'node:events';
 import fs, { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { readFile, writeFile } from 'node:fs/promises';
 import 'node:http';
+import { Session } from 'node:inspector';
+import { Socket } from 'node:net';
 import os from 'node:os';
 import path, { join } from 'node:path';
 import { performance } from 'node:perf_hooks';
@@ -15,6 +17,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { URL, fileURLToPath, pathToFileURL } from 'node:url';
 import { format, inspect, promisify } from 'node:util';
 import 'node:worker_threads';
+import vm from 'node:vm';
 import { gzipSync } from 'node:zlib';
 
 class Shape {
@@ -155,8 +158,42 @@ async function readAll(stream) {
   return Buffer.concat(chunks);
 }
 
+/** How the calls of a session are compiled. Nothing is declared: the next program would find it. */
+async function calls() {
+  const heed = () => {};
+  for (const event of ['SIGINT', 'uncaughtException']) process.on(event, heed).off(event, heed);
+  const session = new Session();
+  session.connect();
+  const ask = (method, parameters) => new Promise((resolve) => session.post(method, parameters, (_, reply) => resolve(reply)));
+  const evaluate = (expression) => ask('Runtime.evaluate', { expression, replMode: true, awaitPromise: true });
+  for (const source of ['6 * 7', '[1, { a: await 2 }]', 'null.x', '(', "await import('node:fs')", '10n', 'for (const x of [1]) console.log(x)']) {
+    const { result } = await new Promise((resolve) => {
+      globalThis.rehearse = () => resolve(evaluate(source));
+      new vm.Script('rehearse()').runInThisContext({ breakOnSigint: true });
+    });
+    const { objectId } = result;
+    if (objectId === undefined) continue;
+    await ask('Runtime.callFunctionOn', { objectId, functionDeclaration: 'function () { globalThis.rehearsed = this; }' });
+    await ask('Runtime.releaseObject', { objectId });
+    console.log(globalThis.rehearsed);
+  }
+  delete globalThis.rehearse;
+  delete globalThis.rehearsed;
+  session.disconnect();
+  // How they are told of.
+  const fifo = '/tmp/rehearsal-fifo';
+  execFileSync('mkfifo', [fifo]);
+  spawn('sh', ['-c', `for i in 1 2 3; do echo $i; sleep 0.005; done > ${fifo}`], { stdio: 'ignore' });
+  const pipe = new Socket({ fd: fs.openSync(fifo), readable: true, writable: false });
+  pipe.on('data', (chunk) => console.log(chunk.latin1Slice()));
+  await once(pipe, 'end');
+  rmSync(fifo);
+}
+
 values();
 errors();
 files();
 await waiting();
+await calls();
+await calls();
 console.log((await import('node:fs')).default === fs, import.meta.url.length > 0);

@@ -30,4 +30,6 @@ printf 'all:\n\t@echo made\n' > Makefile && make -s
 python3 -c 'import json, sys; print(json.dumps({"a": 1}))'; echo 'print("script", 6 * 7)' > a.py && python3 a.py
 # A bash that rehearses stays, so that it does not come to what it does last: open its script, and end.
 echo 'echo $((6 * 7))' > script && bash script && sh script
+# Where a file was put (rehearsal.rs).
+rm -f /tmp/rehearsal-file
 cat /nowhere 2>&1 || echo "failed with $?"
