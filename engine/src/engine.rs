@@ -299,14 +299,15 @@ impl Engine {
         unless(&cancel, self.0.execute_in_background(request, sink), ExecuteError::Cancelled).await
     }
 
-    /// What has become of a program in the background. Waits for news, if there are none.
+    /// What has become of a program in the background, with up to `most` bytes of its output. Waits for news, if there are none.
     pub async fn background_run(
         &self,
         id: &str,
         since: Option<u64>,
+        most: usize,
         wait: Duration,
     ) -> Result<RunReport, ExecuteError> {
-        Ok(self.0.backgrounds.find(id)?.report(since, wait).await)
+        Ok(self.0.backgrounds.find(id)?.report(since, most, wait).await)
     }
 
     /// Writes to the standard input of a program in the background.
@@ -314,9 +315,14 @@ impl Engine {
         self.0.backgrounds.find(id)?.send_input(text, is_last)
     }
 
+    /// Keeps the output of a program that has ended for some minutes, as that of one in the background. What it is named by.
+    pub fn keep_output(&self, outcome: ExecuteOutcome) -> Result<String, ExecuteError> {
+        self.0.backgrounds.keep(outcome)
+    }
+
     /// Ends a program in the background.
-    pub async fn stop_run(&self, id: &str) -> Result<RunReport, ExecuteError> {
-        Ok(self.0.backgrounds.find(id)?.stop().await)
+    pub async fn stop_run(&self, id: &str, most: usize) -> Result<RunReport, ExecuteError> {
+        Ok(self.0.backgrounds.find(id)?.stop(most).await)
     }
 
     /// Installs packages, and makes the template that has them. What is installed already is only looked up.

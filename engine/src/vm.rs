@@ -6,6 +6,8 @@
 //!    '---------------------------------start------------------------'--> Running --> destroyed
 //! ```
 
+mod rehearsing;
+
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -15,11 +17,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use futures_util::FutureExt;
 use sandbox_schemas::image::BootImage;
 use sandbox_schemas::language::Language;
-use sandbox_schemas::limits::{STDERR_MAX_BYTES, STDOUT_MAX_BYTES};
-use sandbox_schemas::wire::{Execute, Exit, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION, Role, RunId, Stream};
+use sandbox_schemas::wire::{Execute, GuestFrame, Hello, HostFrame, PROTOCOL_VERSION, Role, RunId};
 use sandbox_store::{limits_behind_words, limits_too_low};
 
-use crate::capture::Capture;
 use crate::error::VmError;
 use crate::id;
 use crate::qemu::{LaunchSpec, Monitor, Qemu, QemuProcess, starved};
@@ -268,69 +268,6 @@ impl Booting {
 }
 
 impl Ready {
-    /// Runs a program of ours in the interpreter that will run the next one.
-    pub(crate) async fn rehearse(self, program: &Program, deadline: Duration) -> Result<Ready, VmError> {
-        self.rehearse_to_hear(program, deadline, &mut String::new()).await
-    }
-
-    /// The same; what it writes to stdout is in `heard`, also when it fails.
-    pub(crate) async fn rehearse_to_hear(
-        mut self,
-        program: &Program,
-        deadline: Duration,
-        heard: &mut String,
-    ) -> Result<Ready, VmError> {
-        let (mut stdout, mut stderr) = (Capture::new(STDOUT_MAX_BYTES), Capture::new(STDERR_MAX_BYTES));
-        let process = self.machine.process_id();
-        let rehearsal = async {
-            self.machine.send(&program.0).await?;
-            match self.machine.receive().await? {
-                GuestFrame::Started(_) => {}
-                other => return Err(unexpected("started", &other)),
-            }
-            loop {
-                match self.machine.receive().await? {
-                    GuestFrame::Output { stream: Stream::Stdout, bytes, .. } => heard.push_str(stdout.push(&bytes)),
-                    GuestFrame::Output { stream: Stream::Stderr, bytes, .. } => drop(stderr.push(&bytes)),
-                    GuestFrame::Finished(finished) => return Ok(finished.exit),
-                    other => return Err(unexpected("output", &other)),
-                }
-            }
-        };
-        match within_time_of_its_own(process, deadline, rehearsal).await? {
-            Exit::Code(0) => Ok(self),
-            exit => {
-                let last_words = stderr.finish(0).text;
-                let last_line = last_words.trim_end().lines().next_back().unwrap_or_default();
-                Err(VmError::Guest(format!("a rehearsal ended with {exit:?}: {last_line}")))
-            }
-        }
-    }
-
-    /// Says what is wished for of files, and waits until so many wishes are fulfilled.
-    pub(crate) async fn rehearse_files(
-        mut self,
-        wishes: &[u8],
-        count: usize,
-        deadline: Duration,
-    ) -> Result<Ready, VmError> {
-        let process = self.machine.process_id();
-        let transfers = async {
-            self.machine.send(wishes).await?;
-            let mut left = count;
-            while left > 0 {
-                match self.machine.receive().await? {
-                    GuestFrame::Transferred { .. } => left -= 1,
-                    GuestFrame::Started(_) | GuestFrame::Taken { .. } => {}
-                    GuestFrame::Output { .. } | GuestFrame::Listed { .. } => {}
-                    other => return Err(unexpected("files", &other)),
-                }
-            }
-            Ok(())
-        };
-        within_time_of_its_own(process, deadline, transfers).await.map(|()| self)
-    }
-
     /// Leaves it alone for a while. A guest that says something then, or ends, is of no use.
     pub(crate) async fn rest(mut self, time: Duration) -> Result<Ready, VmError> {
         match tokio::time::timeout(time, self.machine.receive()).await {

@@ -1,5 +1,6 @@
-//! One stream of a program: read as it comes, sent up to a cap, counted to the end.
+//! One stream of a program: read as it comes, sent up to a cap, counted to the end, which is sent as well.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ pub(crate) struct Output {
     stream: Stream,
     pipe: Option<OwnedFd>,
     cap: u64,
+    /// The last of what came after the cap, at most half as much as that: a program says last what has come of it.
+    tail: VecDeque<u8>,
     /// All bytes that the program wrote, sent or not.
     pub(crate) bytes: u64,
     resting_until: Option<Instant>,
@@ -28,7 +31,7 @@ pub(crate) struct Output {
 
 impl Output {
     pub(crate) fn new(run: RunId, stream: Stream, pipe: OwnedFd, cap: u64) -> Self {
-        Output { run, stream, pipe: Some(pipe), cap, bytes: 0, resting_until: None }
+        Output { run, stream, pipe: Some(pipe), cap, tail: VecDeque::new(), bytes: 0, resting_until: None }
     }
 
     /// What to wait for: nothing once the stream has ended, or while it rests.
@@ -66,7 +69,19 @@ impl Output {
     pub(crate) fn drain(&mut self, port: &mut Port) -> Result<()> {
         let end = self.bytes + PIPE_BYTES as u64;
         while self.bytes < end && self.take_chunk(OUTPUT_CHUNK_MAX_BYTES, port)? > 0 {}
-        Ok(())
+        let tail = std::mem::take(&mut self.tail);
+        Vec::from(tail).chunks(OUTPUT_CHUNK_MAX_BYTES).try_for_each(|chunk| self.send(chunk.to_vec(), port))
+    }
+
+    fn send(&self, bytes: Vec<u8>, port: &mut Port) -> Result<()> {
+        port.send(&GuestFrame::Output { run: self.run, stream: self.stream, bytes })
+    }
+
+    /// Keeps the end of what is not sent as it comes.
+    fn keep(&mut self, bytes: &[u8]) {
+        let most = usize::try_from(self.cap / 2).unwrap_or(usize::MAX);
+        self.tail.extend(&bytes[bytes.len().saturating_sub(most)..]);
+        self.tail.drain(..self.tail.len().saturating_sub(most));
     }
 
     /// Bytes read; 0 when there are none, or no more.
@@ -81,9 +96,11 @@ impl Output {
             Ok(length) => {
                 let room = self.cap.saturating_sub(self.bytes);
                 self.bytes += length as u64;
-                chunk.truncate(length.min(usize::try_from(room).unwrap_or(usize::MAX)));
+                chunk.truncate(length);
+                let rest = chunk.split_off(length.min(usize::try_from(room).unwrap_or(usize::MAX)));
+                self.keep(&rest);
                 if !chunk.is_empty() {
-                    port.send(&GuestFrame::Output { run: self.run, stream: self.stream, bytes: chunk })?;
+                    self.send(chunk, port)?;
                 }
                 Ok(length)
             }

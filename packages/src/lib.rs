@@ -15,7 +15,7 @@ mod reason;
 pub use reason::Reason;
 
 mod meant;
-pub use meant::Meant;
+pub use meant::{Meant, project_of};
 
 mod python;
 

@@ -60,6 +60,17 @@ pub(crate) fn something_else(language: Language, specifier: &str) -> Option<Mean
     }
 }
 
+/// The project that has a module, where that is known: of its name, or another.
+pub fn project_of(language: Language, module: &str) -> Option<String> {
+    if language == Language::Python
+        && let Some(project) = MODULES.get(&module.to_ascii_lowercase())
+    {
+        return Some((*project).to_owned());
+    }
+    let name = normalise(language, module).ok()?;
+    allowlist::is_known(language, &name).then(|| name.to_string())
+}
+
 fn python(specifier: &str) -> Option<Meant> {
     let name = normalise(Language::Python, specifier).ok()?;
     let is_project = allowlist::is_known(Language::Python, &name);

@@ -101,6 +101,9 @@ pub struct RunReport {
     pub dropped_bytes: u64,
     /// What to give as `since` for what comes after this.
     pub next: u64,
+    /// Bytes of output that come after this and are there already.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unread_bytes: u64,
     /// Exit status of the program, as in `execute_code`; absent, as the rest, while it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "json-schema", schemars(with = "i32"))]
@@ -117,4 +120,8 @@ pub struct RunReport {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "json-schema", schemars(with = "String"))]
     pub lost: Option<String>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }

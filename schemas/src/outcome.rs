@@ -12,9 +12,9 @@ use crate::files::OutputFile;
 pub struct ExecuteOutcome {
     /// Exit status of the program: 0-255, 128+N when signal N ended it, -1 after a timeout.
     pub exit_code: i32,
-    /// Standard output as UTF-8, up to 1,000,000 bytes.
+    /// Standard output as UTF-8, up to 1,000,000 bytes: of more, the beginning, a line `[... N bytes left out ...]`, and the end.
     pub stdout: String,
-    /// Standard error as UTF-8, up to 100,000 bytes.
+    /// The same of standard error, up to 100,000 bytes.
     pub stderr: String,
     /// Whether the program was stopped because `timeout_seconds` had passed; the output until then is kept.
     pub timed_out: bool,

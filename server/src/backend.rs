@@ -73,6 +73,16 @@ impl Backend {
         self.settings.results.value
     }
 
+    /// Whether a tool is offered.
+    pub(crate) fn has_tool(&self, name: &str) -> bool {
+        self.settings.tools.value.has(name)
+    }
+
+    /// Characters of a program's output that a model is given at most.
+    pub(crate) fn max_output_chars(&self) -> usize {
+        self.settings.max_output_chars.value.get()
+    }
+
     /// Folders of the host that files are taken from and put to.
     pub(crate) fn shares(&self) -> Vec<Share> {
         self.settings.share.value.0.clone()

@@ -191,7 +191,7 @@ async fn discover(_: Request) -> RpcResult {
 }
 
 async fn list_tools(request: Request) -> RpcResult {
-    to_value(ListToolsResult::with_all_items(tools::list(request.results(), &request.context.backend.shares())))
+    to_value(ListToolsResult::with_all_items(tools::list(request.results(), &request.context.backend)))
 }
 
 async fn call_tool(request: Request) -> RpcResult {

@@ -91,16 +91,21 @@ sys.exit(len(open('/workspace/end').read()))
     let outcome = run("python", code, json!({}));
     assert_eq!((&outcome["exit_code"], &outcome["truncated"]), (&json!(7), &json!(true)));
     assert_eq!((&outcome["stdout_bytes"], &outcome["stderr_bytes"]), (&json!(3_500_000), &json!(150_000)));
-    assert_eq!(outcome["stdout"].as_str().unwrap().len(), 1_000_000);
-    assert_eq!(outcome["stderr"].as_str().unwrap().len(), 100_000);
+    let stdout = outcome["stdout"].as_str().unwrap();
+    let (head, tail) = stdout.split_once("\n[... 2500002 bytes left out ...]\n").unwrap();
+    assert!(head.chars().all(|c| c == 'é') && head.len() == 499_998 && tail == "ab".repeat(250_000), "{}", head.len());
+    let (head, tail) = outcome["stderr"].as_str().unwrap().split_once("\n[... 50003 bytes left out ...]\n").unwrap();
+    assert!((head.len(), tail.len()) == (49_997, 50_000));
     assert_eq!(outcome["invalid_utf8"], false, "a character was split");
 }
 
 #[test]
 fn a_gigabyte_on_one_line_is_counted() {
-    let outcome = run("shell", "head -c 300000000 /dev/zero", json!({"timeout_seconds": 120}));
-    assert_eq!((&outcome["exit_code"], &outcome["stdout_bytes"]), (&json!(0), &json!(300_000_000)));
-    assert_eq!(outcome["stdout"].as_str().unwrap().len(), 1_000_000);
+    let outcome = run("shell", "head -c 300000000 /dev/zero; echo RESULT", json!({"timeout_seconds": 120}));
+    assert_eq!((&outcome["exit_code"], &outcome["stdout_bytes"]), (&json!(0), &json!(300_000_007)));
+    let stdout = outcome["stdout"].as_str().unwrap();
+    assert!((999_990..1_000_050).contains(&stdout.len()), "{}", stdout.len());
+    assert!(stdout.ends_with("\0RESULT\n"), "its last words are lost");
 }
 
 #[test]

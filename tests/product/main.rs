@@ -44,6 +44,7 @@ mod sdks;
 mod sessions;
 mod settings;
 mod shell;
+mod shown;
 mod streaming;
 mod tasks;
 mod templates;

@@ -10,7 +10,7 @@ use crate::harness::{DEADLINE, Server, command, execute_request, pipe_through};
 
 /// A setting's values in a file, in the environment and as a flag, as TOML has them. Each differs from the next, and the
 /// first from the default where that does not depend on the machine.
-const SAMPLES: [(&str, [&str; 3]); 29] = [
+const SAMPLES: [(&str, [&str; 3]); 31] = [
     ("accel", [r#""kvm""#, r#""auto""#, r#""tcg""#]),
     ("require_kvm", ["true", "false", "true"]),
     ("qemu", [r#""/file/qemu""#, r#""/variable/qemu""#, r#""/flag/qemu""#]),
@@ -39,6 +39,8 @@ const SAMPLES: [(&str, [&str; 3]); 29] = [
     ("warm_sets", [r#""python numpy""#, r#""javascript lodash""#, r#""python a b>=2 | javascript c""#]),
     ("share", [r#""/file""#, r#""/variable | /other:rw""#, r#""/flag:rw""#]),
     ("results", [r#""model""#, r#""data""#, r#""model""#]),
+    ("tools", [r#""execute_code""#, r#""pool_status execute_code""#, r#""read_file""#]),
+    ("max_output_chars", ["1001", "1002", "1003"]),
     ("log", [r#""error""#, r#""info""#, r#""debug""#]),
 ];
 

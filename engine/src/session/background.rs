@@ -33,7 +33,8 @@ pub(crate) struct Background {
     progress: Mutex<Progress>,
     changed: Notify,
     stop: CancellationToken,
-    input: Input,
+    /// None of a program that has ended.
+    input: Option<Input>,
 }
 
 #[derive(Debug, Default)]
@@ -43,14 +44,33 @@ struct Progress {
 }
 
 /// The end of what a program has written. Bytes are counted from its beginning, both streams together.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Output {
     pieces: VecDeque<(Stream, String)>,
+    /// Bytes that are kept, at most.
+    most: usize,
     /// Where the first piece begins, and where the last one ends.
     begin: u64,
     end: u64,
     /// What was fetched already.
     fetched: u64,
+}
+
+/// What was fetched of it.
+#[derive(Debug, PartialEq, Eq)]
+struct Fetched {
+    stdout: String,
+    stderr: String,
+    /// Bytes before that which are gone.
+    dropped_bytes: u64,
+    /// Where it ends.
+    next: u64,
+}
+
+impl Default for Output {
+    fn default() -> Output {
+        Output { pieces: VecDeque::new(), most: BACKGROUND_OUTPUT_MAX_BYTES, begin: 0, end: 0, fetched: 0 }
+    }
 }
 
 impl Output {
@@ -61,29 +81,40 @@ impl Output {
             Some((last, piece)) if *last == stream && piece.len() < 4096 => piece.push_str(text),
             _ => self.pieces.push_back((stream, text.to_owned())),
         }
-        while self.end - self.begin > BACKGROUND_OUTPUT_MAX_BYTES as u64 {
+        while self.end - self.begin > self.most as u64 {
             let Some((_, piece)) = self.pieces.pop_front() else { return };
             self.begin += piece.len() as u64;
         }
     }
 
-    /// What comes behind `since`, or what is new; and how much of that is gone.
-    fn fetch(&mut self, since: Option<u64>) -> (String, String, u64) {
+    /// What comes behind `since`, or what is new, up to `most` bytes; and how much of that is gone.
+    fn fetch(&mut self, since: Option<u64>, most: usize) -> Fetched {
         let since = since.unwrap_or(self.fetched).min(self.end);
-        let (mut stdout, mut stderr) = (String::new(), String::new());
-        let mut at = self.begin;
+        let (mut stdout, mut stderr, mut left) = (String::new(), String::new(), most);
+        let (mut at, mut next) = (self.begin, since.max(self.begin));
         for (stream, piece) in &self.pieces {
-            let from = usize::try_from(since.saturating_sub(at)).unwrap_or(usize::MAX).min(piece.len());
+            let begin = at;
             at += piece.len() as u64;
+            if at <= next {
+                continue;
+            }
+            let from = usize::try_from(next - begin).unwrap_or(usize::MAX).min(piece.len());
             // A `since` of nobody's may be within a character.
             let from = (from..=piece.len()).find(|from| piece.is_char_boundary(*from)).unwrap_or(piece.len());
+            let to = piece.len().min(from.saturating_add(left));
+            let to = (from..=to).rev().find(|to| piece.is_char_boundary(*to)).unwrap_or(from);
             match stream {
-                Stream::Stdout => stdout.push_str(&piece[from..]),
-                Stream::Stderr => stderr.push_str(&piece[from..]),
+                Stream::Stdout => stdout.push_str(&piece[from..to]),
+                Stream::Stderr => stderr.push_str(&piece[from..to]),
+            }
+            left -= to - from;
+            next = begin + to as u64;
+            if to < piece.len() {
+                break;
             }
         }
-        self.fetched = self.end;
-        (stdout, stderr, self.begin.saturating_sub(since))
+        self.fetched = next;
+        Fetched { stdout, stderr, dropped_bytes: self.begin.saturating_sub(since), next }
     }
 }
 
@@ -112,7 +143,7 @@ impl Backgrounds {
             progress: Mutex::default(),
             changed: Notify::new(),
             stop: CancellationToken::new(),
-            input: call.input(),
+            input: Some(call.input()),
         });
         self.insert(id.clone(), background.clone());
         tokio::spawn(async move {
@@ -122,6 +153,19 @@ impl Backgrounds {
             background.changed.notify_waiters();
             at_end();
         });
+        Ok(id)
+    }
+
+    /// Keeps what a program has written that has ended, for who has not been given all of it. What it is named by.
+    pub(crate) fn keep(&self, outcome: ExecuteOutcome) -> Result<String, ExecuteError> {
+        let id = Id::new("r").map_err(ExecuteError::random)?.to_string();
+        let mut output = Output { most: usize::MAX, ..Output::default() };
+        output.push(Stream::Stdout, &outcome.stdout);
+        output.push(Stream::Stderr, &outcome.stderr);
+        let outcome = ExecuteOutcome { stdout: String::new(), stderr: String::new(), ..outcome };
+        let progress = Progress { output, ended: Some((Instant::now(), Ok(outcome))) };
+        let (changed, stop) = (Notify::new(), CancellationToken::new());
+        self.insert(id.clone(), Arc::new(Background { progress: Mutex::new(progress), changed, stop, input: None }));
         Ok(id)
     }
 
@@ -149,11 +193,11 @@ impl Backgrounds {
 }
 
 impl Background {
-    /// What it has written, and whether it has ended; waits for news of either, if there is none.
-    pub(crate) async fn report(&self, since: Option<u64>, wait: Duration) -> RunReport {
+    /// What it has written, up to `most` bytes of it, and whether it has ended; waits for news of either, if there is none.
+    pub(crate) async fn report(&self, since: Option<u64>, most: usize, wait: Duration) -> RunReport {
         let _ = tokio::time::timeout(wait, self.has_news(since)).await;
         let mut progress = lock(&self.progress);
-        let (stdout, stderr, dropped_bytes) = progress.output.fetch(since);
+        let Fetched { stdout, stderr, dropped_bytes, next } = progress.output.fetch(since, most);
         let ended = progress.ended.as_ref().map(|(_, ended)| ended);
         let outcome = ended.and_then(|ended| ended.as_ref().ok());
         RunReport {
@@ -161,7 +205,8 @@ impl Background {
             stdout,
             stderr,
             dropped_bytes,
-            next: progress.output.end,
+            next,
+            unread_bytes: progress.output.end - next,
             exit_code: outcome.map(|outcome| outcome.exit_code),
             timed_out: outcome.map(|outcome| outcome.timed_out),
             out_of_memory: outcome.map(|outcome| outcome.out_of_memory),
@@ -178,24 +223,26 @@ impl Background {
 
     /// Writes to its standard input.
     pub(crate) fn send_input(&self, text: &str, is_last: bool) -> Result<InputSent, ExecuteError> {
+        let ended = || ExecuteError::NotFound { reason: "run_id: the program has ended, and reads nothing".into() };
         if lock(&self.progress).ended.is_some() {
-            return Err(ExecuteError::NotFound { reason: "run_id: the program has ended, and reads nothing".into() });
+            return Err(ended());
         }
-        let unread = self.input.unread();
+        let input = self.input.as_ref().ok_or_else(ended)?;
+        let unread = input.unread();
         if unread as usize + text.len() > STDIN_MAX_BYTES {
             let reason =
                 format!("text: the program has not read {unread} bytes yet; {STDIN_MAX_BYTES} may wait for it");
             return Err(ExecuteError::Unread { reason });
         }
-        self.input.send(text.as_bytes(), is_last).map_err(ExecuteError::before_run)?;
-        Ok(InputSent { unread_bytes: self.input.unread() })
+        input.send(text.as_bytes(), is_last).map_err(ExecuteError::before_run)?;
+        Ok(InputSent { unread_bytes: input.unread() })
     }
 
     /// Has it end, and waits for that.
-    pub(crate) async fn stop(&self) -> RunReport {
+    pub(crate) async fn stop(&self, most: usize) -> RunReport {
         self.stop.cancel();
         self.until(|progress| progress.ended.is_some()).await;
-        self.report(None, Duration::ZERO).await
+        self.report(None, most, Duration::ZERO).await
     }
 
     async fn until(&self, is_so: impl Fn(&Progress) -> bool) {
@@ -216,18 +263,35 @@ impl Background {
 mod tests {
     use super::*;
 
+    fn fetched(stdout: &str, stderr: &str, next: u64) -> Fetched {
+        Fetched { stdout: stdout.into(), stderr: stderr.into(), dropped_bytes: 0, next }
+    }
+
     #[test]
     fn output_is_fetched_once_or_again_by_its_place() {
         let mut output = Output::default();
         output.push(Stream::Stdout, "one ");
         output.push(Stream::Stderr, "oops");
-        assert_eq!(output.fetch(None), ("one ".into(), "oops".into(), 0));
+        assert_eq!(output.fetch(None, 100), fetched("one ", "oops", 8));
         output.push(Stream::Stdout, "two\u{e9}");
-        assert_eq!(output.fetch(None), ("two\u{e9}".into(), String::new(), 0));
-        assert_eq!(output.fetch(None), (String::new(), String::new(), 0));
-        assert_eq!(output.fetch(Some(2)), ("e two\u{e9}".into(), "oops".into(), 0));
-        assert_eq!(output.fetch(Some(12)), (String::new(), String::new(), 0), "within a character");
-        assert_eq!(output.fetch(Some(u64::MAX)), (String::new(), String::new(), 0));
+        assert_eq!(output.fetch(None, 100), fetched("two\u{e9}", "", 13));
+        assert_eq!(output.fetch(None, 100), fetched("", "", 13));
+        assert_eq!(output.fetch(Some(2), 100), fetched("e two\u{e9}", "oops", 13));
+        assert_eq!(output.fetch(Some(12), 100), fetched("", "", 13), "within a character");
+        assert_eq!(output.fetch(Some(u64::MAX), 100), fetched("", "", 13));
+    }
+
+    #[test]
+    fn it_is_fetched_in_parts_none_of_which_ends_within_a_character() {
+        let mut output = Output::default();
+        output.push(Stream::Stdout, "one ");
+        output.push(Stream::Stderr, "oops");
+        output.push(Stream::Stdout, "\u{e9}\u{e9}");
+        assert_eq!(output.fetch(None, 3), fetched("one", "", 3));
+        assert_eq!(output.fetch(None, 3), fetched(" ", "oo", 6));
+        assert_eq!(output.fetch(None, 5), fetched("\u{e9}", "ps", 10));
+        assert_eq!(output.fetch(Some(1), 4), fetched("ne ", "o", 5));
+        assert_eq!(output.fetch(None, 100), fetched("\u{e9}\u{e9}", "ops", 12));
     }
 
     #[test]
@@ -235,8 +299,8 @@ mod tests {
         let mut output = Output::default();
         let line = "x".repeat(99) + "\n";
         (0..20_000).for_each(|_| output.push(Stream::Stdout, &line));
-        let (stdout, _, dropped) = output.fetch(None);
-        assert_eq!(stdout.len() as u64 + dropped, 2_000_000);
+        let Fetched { stdout, dropped_bytes, .. } = output.fetch(None, usize::MAX);
+        assert_eq!(stdout.len() as u64 + dropped_bytes, 2_000_000);
         assert!(stdout.len() <= BACKGROUND_OUTPUT_MAX_BYTES && stdout.len() > BACKGROUND_OUTPUT_MAX_BYTES - 8192);
         assert!(output.pieces.iter().map(|(_, piece)| piece.capacity()).sum::<usize>() < 3_000_000);
     }

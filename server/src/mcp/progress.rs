@@ -67,9 +67,9 @@ where
 pub(crate) struct Sink(Option<Gathered>);
 
 impl OutputSink for Sink {
-    fn output(&mut self, _: Stream, text: &str) {
+    fn output(&mut self, stream: Stream, text: &str) {
         if let Some(gathered) = &self.0 {
-            gathered.lock().text.push_str(text);
+            gathered.lock().told.push(stream, text);
         }
     }
 
@@ -85,18 +85,71 @@ struct Gathered(Arc<Mutex<Pile>>);
 #[derive(Debug, Default)]
 struct Pile {
     /// Bounded by the caps of the streams: the engine hands on no more than it keeps.
-    text: String,
+    told: Told,
     /// Whether the last notification still waits for the client to read.
     is_stuck: bool,
     /// Who waits for room.
     waker: Option<Waker>,
 }
 
+/// Text of both streams as it came.
+#[derive(Debug, Default)]
+struct Told {
+    text: String,
+    /// Whose it is: so many characters of one, then of the other.
+    streams: Vec<(Stream, usize)>,
+}
+
+impl Told {
+    fn push(&mut self, stream: Stream, text: &str) {
+        if text.is_empty() {
+            return;
+        }
+        self.text.push_str(text);
+        let characters = text.chars().count();
+        match self.streams.last_mut() {
+            Some((last, count)) if *last == stream => *count += characters,
+            _ => self.streams.push((stream, characters)),
+        }
+    }
+
+    /// Its beginning, so many characters at most, is taken out.
+    fn take(&mut self, most: usize) -> Told {
+        let end = self.text.char_indices().nth(most).map_or(self.text.len(), |(at, _)| at);
+        let mut taken = Told { text: self.text.drain(..end).collect(), streams: Vec::new() };
+        let mut left = most;
+        self.streams.retain_mut(|(stream, count)| {
+            let of_this = left.min(*count);
+            if of_this > 0 {
+                taken.streams.push((*stream, of_this));
+            }
+            left -= of_this;
+            *count -= of_this;
+            *count > 0
+        });
+        taken
+    }
+
+    /// What was taken out of it comes before all else again.
+    fn put_back(&mut self, mut taken: Told) {
+        taken.text.push_str(&self.text);
+        taken.streams.append(&mut self.streams);
+        *self = taken;
+    }
+
+    /// Of whom how many characters are, if not all is standard output.
+    fn streams(&self) -> Option<Vec<(&'static str, usize)>> {
+        let name = |stream| if stream == Stream::Stdout { "stdout" } else { "stderr" };
+        let is_mixed = self.streams.iter().any(|(stream, _)| *stream != Stream::Stdout);
+        is_mixed.then(|| self.streams.iter().map(|&(stream, count)| (name(stream), count)).collect())
+    }
+}
+
 impl Gathered {
     /// A client that does not read throttles its program. One that reads never does, however much there is.
     fn poll_ready(&self, context: &mut Context<'_>) -> Poll<()> {
         let mut pile = self.lock();
-        if pile.is_stuck && pile.text.len() >= BACKLOG_MAX_BYTES {
+        if pile.is_stuck && pile.told.text.len() >= BACKLOG_MAX_BYTES {
             pile.waker = Some(context.waker().clone());
             return Poll::Pending;
         }
@@ -104,19 +157,17 @@ impl Gathered {
     }
 
     /// What has come, up to one notification's worth.
-    fn take(&self) -> String {
-        let mut pile = self.lock();
-        let end = pile.text.char_indices().nth(MESSAGE_MAX_CHARS).map_or(pile.text.len(), |(at, _)| at);
-        pile.text.drain(..end).collect()
+    fn take(&self) -> Told {
+        self.lock().told.take(MESSAGE_MAX_CHARS)
     }
 
-    fn put_back(&self, text: &str) {
-        self.lock().text.insert_str(0, text);
+    fn put_back(&self, told: Told) {
+        self.lock().told.put_back(told);
     }
 
     /// Nobody will hear of it.
     fn hush(&self) {
-        self.lock().text.clear();
+        self.lock().told = Told::default();
         self.set_stuck(false);
     }
 
@@ -156,19 +207,19 @@ impl Reporter<'_> {
 
     /// Whether all that there is to say could be handed over.
     fn try_send(&mut self) -> bool {
-        let text = self.gathered.take();
-        if text.is_empty() {
+        let told = self.gathered.take();
+        if told.text.is_empty() {
             return true;
         }
-        let sent_characters = self.sent_characters + text.chars().count();
-        let params = self.channel.era.progress(&self.channel.token, sent_characters, &text);
+        let sent_characters = self.sent_characters + told.text.chars().count();
+        let params = self.channel.era.progress(&self.channel.token, sent_characters, &told.text, told.streams());
         let delivery = self.channel.outbox.try_send_revocable(notification("notifications/progress", &params));
         if delivery.is_some() {
             (self.sent_characters, self.last) = (sent_characters, delivery);
             return true;
         }
         // The client does not read fast enough: it gets more at once later.
-        self.gathered.put_back(&text);
+        self.gathered.put_back(told);
         false
     }
 

@@ -9,7 +9,7 @@ use rmcp::model::{
     ServerCapabilities, TASKS_EXTENSION_ID, ToolsCapability,
 };
 use sandbox_schemas::outcome::ErrorCode;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::mcp::log::Level;
@@ -102,6 +102,22 @@ fn missing(keys: &[&str]) -> ErrorObjectOwned {
     error(INVALID_PARAMS_CODE, format!("Invalid params: missing {}", fields.join(" and ")))
 }
 
+/// A notification of progress, and whose text is in it.
+#[derive(Debug, Serialize)]
+pub(crate) struct ToldProgress {
+    #[serde(flatten)]
+    params: ProgressNotificationParam,
+    #[serde(rename = "_meta", skip_serializing_if = "Option::is_none")]
+    meta: Option<ProgressMeta>,
+}
+
+#[derive(Debug, Serialize)]
+struct ProgressMeta {
+    /// How many characters of the message are whose, in their order.
+    #[serde(rename = "sandbox-mcp/streams")]
+    streams: Vec<(&'static str, usize)>,
+}
+
 impl Era {
     /// Who reads results: whoever introduces itself has a model behind it, a bare request comes from a program.
     pub(crate) fn results(&self) -> Results {
@@ -138,9 +154,18 @@ impl Era {
     }
 
     /// A notification of progress. The first version had no text in it.
-    pub(crate) fn progress(&self, token: &ProgressToken, progress: usize, text: &str) -> ProgressNotificationParam {
+    pub(crate) fn progress(
+        &self,
+        token: &ProgressToken,
+        progress: usize,
+        text: &str,
+        streams: Option<Vec<(&'static str, usize)>>,
+    ) -> ToldProgress {
         let params = ProgressNotificationParam::new(token.clone(), progress as f64);
-        if self.is_before(&ProtocolVersion::V_2025_03_26) { params } else { params.with_message(text) }
+        if self.is_before(&ProtocolVersion::V_2025_03_26) {
+            return ToldProgress { params, meta: None };
+        }
+        ToldProgress { params: params.with_message(text), meta: streams.map(|streams| ProgressMeta { streams }) }
     }
 
     /// An error of a tool is a result, which models read. Before 2025-11-25 invalid arguments were the protocol's error.

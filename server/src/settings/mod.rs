@@ -29,7 +29,7 @@ pub(crate) use value::Results;
 
 use crate::share::Share;
 use sources::Sources;
-use value::{LogFilter, Name, Names, Number, PackageSets, PackageSources, Prefix, RegistryUrl, Shares, Value};
+use value::{LogFilter, Name, Names, Number, PackageSets, PackageSources, Prefix, RegistryUrl, Shares, Tools, Value};
 
 /// A setting's value, and who has set it.
 #[derive(Debug, Clone)]
@@ -202,6 +202,12 @@ settings! {
 
     /// What a result is: `model`, what a person would see in a terminal, and figures in `_meta`; `data`, fields for a program
     results: Option<Results> as "model|data" = None, "model for a client that introduces itself, data for a bare request";
+
+    /// The tools that clients are offered; what a model does not need it need not be told of with every conversation
+    tools: Tools as "TOOLS" = Tools::all(), "all";
+
+    /// Characters of a program's output that a model is given at once, the beginning and the end; all of it can be fetched
+    max_output_chars: Number<1000, 1000000> as "CHARACTERS" = Number::of(25_000), "25000";
 
     /// What is logged on stderr: `error`, `warn`, `info`, `debug`, `trace`, or tracing's filters
     log: LogFilter as "FILTER" = LogFilter::default(), "warn";

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use sandbox_engine::{AcceleratorChoice, PackageSet};
 use sandbox_packages::without_credentials;
 use sandbox_schemas::language::Language;
+use sandbox_schemas::tools::TOOLS;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -210,6 +211,39 @@ impl Value for Names {
 
     fn to_toml(&self) -> Option<String> {
         (!self.0.is_empty()).then(|| quoted(&self.0.join(" ")))
+    }
+}
+
+/// Names of tools, with spaces between them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Tools(Vec<&'static str>);
+
+impl Tools {
+    /// Every tool that there is.
+    pub(crate) fn all() -> Tools {
+        Tools(TOOLS.iter().map(|tool| tool.name).collect())
+    }
+
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.0.contains(&name)
+    }
+}
+
+impl Value for Tools {
+    const TOML_TYPE: &'static str = "string";
+
+    fn allowed() -> String {
+        format!("names of tools with spaces between them, of {}", Tools::all().0.join(" "))
+    }
+
+    fn parse(text: &OsStr, _: &Path) -> Option<Self> {
+        let tool = |name| TOOLS.iter().map(|tool| tool.name).find(|tool| *tool == name);
+        let tools: Vec<_> = text.to_str()?.split_whitespace().map(tool).collect::<Option<_>>()?;
+        (!tools.is_empty()).then_some(Tools(tools))
+    }
+
+    fn to_toml(&self) -> Option<String> {
+        (*self != Tools::all()).then(|| quoted(&self.0.join(" ")))
     }
 }
 

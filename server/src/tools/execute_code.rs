@@ -11,6 +11,9 @@ use serde::Serialize;
 
 use crate::mcp::progress;
 use crate::mcp::tool_error::ToolError;
+use crate::settings::Results;
+use crate::tools::advice::advice;
+use crate::tools::output::{self, Fitted, Whole};
 use crate::tools::shown::{self, Block, Shown};
 use crate::tools::{ToolCall, engine_for, files, hold, invalid, reinstall};
 
@@ -31,6 +34,8 @@ pub(crate) async fn call(mut call: ToolCall) -> Result<CallToolResult, ToolError
         let source = files::source(&call.context, file).await;
         files.push(source.map_err(|error| invalid(format!("files[{index}].{error}")))?);
     }
+    let (results, most) = (call.results, call.context.backend.max_output_chars());
+    let asked = (results == Results::Model).then(|| input.clone());
     let request = Request { input, files };
     let cancel = call.context.cancel.clone();
     if background {
@@ -38,9 +43,17 @@ pub(crate) async fn call(mut call: ToolCall) -> Result<CallToolResult, ToolError
         let starting = |mut sink| async move { engine.execute_in_background(request, &mut sink, cancel).await };
         return Ok(shown::result(call.results, arrival.begin(progress::report(call.channel(), starting)).await?));
     }
-    let execution = |mut sink| async move { engine.execute(request, &mut sink, cancel).await };
+    let executing = engine.clone();
+    let execution = |mut sink| async move { executing.execute(request, &mut sink, cancel).await };
     let outcome = arrival.begin(progress::report(call.channel(), execution)).await?;
-    Ok(shown::result(call.results, Executed { outcome, timeout_seconds }))
+    let mut executed = Executed { outcome, whole: None, timeout_seconds, fitted: Fitted::default(), advice: None };
+    if let Some(input) = asked {
+        let outcome = &executed.outcome;
+        executed.fitted = output::fit(&outcome.stdout, &outcome.stderr, most);
+        executed.advice = advice(&input, outcome);
+        executed.whole = executed.fitted.keep(&engine, input.session_id.as_deref(), outcome).await;
+    }
+    Ok(shown::result(results, executed))
 }
 
 /// What a call holds while it waits.
@@ -55,18 +68,27 @@ fn size_bytes(input: &ExecuteInput) -> usize {
 struct Executed {
     #[serde(flatten)]
     outcome: ExecuteOutcome,
+    /// Where all of its output is, if that is not here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    whole: Option<Whole>,
     #[serde(skip)]
     timeout_seconds: u64,
+    #[serde(skip)]
+    fitted: Fitted,
+    #[serde(skip)]
+    advice: Option<String>,
 }
 
 impl Shown for Executed {
     fn blocks(&mut self) -> Vec<Block> {
         let ExecuteOutcome { stdout, stderr, .. } = &mut self.outcome;
-        let mut blocks = shown::streams(std::mem::take(stdout), std::mem::take(stderr));
+        let (shown_stdout, shown_stderr) = (self.fitted.stdout.take(), self.fitted.stderr.take());
+        let mut blocks = shown::streams((stdout, shown_stdout), (stderr, shown_stderr));
         blocks.extend(self.outcome.files.iter().flat_map(file));
         let unusual = self.unusual();
         if !unusual.is_empty() {
-            blocks.push(Block::text(unusual.join("; ")));
+            let advice = self.advice.take().map_or_else(String::new, |advice| format!("\nhint: {advice}"));
+            blocks.push(Block::text(unusual.join("; ") + &advice));
         } else if blocks.is_empty() {
             blocks.push(Block::text("(no output)".into()));
         }
@@ -115,9 +137,10 @@ impl Executed {
             unusual.push(format!("no file matches {}", outcome.unmatched.join(", ")));
         }
         unusual.extend(outcome.files_note.clone());
+        unusual.extend(self.fitted.words(self.whole.as_ref()));
         if outcome.truncated {
             let (stdout, stderr) = (outcome.stdout_bytes, outcome.stderr_bytes);
-            unusual.push(format!("output cut: only the beginning of {stdout} bytes of stdout and {stderr} of stderr"));
+            unusual.push(format!("output cut: there were {stdout} bytes of stdout and {stderr} of stderr"));
         }
         unusual
     }

@@ -9,6 +9,13 @@ mod session;
 
 mod shown;
 
+mod advice;
+
+mod output;
+
+mod excerpt;
+mod terminal;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +31,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::backend::Backend;
 use crate::context::CallContext;
 use crate::mcp::progress::Channel;
 use crate::mcp::protocol::Era;
@@ -59,9 +67,10 @@ impl ToolCall {
     }
 }
 
-/// Every tool, as clients see it.
-pub(crate) fn list(results: Results, shares: &[Share]) -> Vec<Tool> {
-    TOOLS.iter().map(|spec| describe(spec, results, shares)).collect()
+/// Every tool that is offered, as clients see it.
+pub(crate) fn list(results: Results, backend: &Backend) -> Vec<Tool> {
+    let offered = TOOLS.iter().filter(|spec| backend.has_tool(spec.name));
+    offered.map(|spec| describe(spec, results, &backend.shares())).collect()
 }
 
 /// Whether a tool runs something. What there is no tool for is answered at once.
@@ -74,8 +83,11 @@ fn is_about_what_stays(name: &str) -> bool {
     matches!(name, EXECUTE_CODE | CLOSE_SESSION | SEND_INPUT | WRITE_FILE | READ_FILE | LIST_FILES)
 }
 
-/// Calls a tool; `None` when there is none of that name.
+/// Calls a tool; `None` when none of that name is offered.
 pub(crate) async fn call(name: &str, call: ToolCall) -> Option<Result<CallToolResult, ToolError>> {
+    if !call.context.backend.has_tool(name) {
+        return None;
+    }
     if !is_about_what_stays(name) {
         call.context.arrival.let_pass();
     }

@@ -19,6 +19,8 @@ const BLOCKS_KEY: &str = "blocks";
 pub(crate) struct Block {
     /// The field whose text it has, behind a line of its own that says so where it is not the first thing that a reader expects.
     pub(crate) field: Option<&'static str>,
+    /// Whether that is all that the field has: else it stays where it was.
+    is_whole: bool,
     /// Of a picture, base64.
     pub(crate) text: String,
     /// Of a picture, what kind it is.
@@ -28,17 +30,17 @@ pub(crate) struct Block {
 impl Block {
     /// Words of ours.
     pub(crate) fn text(text: String) -> Block {
-        Block { field: None, text, mime_type: None }
+        Block { field: None, is_whole: true, text, mime_type: None }
     }
 
     /// The text of a field.
     pub(crate) fn of(field: &'static str, text: String) -> Block {
-        Block { field: Some(field), text, mime_type: None }
+        Block { field: Some(field), is_whole: true, text, mime_type: None }
     }
 
     /// A picture.
     pub(crate) fn picture(base64: String, mime_type: &str) -> Block {
-        Block { field: None, text: base64, mime_type: Some(mime_type.to_owned()) }
+        Block { field: None, is_whole: true, text: base64, mime_type: Some(mime_type.to_owned()) }
     }
 
     /// The same block, as that of a field.
@@ -56,18 +58,19 @@ impl Block {
 
 /// A result that can be shown.
 pub(crate) trait Shown: Serialize {
-    /// What a person would want to see. The text of the blocks' fields is taken out of the result.
+    /// What a person would want to see. The text of a block that has a whole field is taken out of the result.
     fn blocks(&mut self) -> Vec<Block>;
 }
 
-/// What a program has written.
-pub(crate) fn streams(stdout: String, stderr: String) -> Vec<Block> {
+/// What a program has written, and what is shown of it if that is something else.
+pub(crate) fn streams(stdout: (&mut String, Option<String>), stderr: (&mut String, Option<String>)) -> Vec<Block> {
     let mut blocks = Vec::new();
-    if !stdout.is_empty() {
-        blocks.push(Block::of("stdout", stdout));
-    }
-    if !stderr.is_empty() {
-        blocks.push(Block::of("stderr", format!("stderr:\n{stderr}")));
+    for (field, heading, (written, shown)) in [("stdout", "", stdout), ("stderr", "stderr:\n", stderr)] {
+        let is_whole = shown.is_none();
+        let text = shown.unwrap_or_else(|| std::mem::take(written));
+        if !text.is_empty() {
+            blocks.push(Block { is_whole, ..Block::of(field, format!("{heading}{text}")) });
+        }
     }
     blocks
 }
@@ -80,9 +83,14 @@ pub(crate) fn result(results: Results, mut shown: impl Shown) -> CallToolResult 
     let blocks = shown.blocks();
     let mut outcome = to_value(&shown);
     if let Some(fields) = outcome.as_object_mut() {
-        let places = blocks.iter().enumerate().filter_map(|(place, block)| Some((block.field?, place)));
-        let places: Map<String, Value> = places.map(|(field, place)| (field.to_owned(), place.into())).collect();
-        places.keys().for_each(|field| drop(fields.remove(field)));
+        let mut places = Map::new();
+        for (place, block) in blocks.iter().enumerate() {
+            let Some(field) = block.field else { continue };
+            places.insert(field.to_owned(), place.into());
+            if block.is_whole {
+                fields.remove(field);
+            }
+        }
         fields.insert(BLOCKS_KEY.into(), places.into());
     }
     let mut meta = MetaObject::new();
