@@ -18,7 +18,7 @@ use sandbox_schemas::session::{CloseOutcome, OpenInput, OpenOutcome};
 use sandbox_schemas::status::{
     CacheSize, ImageDigests, LimitsInForce, PoolStatus, TemplateState, TemplateStatus, VmCounts,
 };
-use sandbox_schemas::wire::Entry;
+use sandbox_schemas::wire::{Entry, Stream};
 use sandbox_store::CacheDir;
 use tokio::io::AsyncWrite;
 use tokio_util::sync::CancellationToken;
@@ -316,8 +316,13 @@ impl Engine {
     }
 
     /// Keeps the output of a program that has ended for some minutes, as that of one in the background. What it is named by.
-    pub fn keep_output(&self, outcome: ExecuteOutcome) -> Result<String, ExecuteError> {
+    pub fn keep_output(&self, outcome: &ExecuteOutcome) -> Result<String, ExecuteError> {
         self.0.backgrounds.keep(outcome)
+    }
+
+    /// Keeps what a program of a session has written in a file there, as one of the last few; its path.
+    pub async fn keep_output_in(&self, session: &str, stream: Stream, text: &str) -> Result<String, ExecuteError> {
+        self.0.sessions.find(session)?.keep_output(stream, text).await
     }
 
     /// Ends a program in the background.

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -308,9 +309,17 @@ fn a_file_that_changes_while_it_is_read_is_an_error() {
     let log = dir.path().join("log");
     fs::File::create(&log).unwrap().set_len(150_000_000).unwrap();
     session.server.send(&tool(1, "write_file", session.named(json!({"path": "log", "host_path": log}))));
-    std::thread::sleep(Duration::from_millis(100));
-    fs::OpenOptions::new().append(true).open(&log).unwrap().write_all(b"more\n").unwrap();
+    let mut writer = fs::OpenOptions::new().append(true).open(&log).unwrap();
+    let (ended, is_ended) = std::sync::mpsc::channel::<()>();
+    // For as long as it is read, whenever that begins.
+    let appending = std::thread::spawn(move || {
+        while is_ended.recv_timeout(Duration::from_millis(20)).is_err_and(|why| why == RecvTimeoutError::Timeout) {
+            writer.write_all(b"more\n").unwrap();
+        }
+    });
     let (code, message) = fault(&session.server.receive());
+    drop(ended);
+    appending.join().unwrap();
     assert_eq!((code.as_str(), message.as_str()), ("invalid_input", "host_path: it was changed while it was read"));
     assert_eq!(session.run("shell", "ls log")["exit_code"], 2, "half a file is there");
 }

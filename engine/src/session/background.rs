@@ -20,8 +20,8 @@ use crate::session::state::lock;
 /// How long the result of one that has ended is kept.
 const KEPT: Duration = Duration::from_secs(600);
 
-/// Results that are kept, at most: each has up to a megabyte of output.
-const KEPT_MAX: usize = 64;
+/// Results that are kept, at most, of programs in the background and of calls each: one has up to a megabyte of output.
+const KEPT_MAX: usize = 32;
 
 /// All programs in the background of an engine, by their ids.
 #[derive(Debug, Default)]
@@ -40,7 +40,22 @@ pub(crate) struct Background {
 #[derive(Debug, Default)]
 struct Progress {
     output: Output,
-    ended: Option<(Instant, Result<ExecuteOutcome, String>)>,
+    ended: Option<(Instant, Result<Ending, String>)>,
+}
+
+/// How a program has ended.
+#[derive(Debug, Clone, Copy)]
+struct Ending {
+    exit_code: i32,
+    timed_out: bool,
+    out_of_memory: bool,
+}
+
+impl Ending {
+    fn of(outcome: &ExecuteOutcome) -> Ending {
+        let ExecuteOutcome { exit_code, timed_out, out_of_memory, .. } = *outcome;
+        Ending { exit_code, timed_out, out_of_memory }
+    }
 }
 
 /// The end of what a program has written. Bytes are counted from its beginning, both streams together.
@@ -149,7 +164,8 @@ impl Backgrounds {
         tokio::spawn(async move {
             let terms = Terms { timeout, stop: Some(background.stop.clone()), keeps_output: false };
             let ended = call.run(terms, &mut Keeping(background.clone())).await;
-            lock(&background.progress).ended = Some((Instant::now(), ended.map_err(|error| error.to_string())));
+            let ended = ended.map(|outcome| Ending::of(&outcome)).map_err(|error| error.to_string());
+            lock(&background.progress).ended = Some((Instant::now(), ended));
             background.changed.notify_waiters();
             at_end();
         });
@@ -157,13 +173,12 @@ impl Backgrounds {
     }
 
     /// Keeps what a program has written that has ended, for who has not been given all of it. What it is named by.
-    pub(crate) fn keep(&self, outcome: ExecuteOutcome) -> Result<String, ExecuteError> {
+    pub(crate) fn keep(&self, outcome: &ExecuteOutcome) -> Result<String, ExecuteError> {
         let id = Id::new("r").map_err(ExecuteError::random)?.to_string();
         let mut output = Output { most: usize::MAX, ..Output::default() };
         output.push(Stream::Stdout, &outcome.stdout);
         output.push(Stream::Stderr, &outcome.stderr);
-        let outcome = ExecuteOutcome { stdout: String::new(), stderr: String::new(), ..outcome };
-        let progress = Progress { output, ended: Some((Instant::now(), Ok(outcome))) };
+        let progress = Progress { output, ended: Some((Instant::now(), Ok(Ending::of(outcome)))) };
         let (changed, stop) = (Notify::new(), CancellationToken::new());
         self.insert(id.clone(), Arc::new(Background { progress: Mutex::new(progress), changed, stop, input: None }));
         Ok(id)
@@ -173,7 +188,10 @@ impl Backgrounds {
         let mut runs = lock(&self.0);
         let ended = |run: &Background| lock(&run.progress).ended.as_ref().map(|(when, _)| *when);
         runs.retain(|_, run| ended(run).is_none_or(|when| when.elapsed() < KEPT));
-        let mut kept: Vec<_> = runs.iter().filter_map(|(id, run)| Some((ended(run)?, id.clone()))).collect();
+        // What was kept of calls takes no place from what nobody has fetched at all.
+        let is_of_call = |run: &Background| run.input.is_none();
+        let alike = runs.iter().filter(|(_, run)| is_of_call(run) == is_of_call(&background));
+        let mut kept: Vec<_> = alike.filter_map(|(id, run)| Some((ended(run)?, id.clone()))).collect();
         kept.sort_unstable();
         for (_, id) in kept.iter().rev().skip(KEPT_MAX - 1) {
             runs.remove(id);

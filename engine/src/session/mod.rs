@@ -19,6 +19,7 @@ mod session;
 mod background;
 
 mod files;
+mod kept;
 mod outputs;
 
 mod contents;

@@ -89,7 +89,7 @@ impl Outputs {
                 Slot::Occupied(known) => known.into_mut(),
                 Slot::Vacant(unknown) => {
                     let folder = if pattern.folder.is_empty() { "." } else { &pattern.folder };
-                    let listing = match session.list(folder.to_owned(), pattern.is_deep).await {
+                    let listing = match session.list_now(folder.to_owned(), pattern.is_deep).await {
                         Ok(listing) => listing,
                         // No such folder: nothing is in it.
                         Err(ExecuteError::File { .. }) => Default::default(),
@@ -138,7 +138,7 @@ async fn take(session: &Session, file: &mut OutputFile, left: &mut u64) {
         return;
     }
     let mut bytes = Vec::new();
-    match session.fetch(file.path.clone(), 0, *left, &mut bytes).await {
+    match session.fetch_now(file.path.clone(), 0, *left, &mut bytes).await {
         Ok(size) => {
             file.size_bytes = size;
             if size > *left {

@@ -9,6 +9,7 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 use sandbox_schemas::language::Language;
 use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::task::unconstrained;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::session::state::lock;
@@ -50,7 +51,7 @@ impl Queue {
         if let Some(mutex) = mutex {
             let mut waiting = Box::pin(mutex.lock_owned());
             // Only once it was asked does it wait among the others.
-            match (&mut waiting).now_or_never() {
+            match unconstrained(&mut waiting).now_or_never() {
                 Some(guard) => at_once = Some(guard),
                 None => turn = Some(waiting),
             }

@@ -1,6 +1,7 @@
 //! One session: its VM, its calls in their order, and what they have in common.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io::Cursor;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::language::Language;
 use sandbox_schemas::limits::{FILE_MAX_BYTES, OUTPUT_WINDOW_BYTES, STDERR_MAX_BYTES, STDOUT_MAX_BYTES};
 use sandbox_schemas::session::SessionStatus;
-use sandbox_schemas::wire::{Entry, Execute, FileWish, HostFrame, Kind, RunId};
+use sandbox_schemas::wire::{Entry, Execute, FileWish, HostFrame, Kind, RunId, Stream};
 use tokio::io::AsyncWrite;
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
@@ -22,10 +23,14 @@ use crate::request::{FileSource, Request};
 use crate::run::Preparation;
 use crate::session::call::{Call, Link};
 use crate::session::files::Transfer;
+use crate::session::kept::{DROPPED, Kept};
 use crate::session::owner::{self, Command, Commands};
 use crate::session::queue::{Queue, Queued};
 use crate::session::state::{Ended, InUse, State, lock};
 use crate::vm::{Open, Program};
+
+/// A result waits for no longer than this for a file that it could do without.
+const KEEPING_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What a session is opened with.
 pub(crate) struct Opening {
@@ -63,6 +68,7 @@ pub(crate) struct Session {
     commands: Commands,
     queue: Queue,
     book: Mutex<Book>,
+    kept: Mutex<Kept>,
     runs: AtomicU64,
 }
 
@@ -96,6 +102,7 @@ impl Session {
             state,
             queue: Queue::new(),
             book: Mutex::default(),
+            kept: Mutex::default(),
             runs: AtomicU64::new(0),
         }
     }
@@ -119,9 +126,12 @@ impl Session {
             // No turn will come.
             _ = self.state.has_ended() => None,
         };
+        // All of them come before what is sent from now on, and wait for nothing that was sent meanwhile.
+        let arriving = self.queue.arriving();
         for file in files {
-            self.store(file).await?;
+            self.store_now(file).await?;
         }
+        drop(arriving);
         if let Some(why) = self.state.ended() {
             return Err(self.gone(&why));
         }
@@ -179,11 +189,16 @@ impl Session {
         }
     }
 
-    /// Puts a file into the VM; its size. It appears when it is whole.
+    /// Puts a file into the VM behind those that were sent before; its size. It appears when it is whole.
     pub(crate) async fn store(&self, file: FileSource) -> Result<u64, ExecuteError> {
-        let FileSource { path, executable, contents } = file;
         let (before, _arriving) = (self.queue.line_up(None), self.queue.arriving());
         before.reached().await;
+        self.store_now(file).await
+    }
+
+    /// The same without waiting for others.
+    pub(super) async fn store_now(&self, file: FileSource) -> Result<u64, ExecuteError> {
+        let FileSource { path, executable, contents } = file;
         self.transfer(FileWish::Store { path, executable })?.store(contents).await
     }
 
@@ -196,6 +211,17 @@ impl Session {
         to: impl AsyncWrite + Unpin,
     ) -> Result<u64, ExecuteError> {
         self.queue.line_up(None).reached().await;
+        self.fetch_now(path, offset, length, to).await
+    }
+
+    /// The same without waiting for others.
+    pub(super) async fn fetch_now(
+        &self,
+        path: String,
+        offset: u64,
+        length: u64,
+        to: impl AsyncWrite + Unpin,
+    ) -> Result<u64, ExecuteError> {
         let length = length.min(FILE_MAX_BYTES);
         let wish = FileWish::Fetch { path, offset, length, window: OUTPUT_WINDOW_BYTES };
         self.transfer(wish)?.fetch(offset, length, to).await
@@ -204,7 +230,24 @@ impl Session {
     /// What is in a folder, and whether there is more than is told.
     pub(crate) async fn list(&self, path: String, recursive: bool) -> Result<(Vec<Entry>, bool), ExecuteError> {
         self.queue.line_up(None).reached().await;
+        self.list_now(path, recursive).await
+    }
+
+    /// The same without waiting for others.
+    pub(super) async fn list_now(&self, path: String, recursive: bool) -> Result<(Vec<Entry>, bool), ExecuteError> {
         self.transfer(FileWish::List { path, recursive })?.list().await
+    }
+
+    /// Keeps what a program has written in a file, as one of the last few; its path.
+    pub(crate) async fn keep_output(&self, stream: Stream, text: &str) -> Result<String, ExecuteError> {
+        let (path, oldest) = lock(&self.kept).next(stream);
+        let parts = [oldest.map(|oldest| (oldest, DROPPED)), Some((path.clone(), text))];
+        for (path, text) in parts.into_iter().flatten() {
+            let file = FileSource { path, executable: false, contents: Box::new(Cursor::new(text.to_owned())) };
+            let stored = tokio::time::timeout(KEEPING_DEADLINE, self.store_now(file)).await;
+            stored.unwrap_or(Err(ExecuteError::before_run(VmError::Deadline(KEEPING_DEADLINE))))?;
+        }
+        Ok(path)
     }
 
     /// What it was opened with, and what was added since.

@@ -9,6 +9,7 @@ use std::task::Poll;
 use futures_util::FutureExt;
 use futures_util::poll;
 use tokio::sync::OwnedMutexGuard;
+use tokio::task::unconstrained;
 
 /// Where requests come in, one after the other.
 #[derive(Debug, Clone, Default)]
@@ -25,7 +26,7 @@ impl Entrance {
     pub(crate) fn arrive(&self) -> Arrival {
         let mut way: Way = Box::pin(self.0.clone().lock_owned());
         // Only once it was asked does it wait among the others.
-        let way = match (&mut way).now_or_never() {
+        let way = match unconstrained(&mut way).now_or_never() {
             Some(free) => Box::pin(std::future::ready(free)),
             None => way,
         };

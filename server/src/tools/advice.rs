@@ -23,51 +23,107 @@ const NO_NETWORK: [&str; 10] = [
     "connect ENETUNREACH",
 ];
 
-/// Advice, if there is any.
-pub(super) fn advice(input: &ExecuteInput, outcome: &ExecuteOutcome) -> Option<String> {
-    if outcome.exit_code == 0 || outcome.timed_out || outcome.out_of_memory {
-        return None;
-    }
-    let mut lines: Vec<&str> = outcome.stderr.lines().rev().take(LAST_LINES).collect();
-    lines.reverse();
-    let says = |words: &str| lines.iter().any(|line| line.contains(words));
-    if let Some(installed) = notebook_install(input) {
-        return Some(format!("{installed} is a notebook's command: name packages in packages"));
-    }
-    if let Some(project) = lines.iter().rev().find_map(|line| missing(input.language, line)) {
-        return Some(format!("packages: [{project:?}] has it"));
-    }
-    if says("EOFError: EOF when reading a line") && input.stdin.is_empty() {
-        return Some("stdin was empty: give it what input() shall read".into());
-    }
-    if NO_NETWORK.iter().any(|words| says(words)) {
-        return Some("there is no network: name packages in packages, and give data as files".into());
-    }
-    let is_more_to_be_had = input.session_id.is_none() && input.memory_mb < MEMORY_MAX_MB;
-    let is_out_of_room = says("No space left on device") || says("ENOSPC") || says("Disk quota exceeded");
-    let is_out_of_memory = lines.last().is_some_and(|line| line.starts_with("MemoryError"))
-        || says("numpy._core._exceptions._ArrayMemoryError")
-        || says("JavaScript heap out of memory");
-    match (is_out_of_memory || is_out_of_room, is_more_to_be_had) {
-        (true, true) => Some(format!("memory_mb may be up to {MEMORY_MAX_MB}; room for files grows with it")),
-        (true, false) if input.session_id.is_some() => {
-            Some(format!("open_session takes memory_mb, up to {MEMORY_MAX_MB}; room for files grows with it"))
-        }
-        _ => None,
-    }
+/// Modules that are a program's own more often than those of the projects of these names.
+const OWN: [&str; 20] = [
+    "api",
+    "app",
+    "base",
+    "client",
+    "common",
+    "config",
+    "constants",
+    "core",
+    "data",
+    "db",
+    "helpers",
+    "lib",
+    "logger",
+    "main",
+    "models",
+    "server",
+    "settings",
+    "tools",
+    "types",
+    "utils",
+];
+
+/// What is known of a program, for when it has failed.
+#[derive(Debug)]
+pub(super) struct Advisor {
+    language: Language,
+    packages: Vec<String>,
+    /// Of a notebook, which no interpreter knows.
+    command: Option<&'static str>,
+    has_input: bool,
+    is_in_session: bool,
+    memory_mb: u64,
 }
 
-/// The project that has a module which was looked for in vain.
-fn missing(language: Language, line: &str) -> Option<String> {
-    let module = match language {
-        Language::Python => quoted(line.strip_prefix("ModuleNotFoundError: No module named ")?)?.split('.').next()?,
-        Language::Javascript => {
-            let found = ["Cannot find module ", "Cannot find package "].iter().find_map(|words| line.split_once(words));
-            package(quoted(found?.1)?)?
+impl Advisor {
+    /// Looks at a program before it runs.
+    pub(super) fn of(input: &ExecuteInput) -> Advisor {
+        let is_of = |line: &str, command: &str| line.trim_start().starts_with(command);
+        let commands = if input.language == Language::Python { &["!pip", "%pip"][..] } else { &[] };
+        Advisor {
+            language: input.language,
+            packages: input.packages.clone(),
+            command: commands.iter().find(|command| input.code.lines().any(|line| is_of(line, command))).copied(),
+            has_input: !input.stdin.is_empty(),
+            is_in_session: input.session_id.is_some(),
+            memory_mb: input.memory_mb,
         }
-        Language::Shell => return None,
-    };
-    project_of(language, module)
+    }
+
+    /// Advice, if there is any.
+    pub(super) fn advice(&self, outcome: &ExecuteOutcome) -> Option<String> {
+        if outcome.exit_code == 0 || outcome.timed_out || outcome.out_of_memory {
+            return None;
+        }
+        let mut lines: Vec<&str> = outcome.stderr.lines().rev().take(LAST_LINES).collect();
+        lines.reverse();
+        let says = |words: &str| lines.iter().any(|line| line.contains(words));
+        if let Some(command) = self.command.filter(|_| says("SyntaxError: ")) {
+            return Some(format!("{command} is a notebook's command: name packages in packages"));
+        }
+        if let Some(project) = lines.iter().rev().find_map(|line| self.missing(line)) {
+            return Some(format!("packages: [{project:?}] has it"));
+        }
+        if says("EOFError: EOF when reading a line") && !self.has_input {
+            return Some("stdin was empty: give it what input() shall read".into());
+        }
+        if NO_NETWORK.iter().any(|words| says(words)) {
+            return Some("there is no network: name packages in packages, and give data as files".into());
+        }
+        let is_out_of_room = says("No space left on device") || says("ENOSPC") || says("Disk quota exceeded");
+        let is_out_of_memory = lines.last().is_some_and(|line| line.starts_with("MemoryError"))
+            || says("numpy._core._exceptions._ArrayMemoryError")
+            || says("JavaScript heap out of memory");
+        match (is_out_of_memory || is_out_of_room, self.is_in_session) {
+            (true, false) if self.memory_mb < MEMORY_MAX_MB => {
+                Some(format!("memory_mb may be up to {MEMORY_MAX_MB}; room for files grows with it"))
+            }
+            (true, true) => {
+                Some(format!("open_session takes memory_mb, up to {MEMORY_MAX_MB}; room for files grows with it"))
+            }
+            _ => None,
+        }
+    }
+
+    /// The project that has a module which was looked for in vain.
+    fn missing(&self, line: &str) -> Option<String> {
+        let module = match self.language {
+            Language::Python => quoted(line.strip_prefix("ModuleNotFoundError: No module named ")?)?,
+            Language::Javascript => {
+                let words = ["Cannot find module ", "Cannot find package "];
+                package(quoted(words.iter().find_map(|words| line.split_once(words))?.1)?)?
+            }
+            Language::Shell => return None,
+        };
+        // With a dot there is a package, which has no such module.
+        let is_whole = self.language != Language::Python || !module.contains('.');
+        let project = project_of(self.language, module).filter(|_| is_whole && !OWN.contains(&module))?;
+        (!self.packages.iter().any(|package| package.starts_with(&project))).then_some(project)
+    }
 }
 
 /// The package of what is imported by a name that is no path.
@@ -82,16 +138,6 @@ fn package(specifier: &str) -> Option<&str> {
 
 fn quoted(words: &str) -> Option<&str> {
     words.strip_prefix('\'')?.split('\'').next()
-}
-
-/// A line such as `!pip install x`, which no interpreter knows.
-fn notebook_install(input: &ExecuteInput) -> Option<&'static str> {
-    let commands = match input.language {
-        Language::Python => ["!pip", "%pip"],
-        _ => return None,
-    };
-    let is_of = |line: &str, command: &str| line.trim_start().starts_with(command);
-    commands.into_iter().find(|command| input.code.lines().any(|line| is_of(line, command)))
 }
 
 #[cfg(test)]
@@ -110,7 +156,7 @@ mod tests {
     }
 
     fn told(language: Language, code: &str, stderr: &str) -> Option<String> {
-        advice(&ExecuteInput::new(language, code), &ended(1, stderr))
+        Advisor::of(&ExecuteInput::new(language, code)).advice(&ended(1, stderr))
     }
 
     #[test]
@@ -122,8 +168,9 @@ mod tests {
         };
         assert_eq!(python("sklearn").unwrap(), "packages: [\"scikit-learn\"] has it");
         assert_eq!(python("yaml").unwrap(), "packages: [\"pyyaml\"] has it");
-        assert_eq!(python("numpy.linalg").unwrap(), "packages: [\"numpy\"] has it");
-        assert_eq!(python("my_own_helpers_of_nobody"), None);
+        for none in ["my_own_helpers_of_nobody", "utils", "numpy.linalg", "sklearn.externals"] {
+            assert_eq!(python(none), None, "{none}");
+        }
         let node = |said: &str| told(Language::Javascript, "", said);
         assert_eq!(
             node("Error: Cannot find module 'lodash/map'\nRequire stack:").unwrap(),
@@ -153,6 +200,6 @@ mod tests {
     #[test]
     fn a_program_that_has_not_failed_needs_none() {
         let input = ExecuteInput::new(Language::Python, "");
-        assert_eq!(advice(&input, &ended(0, "MemoryError\n")), None);
+        assert_eq!(Advisor::of(&input).advice(&ended(0, "MemoryError\n")), None);
     }
 }

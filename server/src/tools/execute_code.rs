@@ -6,13 +6,14 @@ use sandbox_schemas::execute::ExecuteInput;
 use sandbox_schemas::files::{Contents, FileInput, OutputFile};
 use sandbox_schemas::limits::FILE_READ_DEFAULT_BYTES;
 use sandbox_schemas::outcome::{ErrorCode, ExecuteOutcome};
+use sandbox_schemas::tools::GET_RUN;
 use schemars::schema_for;
 use serde::Serialize;
 
 use crate::mcp::progress;
 use crate::mcp::tool_error::ToolError;
 use crate::settings::Results;
-use crate::tools::advice::advice;
+use crate::tools::advice::Advisor;
 use crate::tools::output::{self, Fitted, Whole};
 use crate::tools::shown::{self, Block, Shown};
 use crate::tools::{ToolCall, engine_for, files, hold, invalid, reinstall};
@@ -35,7 +36,7 @@ pub(crate) async fn call(mut call: ToolCall) -> Result<CallToolResult, ToolError
         files.push(source.map_err(|error| invalid(format!("files[{index}].{error}")))?);
     }
     let (results, most) = (call.results, call.context.backend.max_output_chars());
-    let asked = (results == Results::Model).then(|| input.clone());
+    let asked = (results == Results::Model).then(|| (Advisor::of(&input), input.session_id.clone()));
     let request = Request { input, files };
     let cancel = call.context.cancel.clone();
     if background {
@@ -47,11 +48,12 @@ pub(crate) async fn call(mut call: ToolCall) -> Result<CallToolResult, ToolError
     let execution = |mut sink| async move { executing.execute(request, &mut sink, cancel).await };
     let outcome = arrival.begin(progress::report(call.channel(), execution)).await?;
     let mut executed = Executed { outcome, whole: None, timeout_seconds, fitted: Fitted::default(), advice: None };
-    if let Some(input) = asked {
+    if let Some((advisor, session)) = asked {
         let outcome = &executed.outcome;
         executed.fitted = output::fit(&outcome.stdout, &outcome.stderr, most);
-        executed.advice = advice(&input, outcome);
-        executed.whole = executed.fitted.keep(&engine, input.session_id.as_deref(), outcome).await;
+        executed.advice = advisor.advice(outcome);
+        let has_get_run = call.context.backend.has_tool(GET_RUN);
+        executed.whole = executed.fitted.keep(&engine, session.as_deref(), outcome, has_get_run).await;
     }
     Ok(shown::result(results, executed))
 }

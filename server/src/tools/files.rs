@@ -1,6 +1,7 @@
 //! `write_file`, `read_file` and `list_files`: the files of a session.
 
 use std::io::Cursor;
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -19,6 +20,9 @@ use crate::share;
 use crate::steady::Steady;
 use crate::tools::shown::{self, Block, Shown};
 use crate::tools::{ToolCall, engine_for, hold, invalid};
+
+/// A disk that takes longer for a name is one that may take for ever: a network's.
+const HOST_PATIENCE: Duration = Duration::from_secs(1);
 
 pub(crate) async fn write(mut call: ToolCall) -> Result<CallToolResult, ToolError> {
     let input: WriteInput = call.input(|| schema_for!(WriteInput))?;
@@ -67,7 +71,7 @@ pub(super) async fn source(context: &CallContext, file: FileInput) -> Result<Fil
             let shares = context.backend.shares();
             let open =
                 move || Steady::new(share::open(&shares, &host_path)?).map_err(|error| format!("host_path: {error}"));
-            Box::new(on_host(open).await?)
+            Box::new(on_host(context, open).await?)
         }
         (None, None) => Box::new(Cursor::new(text.unwrap_or_default())),
     };
@@ -81,21 +85,30 @@ async fn put_on_host(
     host_path: String,
 ) -> Result<ReadOutcome, ToolError> {
     let shares = context.backend.shares();
-    let incoming = on_host(move || share::create(&shares, &host_path)).await.map_err(invalid)?;
+    let incoming = on_host(context, move || share::create(&shares, &host_path)).await.map_err(invalid)?;
     let mut file = File::from_std(incoming.file().map_err(invalid)?);
     let fetching = engine.fetch_file(input, &mut file, context.cancel.clone());
     let read = context.arrival.begin(fetching).await?;
     let fault = |error: std::io::Error| invalid(format!("host_path: {error}"));
     file.flush().await.map_err(fault)?;
-    on_host(move || incoming.finish()).await.map_err(invalid)?;
+    on_host(context, move || incoming.finish()).await.map_err(invalid)?;
     Ok(read)
 }
 
-/// What the host's disk may take time for.
+/// What the host's disk may take time for. Other calls wait no longer for one that it takes long.
 async fn on_host<T: Send + 'static>(
+    context: &CallContext,
     work: impl FnOnce() -> Result<T, share::Refusal> + Send + 'static,
 ) -> Result<T, share::Refusal> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(error.to_string()))
+    let mut work = tokio::task::spawn_blocking(work);
+    let done = match tokio::time::timeout(HOST_PATIENCE, &mut work).await {
+        Ok(done) => done,
+        Err(_) => {
+            context.arrival.let_pass();
+            work.await
+        }
+    };
+    done.unwrap_or_else(|error| Err(error.to_string()))
 }
 
 /// What is in a file as a block, or what can be said of it.

@@ -1,6 +1,6 @@
 //! What a model is given of a program's output: what a terminal would show, and of much its beginning and its end.
 
-use sandbox_engine::{Engine, FileSource};
+use sandbox_engine::{Engine, Stream};
 use sandbox_schemas::outcome::ExecuteOutcome;
 use serde::Serialize;
 
@@ -55,8 +55,15 @@ pub(super) fn fit(stdout: &str, stderr: &str, most: usize) -> Fitted {
 }
 
 impl Fitted {
-    /// Keeps all of it where the model can get at it, if that was not all: in its session, where programs can search it.
-    pub(super) async fn keep(&self, engine: &Engine, session: Option<&str>, outcome: &ExecuteOutcome) -> Option<Whole> {
+    /// Keeps all of it where the model can get at it, if that was not all: in its session, where programs can search it; else for
+    /// `get_run`, if that is offered.
+    pub(super) async fn keep(
+        &self,
+        engine: &Engine,
+        session: Option<&str>,
+        outcome: &ExecuteOutcome,
+        has_get_run: bool,
+    ) -> Option<Whole> {
         if self.cut.is_empty() {
             return None;
         }
@@ -65,19 +72,18 @@ impl Fitted {
         {
             return Some(Whole::Files(files));
         }
-        engine.keep_output(outcome.clone()).map(Whole::RunId).ok()
+        has_get_run.then(|| engine.keep_output(outcome).ok())?.map(Whole::RunId)
     }
 
     async fn store(&self, engine: &Engine, session: &str, outcome: &ExecuteOutcome) -> Option<Vec<String>> {
         let mut files = Vec::new();
         for name in &self.cut {
-            let text = if *name == "stdout" { &outcome.stdout } else { &outcome.stderr };
-            let path = format!("/tmp/sandbox-output-{}-{name}.txt", next_number());
-            let contents = Box::new(std::io::Cursor::new(text.clone()));
-            let file = FileSource { path: path.clone(), executable: false, contents };
+            let (stream, text) = match *name {
+                "stdout" => (Stream::Stdout, &outcome.stdout),
+                _ => (Stream::Stderr, &outcome.stderr),
+            };
             // It may have ended meanwhile, or have no room.
-            engine.write_file(session, file, sandbox_engine::CancellationToken::new()).await.ok()?;
-            files.push(path);
+            files.push(engine.keep_output_in(session, stream, text).await.ok()?);
         }
         Some(files)
     }
@@ -96,13 +102,6 @@ impl Fitted {
             None => cut,
         })
     }
-}
-
-/// No two outputs have the same name.
-fn next_number() -> u64 {
-    use std::sync::atomic::{AtomicU64, Ordering};
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ struct Screen {
     rows: Vec<Row>,
     row: usize,
     column: usize,
-    /// How many more may come of moving the cursor: each takes few bytes to ask for.
+    /// How many more blanks may be made, where the cursor went or something was erased: many take few bytes to ask for.
     blanks: usize,
 }
 
@@ -54,9 +54,16 @@ impl Screen {
     }
 
     fn put(&mut self, c: char) {
+        let end = self.row().text.len();
+        if self.column > end {
+            match self.blanks.checked_sub(self.column - end) {
+                Some(left) => self.blanks = left,
+                None => self.column = end,
+            }
+        }
         let column = self.column;
         let row = self.row();
-        if column < row.text.len() {
+        if column < end {
             row.text[column] = c;
             row.is_redrawn = true;
         } else {
@@ -68,21 +75,23 @@ impl Screen {
 
     /// Moves the cursor within its line.
     fn move_to(&mut self, column: usize) {
-        let column = column.min(COLUMNS_MAX.max(self.column));
-        let blanks = column.saturating_sub(self.row().text.len());
-        if let Some(left) = self.blanks.checked_sub(blanks) {
-            (self.blanks, self.column) = (left, column);
-        }
+        self.column = column.min(COLUMNS_MAX.max(self.column));
     }
 
     /// Erases from the cursor to the end of its line, to its beginning, or all of it.
     fn erase(&mut self, what: u16) {
         let column = self.column;
+        let erased = self.row().text.len().min(column + 1);
+        let may_blank = what == 1 && self.blanks >= erased;
+        if may_blank {
+            self.blanks -= erased;
+        }
         let row = self.row();
         row.is_redrawn = true;
         match what {
             0 => row.text.truncate(column),
-            1 => row.text.iter_mut().take(column + 1).for_each(|c| *c = ' '),
+            1 if may_blank => row.text[..erased].fill(' '),
+            1 => {}
             _ => row.text.clear(),
         }
     }
@@ -195,6 +204,13 @@ mod tests {
     fn a_program_cannot_make_much_of_little() {
         let far = "\x1b[65535C\x1b[65535Bx\n".repeat(1000);
         assert!(as_shown(&far).len() < 2 * far.len() + COLUMNS_MAX);
+        let wide = format!("{}{}{}", "\n".repeat(200), "x".repeat(90_000), "\x1b[Ax".repeat(199));
+        assert!(as_shown(&wide).len() < 4 * wide.len());
+        let erased = "x".repeat(50_000) + &"\x1b[1K".repeat(200_000);
+        let begun = std::time::Instant::now();
+        as_shown(&erased);
+        // Erased each time it would be ten thousand million characters.
+        assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
         let up = format!("{}\x1b[9999Ax\n", "line\n".repeat(1000));
         assert_eq!(as_shown(&up).lines().position(|line| line == "xine"), Some(1000 - SCREEN_ROWS));
     }
