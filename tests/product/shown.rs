@@ -86,7 +86,7 @@ fn what_would_help_is_said_where_it_is_certain() {
         ("javascript", "require('lodash/map')", "packages: [\"lodash\"] has it"),
         ("javascript", "import x from '@babel/core'", "packages: [\"@babel/core\"] has it"),
         ("python", "input('name? ')", "stdin was empty: give it what input() shall read"),
-        ("python", "!pip install requests", "!pip is a notebook's command: name packages in packages"),
+        ("python", "import os\n!pip install requests", "!pip is a notebook's command: name packages in packages"),
         ("python", "import urllib.request; urllib.request.urlopen('https://example.org')", no_network),
         ("shell", "curl -sS https://example.org", no_network),
         ("javascript", "await fetch('https://example.org')", no_network),

@@ -95,9 +95,10 @@ impl Advisor {
             return Some("there is no network: name packages in packages, and give data as files".into());
         }
         let is_out_of_room = says("No space left on device") || says("ENOSPC") || says("Disk quota exceeded");
-        let is_out_of_memory = lines.last().is_some_and(|line| line.starts_with("MemoryError"))
-            || says("numpy._core._exceptions._ArrayMemoryError")
-            || says("JavaScript heap out of memory");
+        let is_out_of_memory =
+            lines.last().is_some_and(|line| *line == "MemoryError" || line.starts_with("MemoryError: "))
+                || says("numpy._core._exceptions._ArrayMemoryError")
+                || says("JavaScript heap out of memory");
         match (is_out_of_memory || is_out_of_room, self.is_in_session) {
             (true, false) if self.memory_mb < MEMORY_MAX_MB => {
                 Some(format!("memory_mb may be up to {MEMORY_MAX_MB}; room for files grows with it"))
