@@ -68,7 +68,7 @@ pub const PROCESSES_MAX: u64 = 512;
 /// Most open files of one process of a run.
 pub const OPEN_FILES_MAX: u64 = 4096;
 
-/// Largest stdout in a result, in bytes; what comes after is counted and dropped while the run goes on.
+/// Largest stdout in a result, in bytes; of more, the beginning and the end are kept and the rest is counted, while the run goes on.
 pub const STDOUT_MAX_BYTES: usize = 1_000_000;
 
 /// Largest stderr in a result, in bytes.

@@ -186,9 +186,9 @@ pub struct Execute {
     pub env: Vec<(String, String)>,
     /// Memory limit, in bytes.
     pub memory_bytes: u64,
-    /// Bytes of stdout that the host keeps; what comes after is counted and not sent.
+    /// Bytes of stdout that are sent as they come; what comes after is counted, and its end, half as much, sent when the program has ended.
     pub stdout_max: u64,
-    /// Bytes of stderr that the host keeps.
+    /// The same of stderr.
     pub stderr_max: u64,
     /// Bytes of output that may be sent before there is [`HostFrame::Credit`] for more, so that a run to which nobody listens keeps no
     /// other from being heard. What lies in its pipes at its end is sent all the same.
@@ -271,6 +271,16 @@ pub enum Stream {
     Stdout,
     /// Standard error.
     Stderr,
+}
+
+impl Stream {
+    /// What it is called in results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stream::Stdout => "stdout",
+            Stream::Stderr => "stderr",
+        }
+    }
 }
 
 /// How a program ended.

@@ -20,9 +20,8 @@ pub(super) struct Kept {
 impl Kept {
     /// The path of the next file, and that of one that makes room for it.
     pub(super) fn next(&mut self, stream: Stream) -> (String, Option<String>) {
-        let name = if stream == Stream::Stdout { "stdout" } else { "stderr" };
         self.count += 1;
-        let path = format!("/tmp/sandbox-output-{}-{name}.txt", self.count);
+        let path = format!("/tmp/sandbox-output-{}-{}.txt", self.count, stream.name());
         self.paths.push_back(path.clone());
         let oldest = if self.paths.len() > KEPT_MAX { self.paths.pop_front() } else { None };
         (path, oldest)

@@ -2,6 +2,7 @@
 //! before them.
 
 use std::collections::HashMap;
+use std::future::ready;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex as Lock};
 
@@ -29,12 +30,13 @@ pub(super) struct Queue {
 /// A place in the queue. It is kept whether its owner waits for it already or does something else first.
 pub(crate) struct Queued {
     /// Of a program that has an interpreter of its own there is none.
-    turn: Option<Pin<Box<dyn Future<Output = OwnedMutexGuard<()>> + Send + Sync>>>,
+    turn: Option<Coming>,
     /// Files that were sent before it: it may be about them.
     files: Vec<CancellationToken>,
-    /// The turn, if it came at once.
-    at_once: Option<OwnedMutexGuard<()>>,
 }
+
+/// A turn that comes, or has come already.
+type Coming = Pin<Box<dyn Future<Output = OwnedMutexGuard<()>> + Send + Sync>>;
 
 impl Queue {
     pub(super) fn new() -> Queue {
@@ -45,20 +47,17 @@ impl Queue {
     /// Takes the next place among the programs that share an interpreter; without one, only the files that were sent before are waited
     /// for.
     pub(super) fn line_up(&self, language: Option<Language>) -> Queued {
-        let mutex = language.and_then(|language| self.turns.get(&language)).cloned();
-        let mut turn: Option<Pin<Box<dyn Future<Output = _> + Send + Sync>>> = None;
-        let mut at_once = None;
-        if let Some(mutex) = mutex {
-            let mut waiting = Box::pin(mutex.lock_owned());
+        let turn = language.and_then(|language| self.turns.get(&language)).cloned().map(|turns| -> Coming {
+            let mut waiting: Coming = Box::pin(turns.lock_owned());
             // Only once it was asked does it wait among the others.
             match unconstrained(&mut waiting).now_or_never() {
-                Some(guard) => at_once = Some(guard),
-                None => turn = Some(waiting),
+                Some(turn) => Box::pin(ready(turn)),
+                None => waiting,
             }
-        }
+        });
         let mut arriving = lock(&self.arriving);
         arriving.retain(|file| !file.is_cancelled());
-        Queued { turn, files: arriving.clone(), at_once }
+        Queued { turn, files: arriving.clone() }
     }
 
     /// A file is on its way until this is dropped.
@@ -75,11 +74,7 @@ impl Queued {
     /// Waits until all that came before is out of the way.
     pub(super) async fn reached(self) -> Option<Turn> {
         join_all(self.files.iter().map(CancellationToken::cancelled)).await;
-        match (self.at_once, self.turn) {
-            (None, Some(turn)) => Some(turn.await),
-            (at_once, _) => at_once,
-        }
-        .map(Arc::new)
+        Some(Arc::new(self.turn?.await))
     }
 }
 

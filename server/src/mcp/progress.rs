@@ -139,9 +139,8 @@ impl Told {
 
     /// Of whom how many characters are, if not all is standard output.
     fn streams(&self) -> Option<Vec<(&'static str, usize)>> {
-        let name = |stream| if stream == Stream::Stdout { "stdout" } else { "stderr" };
         let is_mixed = self.streams.iter().any(|(stream, _)| *stream != Stream::Stdout);
-        is_mixed.then(|| self.streams.iter().map(|&(stream, count)| (name(stream), count)).collect())
+        is_mixed.then(|| self.streams.iter().map(|&(stream, count)| (stream.name(), count)).collect())
     }
 }
 

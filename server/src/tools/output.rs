@@ -17,7 +17,7 @@ pub(super) struct Fitted {
     pub(super) stdout: Option<String>,
     pub(super) stderr: Option<String>,
     /// The streams of which something was left out.
-    cut: Vec<&'static str>,
+    cut: Vec<Stream>,
     /// Where that begins, in bytes of both streams one after the other.
     begin: usize,
 }
@@ -39,15 +39,17 @@ pub(super) fn fit(stdout: &str, stderr: &str, most: usize) -> Fitted {
     let (stdout_length, stderr_length) = (shown_stdout.chars().count(), shown_stderr.chars().count());
     let stdout_most = (most * STDOUT_SHARE.0 / STDOUT_SHARE.1).max(most.saturating_sub(stderr_length));
     let stderr_most = most.saturating_sub(stdout_length.min(stdout_most));
-    let streams =
-        [("stdout", stdout, shown_stdout, stdout_most, 0), ("stderr", stderr, shown_stderr, stderr_most, stdout.len())];
-    let texts = streams.map(|(name, written, shown, most, before)| {
+    let streams = [
+        (Stream::Stdout, stdout, shown_stdout, stdout_most, 0),
+        (Stream::Stderr, stderr, shown_stderr, stderr_most, stdout.len()),
+    ];
+    let texts = streams.map(|(stream, written, shown, most, before)| {
         let Some(cut) = excerpt(&shown, most) else { return (*shown != *written).then(|| shown.into_owned()) };
         if fitted.cut.is_empty() {
             // Of what was drawn over nobody knows where it was.
             fitted.begin = if *shown == *written { before + cut.begin } else { before };
         }
-        fitted.cut.push(name);
+        fitted.cut.push(stream);
         Some(cut.text)
     });
     [fitted.stdout, fitted.stderr] = texts;
@@ -77,10 +79,10 @@ impl Fitted {
 
     async fn store(&self, engine: &Engine, session: &str, outcome: &ExecuteOutcome) -> Option<Vec<String>> {
         let mut files = Vec::new();
-        for name in &self.cut {
-            let (stream, text) = match *name {
-                "stdout" => (Stream::Stdout, &outcome.stdout),
-                _ => (Stream::Stderr, &outcome.stderr),
+        for &stream in &self.cut {
+            let text = match stream {
+                Stream::Stdout => &outcome.stdout,
+                Stream::Stderr => &outcome.stderr,
             };
             // It may have ended meanwhile, or have no room.
             files.push(engine.keep_output_in(session, stream, text).await.ok()?);
@@ -93,7 +95,8 @@ impl Fitted {
         if self.cut.is_empty() {
             return None;
         }
-        let cut = format!("{} cut", self.cut.join(" and "));
+        let names: Vec<_> = self.cut.iter().map(|stream| stream.name()).collect();
+        let cut = format!("{} cut", names.join(" and "));
         Some(match whole {
             Some(Whole::Files(files)) => format!("{cut}; more of it: {}", files.join(", ")),
             Some(Whole::RunId(id)) => {
@@ -121,13 +124,13 @@ mod tests {
         let long = "0123456789\n".repeat(1000);
         let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
         let both = fit(&long, &long, 3000);
-        assert_eq!(both.cut, ["stdout", "stderr"]);
+        assert_eq!(both.cut, [Stream::Stdout, Stream::Stderr]);
         assert!((1900..2100).contains(&length(&both.stdout)), "{}", length(&both.stdout));
         assert!((900..1100).contains(&length(&both.stderr)), "{}", length(&both.stderr));
         let one = fit(&long, "a warning\n", 3000);
-        assert_eq!((one.cut, one.stderr), (vec!["stdout"], None));
+        assert_eq!((one.cut, one.stderr), (vec![Stream::Stdout], None));
         assert!((2900..3100).contains(&length(&one.stdout)));
         let other = fit("a line\n", &long, 3000);
-        assert_eq!((other.cut, other.stdout, other.begin), (vec!["stderr"], None, 7 + 1496));
+        assert_eq!((other.cut, other.stdout, other.begin), (vec![Stream::Stderr], None, 7 + 1496));
     }
 }
